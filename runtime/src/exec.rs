@@ -1,0 +1,82 @@
+//! The boundary between decoding and execution: what a decoding loop may ask of a loaded model.
+//!
+//! Everything a diffusion decoder does is a schedule of [`Executor::step`] and [`Executor::head`] calls; see
+//! `ARCHITECTURE.md` ("Entries"). Executors hold the KV caches and the hidden states of the last step.
+
+/// One forward pass over new rows.
+///
+/// Rows are written to the KV caches at `at..at + ids.len()`, then each attends cache rows `from..visible` under the
+/// artifact's static mask. Nothing is copied or appended: a later step may overwrite the same rows (denoising), and what
+/// lies at or above the next call's `visible` is never read.
+#[derive(Clone, Copy, Debug)]
+pub struct StepCall<'a> {
+    /// Token ids of the new rows, at least one and at most the largest step bucket.
+    pub ids: &'a [i32],
+    /// Rotary position of each row; the same length as `ids`.
+    pub pos: &'a [i32],
+    /// Cache row of the first new row.
+    pub at: usize,
+    /// First cache row that may be attended; 0 unless the sequence is left-padded.
+    pub from: usize,
+    /// Number of cache rows that exist; `at + ids.len() <= visible <= max_seq`.
+    pub visible: usize,
+}
+
+/// What the fused LM head reports for one row, computed without materialising its logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowStats {
+    /// Most likely token, never a banned one (the mask id); ties go to the lowest id.
+    pub best: i32,
+    /// Probability of `best` under the softmax over the whole vocabulary.
+    pub prob: f32,
+    /// `prob` minus the probability of the second most likely token.
+    pub margin: f32,
+    /// Entropy of the distribution in nats.
+    pub entropy: f32,
+}
+
+/// Errors of a running model. Callers branch on these; every message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// The call does not fit the compiled entries (rows, cache size, row numbers).
+    #[error("{0}")]
+    Shape(String),
+    /// The artifact has no such entry.
+    #[error("the artifact has no `{0}` entry")]
+    NoEntry(&'static str),
+    /// The device failed.
+    #[error("device error: {0}")]
+    Device(String),
+}
+
+/// A loaded model that can run its compiled entries. Implemented by the CPU executor and by the reference evaluator.
+pub trait Executor {
+    /// Largest number of cache rows.
+    fn max_seq(&self) -> usize;
+
+    /// Vocabulary size: the width of a row of logits.
+    fn vocab(&self) -> usize;
+
+    /// Compiled step sizes in rows, ascending. A call with fewer rows runs in the next larger bucket.
+    fn step_buckets(&self) -> &[usize];
+
+    /// Runs one forward pass; the last hidden state of each row stays on the device for [`Executor::head`].
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] when the call does not fit.
+    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError>;
+
+    /// Head statistics of chosen rows of the last step (`0..ids.len()`), one per entry of `out`.
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] when a row was not in the last step.
+    fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError>;
+
+    /// Full logits of chosen rows of the last step, `[rows, vocab]` row-major. For samplers; greedy decoding needs only
+    /// [`Executor::head`].
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] when a row was not in the last step or `out` has the wrong length.
+    fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError>;
+}

@@ -1,0 +1,4 @@
+//! Runs dlxc artifacts.
+#![warn(missing_docs)]
+
+pub mod exec;
