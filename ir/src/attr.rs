@@ -1,0 +1,202 @@
+//! Attribute values of ops and their text: `{eps=1e-6, mask=block_causal:4, bias}`.
+//!
+//! Invariant: printing an attribute and parsing the text gives the same value; a default is not printed.
+
+use crate::types::DType;
+use std::fmt;
+use std::str::FromStr;
+
+/// A static attention mask: which cache rows a query at absolute row `i` may attend (besides the visible range).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mask {
+    /// Every row.
+    Full,
+    /// Rows up to and including `i`.
+    Causal,
+    /// Rows of blocks of this size up to and including the block of `i`.
+    BlockCausal(u32),
+}
+
+impl Mask {
+    /// One past the last row that a query at absolute row `row` may attend, before the visible range cuts it.
+    pub fn end(self, row: usize) -> usize {
+        match self {
+            Mask::Full => usize::MAX,
+            Mask::Causal => row + 1,
+            Mask::BlockCausal(b) => (row / b as usize + 1) * b as usize,
+        }
+    }
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mask::Full => write!(f, "full"),
+            Mask::Causal => write!(f, "causal"),
+            Mask::BlockCausal(b) => write!(f, "block_causal:{b}"),
+        }
+    }
+}
+
+impl FromStr for Mask {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "full" => Ok(Mask::Full),
+            "causal" => Ok(Mask::Causal),
+            _ => match s.strip_prefix("block_causal:").and_then(|b| b.parse().ok()) {
+                Some(b) if b > 0 => Ok(Mask::BlockCausal(b)),
+                _ => Err(format!("`{s}` is not a mask; use full, causal or block_causal:N")),
+            },
+        }
+    }
+}
+
+/// What a `linear` does with its product before it is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Post {
+    /// Stores it.
+    #[default]
+    None,
+    /// Adds the residual operand.
+    Add,
+    /// `silu(y₀) · y₁` of two weights (gate, up).
+    SwiGlu,
+}
+
+impl FromStr for Post {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "add" => Ok(Post::Add),
+            "swiglu" => Ok(Post::SwiGlu),
+            _ => Err(format!("`{s}` is not an epilogue; use add or swiglu")),
+        }
+    }
+}
+
+/// A value that can stand in an attribute list. Implemented once per attribute type; the op table is the only user.
+pub(crate) trait AttrValue: Sized {
+    /// The text after `name=`; `Some("")` for a bare flag, `None` when the value is the default and not printed.
+    fn print(&self) -> Option<String>;
+    /// The value for the text, or for an absent attribute.
+    fn parse(text: Option<&str>) -> Result<Self, String>;
+}
+
+fn required<T: FromStr>(text: Option<&str>, what: &str) -> Result<T, String> {
+    let text = text.ok_or("is required")?;
+    text.parse().map_err(|_| format!("`{text}` is not {what}"))
+}
+
+/// Prints a float so that it parses back to the same bits, in the shorter of plain and scientific notation.
+fn float_text(x: f32) -> String {
+    let (plain, scientific) = (format!("{x}"), format!("{x:e}"));
+    if plain.len() <= scientific.len() { plain } else { scientific }
+}
+
+impl AttrValue for f32 {
+    fn print(&self) -> Option<String> {
+        Some(float_text(*self))
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        let x: f32 = required(text, "a number")?;
+        if x.is_finite() { Ok(x) } else { Err("must be finite".into()) }
+    }
+}
+
+impl AttrValue for Option<f32> {
+    fn print(&self) -> Option<String> {
+        self.map(float_text)
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.map(|t| f32::parse(Some(t))).transpose()
+    }
+}
+
+impl AttrValue for u32 {
+    fn print(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        match required(text, "a positive whole number")? {
+            0 => Err("must be positive".into()),
+            n => Ok(n),
+        }
+    }
+}
+
+impl AttrValue for Option<u32> {
+    fn print(&self) -> Option<String> {
+        self.map(|n| n.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.map(|t| required(Some(t), "a whole number")).transpose()
+    }
+}
+
+impl AttrValue for bool {
+    fn print(&self) -> Option<String> {
+        self.then(String::new)
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        match text {
+            None => Ok(false),
+            Some("") => Ok(true),
+            Some(_) => Err("is a flag and takes no value".into()),
+        }
+    }
+}
+
+impl AttrValue for DType {
+    fn print(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.ok_or("is required")?.parse()
+    }
+}
+
+impl AttrValue for Option<Mask> {
+    fn print(&self) -> Option<String> {
+        self.map(|m| m.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.map(str::parse).transpose()
+    }
+}
+
+impl AttrValue for Mask {
+    fn print(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.ok_or("is required")?.parse()
+    }
+}
+
+impl AttrValue for Post {
+    fn print(&self) -> Option<String> {
+        match self {
+            Post::None => None,
+            Post::Add => Some("add".into()),
+            Post::SwiGlu => Some("swiglu".into()),
+        }
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        text.map_or(Ok(Post::None), str::parse)
+    }
+}
+
+impl AttrValue for Box<str> {
+    fn print(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        match text {
+            Some(t) if !t.is_empty() => Ok(t.into()),
+            _ => Err("is required".into()),
+        }
+    }
+}

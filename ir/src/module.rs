@@ -1,0 +1,209 @@
+//! Modules: weights, states and straight-line graphs.
+//!
+//! Invariant: the node list is the schedule. A graph is executed from top to bottom; there are no use-lists.
+
+use crate::arena::{Arena, Id, StateId, ValueId, WeightId};
+use crate::op::Op;
+use crate::types::Type;
+
+/// A model: weights and states shared by a few graphs (entries).
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Module {
+    /// Name without the `@`.
+    pub name: String,
+    /// Weights, each defined by earlier ones or by a source tensor of the same name.
+    pub weights: Arena<WeightId, Weight>,
+    /// State buffers that live as long as a session, such as KV caches.
+    pub states: Arena<StateId, State>,
+    /// Entries.
+    pub graphs: Vec<Graph>,
+}
+
+/// A weight is an expression, not bytes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Weight {
+    /// Name without the `@`; source weights carry the checkpoint's tensor name.
+    pub name: String,
+    /// Type, always written.
+    pub ty: Type,
+    /// Where it comes from.
+    pub def: WeightDef,
+}
+
+/// Where a weight comes from.
+#[derive(Clone, PartialEq, Debug)]
+pub enum WeightDef {
+    /// The tensor of that name in the checkpoint.
+    Source,
+    /// An op over earlier weights, computed when the artifact is emitted.
+    Expr(Op, Vec<WeightId>),
+    /// Bytes in the artifact's weight section.
+    Stored {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        bytes: u64,
+    },
+}
+
+/// A named buffer that lives as long as a session.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    /// Name without the `@`.
+    pub name: String,
+    /// Type; the first dimension is rows.
+    pub ty: Type,
+}
+
+/// A straight-line list of nodes in execution order.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Graph {
+    /// Name without the `@`.
+    pub name: String,
+    /// Parameters.
+    pub params: Vec<ValueId>,
+    /// All values: parameters and node results.
+    pub values: Arena<ValueId, Value>,
+    /// Nodes in execution order.
+    pub nodes: Vec<Node>,
+    /// Returned values.
+    pub results: Vec<ValueId>,
+}
+
+/// A value of a graph.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Value {
+    /// Name without the `%`, unique in its graph.
+    pub name: String,
+    /// Type, always written.
+    pub ty: Type,
+    /// Byte offset in the executor's arena, once planned.
+    pub slot: Option<u64>,
+}
+
+/// One operation.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Node {
+    /// What it does.
+    pub op: Op,
+    /// Operands.
+    pub inputs: Vec<Operand>,
+    /// Results, defined here.
+    pub outputs: Vec<ValueId>,
+}
+
+/// What a node reads (or, for a state, writes).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Operand {
+    /// A value of the same graph.
+    Value(ValueId),
+    /// A weight.
+    Weight(WeightId),
+    /// A state.
+    State(StateId),
+}
+
+impl Module {
+    /// An empty module.
+    pub fn new(name: impl Into<String>) -> Self {
+        Module { name: name.into(), ..Module::default() }
+    }
+
+    /// Adds a weight under `name`, or under a numbered name when that is taken.
+    pub fn add_weight(&mut self, name: &str, ty: Type, def: WeightDef) -> WeightId {
+        let name = fresh_name(name, |n| self.weights.iter().any(|(_, w)| w.name == n));
+        self.weights.push(Weight { name, ty, def })
+    }
+
+    /// The weight of that name.
+    pub fn weight(&self, name: &str) -> Option<WeightId> {
+        self.weights.iter().find(|(_, w)| w.name == name).map(|(id, _)| id)
+    }
+
+    /// The graph of that name.
+    pub fn graph(&self, name: &str) -> Option<&Graph> {
+        self.graphs.iter().find(|g| g.name == name)
+    }
+
+    /// Type of an operand in `graph`.
+    pub fn operand_type<'a>(&'a self, graph: &'a Graph, operand: Operand) -> &'a Type {
+        match operand {
+            Operand::Value(v) => &graph.values[v].ty,
+            Operand::Weight(w) => &self.weights[w].ty,
+            Operand::State(s) => &self.states[s].ty,
+        }
+    }
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: impl Into<String>) -> Self {
+        Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// Adds a parameter.
+    pub fn param(&mut self, name: &str, ty: Type) -> ValueId {
+        let id = self.value(name, ty);
+        self.params.push(id);
+        id
+    }
+
+    /// Adds a value that a node will define, under `name` or a numbered variant of it.
+    pub fn value(&mut self, name: &str, ty: Type) -> ValueId {
+        let name = fresh_name(name, |n| self.values.iter().any(|(_, v)| v.name == n));
+        self.values.push(Value { name, ty, slot: None })
+    }
+
+    /// Bytes of arena that the planned graph needs; 0 before planning.
+    pub fn arena_bytes(&self) -> u64 {
+        let end = |v: &Value| Some(v.slot? + v.ty.bytes()? as u64);
+        self.values.iter().filter_map(|(_, v)| end(v)).max().unwrap_or(0)
+    }
+
+    /// Index of the node that defines each value; parameters have none.
+    pub fn definitions(&self) -> Vec<Option<usize>> {
+        let mut defs = vec![None; self.values.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            for out in &node.outputs {
+                defs[out.index()] = Some(i);
+            }
+        }
+        defs
+    }
+
+    /// How often each value is read by nodes or returned.
+    pub fn use_counts(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.values.len()];
+        let reads = self.nodes.iter().flat_map(|n| &n.inputs).filter_map(|i| i.value());
+        for v in reads.chain(self.results.iter().copied()) {
+            uses[v.index()] += 1;
+        }
+        uses
+    }
+}
+
+impl Operand {
+    /// The value, if it is one.
+    pub fn value(self) -> Option<ValueId> {
+        if let Operand::Value(v) = self { Some(v) } else { None }
+    }
+
+    /// The weight, if it is one.
+    pub fn weight(self) -> Option<WeightId> {
+        if let Operand::Weight(w) = self { Some(w) } else { None }
+    }
+
+    /// The state, if it is one.
+    pub fn state(self) -> Option<StateId> {
+        if let Operand::State(s) = self { Some(s) } else { None }
+    }
+}
+
+/// `wanted`, or the first of `wanted.1`, `wanted.2`, … that is free.
+fn fresh_name(wanted: &str, taken: impl Fn(&str) -> bool) -> String {
+    if !taken(wanted) {
+        return wanted.to_owned();
+    }
+    let numbered = (1u32..).map(|i| format!("{wanted}.{i}"));
+    numbered.into_iter().find(|n| !taken(n)).expect("some number is free")
+}

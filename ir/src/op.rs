@@ -1,0 +1,140 @@
+//! The op table: every operation of the IR, its attributes and its meaning.
+//!
+//! One row per op. The row generates the enum variant, the attribute printer and parser, and the `dlxc ops` listing;
+//! shape inference (`infer`) and the reference evaluator (`eval`) match the enum exhaustively.
+//!
+//! Activations are two-dimensional `[rows, features]`; heads are consecutive chunks of `head_dim` features.
+
+use crate::attr::{AttrValue, Mask, Post};
+use crate::types::DType;
+
+/// One row of the op table.
+#[derive(Clone, Copy, Debug)]
+pub struct OpInfo {
+    /// Name in the text format.
+    pub name: &'static str,
+    /// Attribute names.
+    pub attrs: &'static [&'static str],
+    /// Operands, results and meaning.
+    pub doc: &'static str,
+}
+
+/// Attribute list as parsed: name and text after `=`, empty for a flag.
+pub(crate) type AttrList = Vec<(String, String)>;
+
+macro_rules! ops {
+    ($($name:literal $variant:ident { $($attr:ident : $ty:ty),* } $doc:literal;)*) => {
+        /// An operation with its attributes.
+        #[derive(Clone, PartialEq, Debug)]
+        #[allow(missing_docs, reason = "the attributes are documented by the row's text")]
+        pub enum Op {
+            $(#[doc = $doc] $variant { $($attr: $ty),* },)*
+        }
+
+        /// Every op, in the order of the enum.
+        pub const OPS: &[OpInfo] = &[$(OpInfo { name: $name, attrs: &[$(stringify!($attr)),*], doc: $doc }),*];
+
+        impl Op {
+            /// Name in the text format.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$variant { .. } => $name,)* }
+            }
+
+            /// Attributes that are not at their default, as text.
+            pub(crate) fn attrs(&self) -> Vec<(&'static str, String)> {
+                match self {
+                    $(Op::$variant { $($attr),* } => {
+                        let all: Vec<(&'static str, Option<String>)> = vec![$((stringify!($attr), $attr.print())),*];
+                        all.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
+                    })*
+                }
+            }
+
+            /// The op of that name with these attributes; unknown names and attributes are errors.
+            pub(crate) fn parse(name: &str, attrs: &AttrList) -> Result<Op, String> {
+                match name {
+                    $($name => {
+                        let known: &[&str] = &[$(stringify!($attr)),*];
+                        for (i, (attr, _)) in attrs.iter().enumerate() {
+                            if !known.contains(&attr.as_str()) {
+                                return Err(format!("`{name}` has no attribute `{attr}`"));
+                            }
+                            if attrs[..i].iter().any(|(a, _)| a == attr) {
+                                return Err(format!("attribute `{attr}` is given twice"));
+                            }
+                        }
+                        Ok(Op::$variant { $($attr: {
+                            let text = attrs.iter().find(|(a, _)| a == stringify!($attr)).map(|(_, t)| t.as_str());
+                            <$ty>::parse(text).map_err(|e| format!("attribute `{}` {e}", stringify!($attr)))?
+                        }),* })
+                    })*
+                    _ => Err(format!("there is no op `{name}`; `dlxc ops` lists them")),
+                }
+            }
+        }
+    };
+}
+
+ops! {
+    // Portable ops.
+    "add" Add {} "`add %a, %b` – element-wise sum of equal shapes.";
+    "cast" Cast { to: DType } "`cast %x {to}` – converts to another float type, rounding to nearest even.";
+    "concat" Concat {} "`concat @a, @b, …` – joins along the first dimension.";
+    "matmul" Matmul {} "`matmul %a, %b` – `[M, K] · [K, N]`.";
+    "mul" Mul {} "`mul %a, %b` – element-wise product of equal shapes.";
+    "scale" Scale { by: f32 } "`scale %x {by}` – multiplies by a constant.";
+    "silu" Silu {} "`silu %x` – `x · sigmoid(x)`.";
+    "softmax" Softmax {} "`softmax %x` – along the last dimension.";
+    "transpose" Transpose {} "`transpose %x` – swaps the two dimensions.";
+
+    // Model ops.
+    "attention" Attention { head_dim: u32, mask: Option<Mask> }
+        "`attention %q, %k, %v[, %mask] {head_dim, mask}` – scaled dot-product attention of a whole sequence. Heads are chunks of head_dim; query head j reads key head j div (heads / kv heads). The mask is an operand `bool[T, S]` or, after block-attention, static.";
+    "embed" Embed {} "`embed %ids, @table` – rows of the table as f32.";
+    "head_stats" HeadStats { norm: Option<f32>, ban: Option<u32> }
+        "`head_stats %x, @w[, @norm] {norm, ban}` – LM head without materialised logits: `i32[R]` most likely token (never `ban`; ties to the lowest id) and `f32[R, 3]` its probability, the margin to the second, and the entropy in nats.";
+    "linear" Linear { n: u32, bias: bool, norm: Option<f32>, post: Post }
+        "`linear %x, @w… [, @b…][, @norm][, %residual] {n, bias, norm, post}` – `y = x Wᵀ + b` for n weights `[N, K]` that share the input. `norm=eps` applies RMSNorm to the input first; `post=add` adds the residual; `post=swiglu` takes (gate, up) and gives `silu(gate) · up`.";
+    "mask" Mask { rule: Mask } "`mask %x {rule}` – the `bool[T, T]` mask tensor of a rule, for T rows of x.";
+    "rms_norm" RmsNorm { eps: f32 }
+        "`rms_norm %x, @w {eps}` – `w · x / sqrt(mean(x²) + eps)` over each consecutive chunk of len(w) features; statistics in f32.";
+    "rope" Rope { head_dim: u32, norm: Option<f32> }
+        "`rope %x, %table[, @norm] {head_dim, norm}` – rotates each head by half-split RoPE; `norm=eps` applies per-head RMSNorm first.";
+    "rope_table" RopeTable { theta: f32, head_dim: u32 }
+        "`rope_table %pos {theta, head_dim}` – `f32[T, head_dim]`: cosines, then sines, of `pos · theta^(-2k/head_dim)`.";
+
+    // States.
+    "cached_attention" CachedAttention { head_dim: u32, mask: Mask }
+        "`cached_attention %q, @k, @v, %at, %from, %visible {head_dim, mask}` – attention of new rows at cache rows `at…` over rows `from…visible` under the mask.";
+    "kv_write" KvWrite {} "`kv_write %x, @state, %at, %visible` – writes the rows of x to state rows `at…`, as far as they lie below visible.";
+    "store_rows" StoreRows {} "`store_rows %x, @state` – keeps x in the first rows of a state.";
+    "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
+
+    // Weight expressions.
+    "pack" Pack { layout: Box<str> } "`pack @w {layout}` – the bytes that a target's kernels read.";
+    "quantize" Quantize { to: DType } "`quantize @w {to}` – group quantization with scales of least squared error.";
+}
+
+impl Op {
+    /// Whether the op reads or writes a state, so that its position matters.
+    pub fn touches_state(&self) -> bool {
+        matches!(self, Op::CachedAttention { .. } | Op::KvWrite {} | Op::StoreRows {} | Op::TakeRows {})
+    }
+
+    /// Whether the op exists for its effect on a state and has no result.
+    pub fn has_effect(&self) -> bool {
+        matches!(self, Op::KvWrite {} | Op::StoreRows {})
+    }
+
+    /// Operand whose bytes result 0 may take over when nothing reads the operand afterwards.
+    pub fn may_alias(&self) -> Option<usize> {
+        match self {
+            Op::Add {} | Op::Mul {} | Op::Silu {} | Op::Scale { .. } | Op::Rope { .. } => Some(0),
+            Op::Linear { n, bias, norm, post: Post::Add } => {
+                let weights = *n as usize;
+                Some(1 + weights + if *bias { weights } else { 0 } + usize::from(norm.is_some()))
+            }
+            _ => None,
+        }
+    }
+}

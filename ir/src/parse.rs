@@ -1,0 +1,273 @@
+//! Parses the text format. Written types are trusted here and checked by the verifier, so ill-typed IR can be expressed.
+//!
+//! Grammar (`;` starts a comment; `*` repeats; quotes allow any character in a name):
+//!
+//! ```text
+//! module  = "module" @name "{" (weight | state)* graph* "}"
+//! weight  = "weight" @name ":" type [ "=" op @name,* attrs | "=" "stored" "{offset=N, bytes=N}" ]
+//! state   = "state" @name ":" type
+//! graph   = "graph" @name "(" (%name ":" type [at N]),* ")" "->" "(" type,* ")" "{" node* "return" %name,* "}"
+//! node    = [ %name,* "=" ] op operand,* attrs [ ":" (type [at N]),* ]
+//! type    = dtype "[" dim,* "]" [ "@" layout ]
+//! attrs   = [ "{" (name [ "=" text ]),* "}" ]
+//! ```
+
+use crate::arena::{StateId, ValueId, WeightId};
+use crate::error::Error;
+use crate::lex::{Lexer, Token};
+use crate::module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
+use crate::op::{AttrList, Op};
+use crate::types::{Dim, Type};
+use std::collections::HashMap;
+
+/// Parses a module.
+///
+/// # Errors
+/// The line and column of the first token that does not fit, with what was expected.
+pub fn parse(text: &str) -> Result<Module, Error> {
+    let mut p = Parser { lex: Lexer::new(text), module: Module::default(), globals: HashMap::new() };
+    p.module()?;
+    Ok(p.module)
+}
+
+#[derive(Clone, Copy)]
+enum Global {
+    Weight(WeightId),
+    State(StateId),
+}
+
+struct Parser<'t> {
+    lex: Lexer<'t>,
+    module: Module,
+    globals: HashMap<String, Global>,
+}
+
+/// One graph's names while it is parsed.
+#[derive(Default)]
+struct Scope {
+    graph: Graph,
+    names: HashMap<String, ValueId>,
+}
+
+impl Parser<'_> {
+    fn module(&mut self) -> Result<(), Error> {
+        self.lex.keyword("module")?;
+        self.module.name = self.lex.global("the module's name")?;
+        self.lex.punct('{')?;
+        loop {
+            let word = self.lex.word("`weight`, `state`, `graph` or `}`");
+            match word.as_deref() {
+                Ok("weight") => self.weight()?,
+                Ok("state") => self.state()?,
+                Ok("graph") => self.graph()?,
+                Ok(other) => return Err(self.lex.error(format!("`{other}` is not weight, state or graph"))),
+                Err(_) if self.lex.eat('}') => break,
+                Err(e) => return Err(e.clone()),
+            }
+        }
+        match self.lex.peek() {
+            Token::End => Ok(()),
+            _ => Err(self.lex.error("text after the module's closing brace")),
+        }
+    }
+
+    fn declare(&mut self, name: &str, global: Global) -> Result<(), Error> {
+        match self.globals.insert(name.to_owned(), global) {
+            None => Ok(()),
+            Some(_) => Err(self.lex.error(format!("@{name} is defined twice"))),
+        }
+    }
+
+    fn weight(&mut self) -> Result<(), Error> {
+        let name = self.lex.global("the weight's name")?;
+        self.lex.punct(':')?;
+        let ty = self.ty()?;
+        let def = if self.lex.eat('=') { self.weight_def()? } else { WeightDef::Source };
+        let id = self.module.weights.push(Weight { name: name.clone(), ty, def });
+        self.declare(&name, Global::Weight(id))
+    }
+
+    fn weight_def(&mut self) -> Result<WeightDef, Error> {
+        let op = self.lex.word("an op or `stored`")?;
+        if op == "stored" {
+            let attrs = self.attrs()?;
+            let number = |key: &str| attrs.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.parse().ok());
+            return match (number("offset"), number("bytes"), attrs.len()) {
+                (Some(offset), Some(bytes), 2) => Ok(WeightDef::Stored { offset, bytes }),
+                _ => Err(self.lex.error("`stored` takes {offset=N, bytes=N}")),
+            };
+        }
+        let mut inputs = Vec::new();
+        while let Token::Global(_) = self.lex.peek() {
+            let name = self.lex.global("a weight")?;
+            match self.globals.get(&name) {
+                Some(Global::Weight(w)) => inputs.push(*w),
+                _ => return Err(self.lex.error(format!("@{name} is not an earlier weight"))),
+            }
+            if !self.lex.eat(',') {
+                break;
+            }
+        }
+        let attrs = self.attrs()?;
+        let op = Op::parse(&op, &attrs).map_err(|e| self.lex.error(e))?;
+        Ok(WeightDef::Expr(op, inputs))
+    }
+
+    fn state(&mut self) -> Result<(), Error> {
+        let name = self.lex.global("the state's name")?;
+        self.lex.punct(':')?;
+        let ty = self.ty()?;
+        let id = self.module.states.push(State { name: name.clone(), ty });
+        self.declare(&name, Global::State(id))
+    }
+
+    fn graph(&mut self) -> Result<(), Error> {
+        let mut scope = Scope::default();
+        scope.graph.name = self.lex.global("the graph's name")?;
+        if self.module.graphs.iter().any(|g| g.name == scope.graph.name) {
+            return Err(self.lex.error(format!("graph @{} is defined twice", scope.graph.name)));
+        }
+        self.lex.punct('(')?;
+        while !self.lex.eat(')') {
+            let name = self.lex.local("a parameter")?;
+            self.lex.punct(':')?;
+            let (ty, slot) = self.ty_and_slot()?;
+            let id = self.define(&mut scope, name, ty, slot)?;
+            scope.graph.params.push(id);
+            self.comma_or(')')?;
+        }
+        self.lex.arrow()?;
+        self.lex.punct('(')?;
+        let mut result_types = Vec::new();
+        while !self.lex.eat(')') {
+            result_types.push(self.ty()?);
+            self.comma_or(')')?;
+        }
+        self.lex.punct('{')?;
+        while self.node(&mut scope)? {}
+        while let Token::Local(_) = self.lex.peek() {
+            let value = self.value(&scope)?;
+            scope.graph.results.push(value);
+            if !self.lex.eat(',') {
+                break;
+            }
+        }
+        self.lex.punct('}')?;
+        let types = scope.graph.results.iter().map(|&r| &scope.graph.values[r].ty);
+        if !types.eq(result_types.iter()) {
+            return Err(self.lex.error(format!("graph @{} returns other types than it declares", scope.graph.name)));
+        }
+        self.module.graphs.push(scope.graph);
+        Ok(())
+    }
+
+    /// Parses one node; false at `return`.
+    fn node(&mut self, scope: &mut Scope) -> Result<bool, Error> {
+        let mut names = Vec::new();
+        while let Token::Local(_) = self.lex.peek() {
+            names.push(self.lex.local("a result")?);
+            if !self.lex.eat(',') {
+                self.lex.punct('=')?;
+                break;
+            }
+        }
+        let name = self.lex.word("an op or `return`")?;
+        if name == "return" && names.is_empty() {
+            return Ok(false);
+        }
+        let mut inputs = Vec::new();
+        while matches!(self.lex.peek(), Token::Local(_) | Token::Global(_)) {
+            inputs.push(self.operand(scope)?);
+            if !self.lex.eat(',') {
+                break;
+            }
+        }
+        let attrs = self.attrs()?;
+        let op = Op::parse(&name, &attrs).map_err(|e| self.lex.error(e))?;
+        let mut outputs = Vec::with_capacity(names.len());
+        for (i, name) in names.into_iter().enumerate() {
+            self.lex.punct(if i == 0 { ':' } else { ',' })?;
+            let (ty, slot) = self.ty_and_slot()?;
+            outputs.push(self.define(scope, name, ty, slot)?);
+        }
+        scope.graph.nodes.push(Node { op, inputs, outputs });
+        Ok(true)
+    }
+
+    fn define(&mut self, scope: &mut Scope, name: String, ty: Type, slot: Option<u64>) -> Result<ValueId, Error> {
+        let id = scope.graph.values.push(Value { name: name.clone(), ty, slot });
+        match scope.names.insert(name, id) {
+            None => Ok(id),
+            Some(_) => Err(self.lex.error(format!("%{} is defined twice", scope.graph.values[id].name))),
+        }
+    }
+
+    fn value(&mut self, scope: &Scope) -> Result<ValueId, Error> {
+        let name = self.lex.local("a value")?;
+        let id = scope.names.get(&name).copied();
+        id.ok_or_else(|| self.lex.error(format!("%{name} is not defined before this use")))
+    }
+
+    fn operand(&mut self, scope: &Scope) -> Result<Operand, Error> {
+        if let Token::Local(_) = self.lex.peek() {
+            return self.value(scope).map(Operand::Value);
+        }
+        let name = self.lex.global("an operand")?;
+        match self.globals.get(&name) {
+            Some(Global::Weight(w)) => Ok(Operand::Weight(*w)),
+            Some(Global::State(s)) => Ok(Operand::State(*s)),
+            None => Err(self.lex.error(format!("there is no weight or state @{name}"))),
+        }
+    }
+
+    fn attrs(&mut self) -> Result<AttrList, Error> {
+        let mut list = AttrList::new();
+        if !self.lex.eat('{') {
+            return Ok(list);
+        }
+        while !self.lex.eat('}') {
+            let name = self.lex.word("an attribute")?;
+            let text = if self.lex.eat('=') { self.lex.attr_text()? } else { String::new() };
+            list.push((name, text));
+            self.comma_or('}')?;
+        }
+        Ok(list)
+    }
+
+    fn ty(&mut self) -> Result<Type, Error> {
+        let dtype = self.lex.word("an element type")?.parse().map_err(|e: String| self.lex.error(e))?;
+        self.lex.punct('[')?;
+        let mut dims = Vec::new();
+        while !self.lex.eat(']') {
+            let word = self.lex.word("a dimension")?;
+            dims.push(if word.starts_with(|c: char| c.is_ascii_digit()) {
+                Dim::Fixed(word.parse().map_err(|_| self.lex.error(format!("`{word}` is not a size")))?)
+            } else {
+                Dim::Named(word.into())
+            });
+            self.comma_or(']')?;
+        }
+        let layout =
+            if let Token::Global(_) = self.lex.peek() { Some(self.lex.global("a layout")?.into()) } else { None };
+        Ok(Type { dtype, dims, layout })
+    }
+
+    fn ty_and_slot(&mut self) -> Result<(Type, Option<u64>), Error> {
+        let ty = self.ty()?;
+        if self.lex.peek() != &Token::Word("at") {
+            return Ok((ty, None));
+        }
+        self.lex.keyword("at")?;
+        let word = self.lex.word("an offset")?;
+        let slot = word.parse().map_err(|_| self.lex.error(format!("`{word}` is not an offset")))?;
+        Ok((ty, Some(slot)))
+    }
+
+    fn comma_or(&mut self, close: char) -> Result<(), Error> {
+        if self.lex.eat(',') || self.lex.peek() == &Token::Punct(close) {
+            Ok(())
+        } else {
+            Err(self.lex.error(format!("expected `,` or `{close}`")))
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The one way to change a graph: copy it forward and decide per node whether to keep, replace or drop it.
+//!
+//! Invariant: operands seen by the callback are already those of the new graph, and everything they depend on has been
+//! copied, so what a callback builds is in schedule order by construction.
+
+use crate::arena::{Id, ValueId};
+use crate::error::Error;
+use crate::infer::{Arg, ArgKind, infer};
+use crate::module::{Graph, Module, Node, Operand};
+use crate::op::Op;
+
+/// What to do with a node.
+pub enum Rewrite {
+    /// Copy it.
+    Keep,
+    /// Leave it out; its results are these values of the new graph.
+    Replace(Vec<ValueId>),
+    /// Leave it out; nothing reads its results.
+    Drop,
+}
+
+/// The graph under construction, the module it belongs to, and the old node's place.
+pub struct Rewriter<'m> {
+    /// The module, without the graph that is being rewritten.
+    pub module: &'m mut Module,
+    /// The new graph so far.
+    pub graph: Graph,
+    /// Index of the current node in the old graph.
+    pub index: usize,
+    defs: Vec<Option<usize>>,
+}
+
+impl Rewriter<'_> {
+    /// The node of the new graph that defines a value, unless it is a parameter or the node touches a state.
+    pub fn pure_def(&self, operand: Operand) -> Option<&Node> {
+        let at = self.defs.get(operand.value()?.index()).copied().flatten()?;
+        Some(&self.graph.nodes[at]).filter(|n| !n.op.touches_state())
+    }
+
+    /// Appends a node; the results get inferred types and, in order, these names.
+    ///
+    /// # Errors
+    /// The op does not fit its operands.
+    pub fn emit(&mut self, op: Op, inputs: Vec<Operand>, names: &[&str]) -> Result<Vec<ValueId>, Error> {
+        let args: Vec<_> =
+            inputs.iter().map(|&i| (operand_kind(i), self.module.operand_type(&self.graph, i))).collect();
+        let args: Vec<_> = args.iter().map(|&(kind, ty)| Arg { kind, ty }).collect();
+        let types = infer(&op, &args).map_err(|e| {
+            let operands: Vec<_> = inputs.iter().map(|&i| self.module.operand_text(&self.graph, i)).collect();
+            Error::new(format!("graph @{}: {} {}", self.graph.name, op.name(), operands.join(", ")), e)
+        })?;
+        let outputs = types.into_iter().enumerate().map(|(i, ty)| self.graph.value(names.get(i).unwrap_or(&"v"), ty));
+        let outputs: Vec<_> = outputs.collect();
+        self.push(Node { op, inputs, outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    /// Name of a value of the new graph.
+    pub fn name(&self, operand: Operand) -> String {
+        operand.value().map_or_else(String::new, |v| self.graph.values[v].name.clone())
+    }
+
+    fn push(&mut self, node: Node) {
+        self.defs.resize(self.graph.values.len(), None);
+        for out in &node.outputs {
+            self.defs[out.index()] = Some(self.graph.nodes.len());
+        }
+        self.graph.nodes.push(node);
+    }
+}
+
+/// Copies graph `index` of the module forward through `decide`, which sees every node with its operands already mapped.
+/// Returns the number of nodes that were not kept.
+///
+/// # Errors
+/// The first error of `decide`, or a use of a dropped result.
+pub fn rewrite(
+    module: &mut Module,
+    index: usize,
+    decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
+) -> Result<usize, Error> {
+    let old = std::mem::take(&mut module.graphs[index]);
+    let mut rw = Rewriter { module, graph: Graph::new(old.name.clone()), index: 0, defs: Vec::new() };
+    let outcome = copy(&mut rw, &old, decide);
+    let new = std::mem::take(&mut rw.graph);
+    // A failing pass leaves the module as it was, so that the caller can write it to a repro file.
+    module.graphs[index] = if outcome.is_ok() { new } else { old };
+    outcome
+}
+
+fn copy(
+    rw: &mut Rewriter<'_>,
+    old: &Graph,
+    decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
+) -> Result<usize, Error> {
+    let mut map: Vec<Option<ValueId>> = vec![None; old.values.len()];
+    for &p in &old.params {
+        let value = &old.values[p];
+        map[p.index()] = Some(rw.graph.param(&value.name, value.ty.clone()));
+    }
+    let dropped = |v: ValueId| Error::new(format!("%{}", old.values[v].name), "a dropped value is still read");
+    let mut changes = 0;
+    for (i, node) in old.nodes.iter().enumerate() {
+        rw.index = i;
+        let mapped = node.inputs.iter().map(|&input| match input {
+            Operand::Value(v) => map[v.index()].map(Operand::Value).ok_or_else(|| dropped(v)),
+            other => Ok(other),
+        });
+        let mapped =
+            Node { op: node.op.clone(), inputs: mapped.collect::<Result<_, _>>()?, outputs: node.outputs.clone() };
+        match decide(rw, &mapped)? {
+            Rewrite::Keep => {
+                let copies = node.outputs.iter().map(|&o| {
+                    let copy = rw.graph.value(&old.values[o].name, old.values[o].ty.clone());
+                    map[o.index()] = Some(copy);
+                    copy
+                });
+                let outputs = copies.collect();
+                rw.push(Node { outputs, ..mapped });
+            }
+            Rewrite::Replace(values) => {
+                changes += 1;
+                for (&o, v) in node.outputs.iter().zip(values) {
+                    map[o.index()] = Some(v);
+                }
+            }
+            Rewrite::Drop => changes += 1,
+        }
+    }
+    for &r in &old.results {
+        rw.graph.results.push(map[r.index()].ok_or_else(|| dropped(r))?);
+    }
+    Ok(changes)
+}
+
+fn operand_kind(operand: Operand) -> ArgKind {
+    match operand {
+        Operand::Value(_) => ArgKind::Value,
+        Operand::Weight(_) => ArgKind::Weight,
+        Operand::State(_) => ArgKind::State,
+    }
+}

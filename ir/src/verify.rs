@@ -1,0 +1,241 @@
+//! The verifier. Its list of invariants is the specification of the IR:
+//!
+//! * weights, states and graphs have unique names within the module, values within their graph;
+//! * every dimension is positive; sizes do not overflow;
+//! * a weight expression reads only earlier weights, its op has one result, touches no state, and its written type is
+//!   the inferred one; a stored weight has a layout or a plain type of exactly its bytes;
+//! * states have static shapes;
+//! * every value is a parameter or the result of exactly one node, and is defined before it is read;
+//! * every node's written result types are the inferred ones;
+//! * arena slots: all values of a graph have one or none has; slots are 64-byte aligned; values that are live at the
+//!   same time do not overlap, except where an op may alias an operand that dies there ([`Op::may_alias`]).
+//!
+//! Not checked: that a state is written before it is read, and that stored offsets lie in the weight section (the
+//! artifact reader does).
+
+use crate::arena::ValueId;
+use crate::error::Error;
+use crate::infer::{Arg, ArgKind, infer};
+use crate::module::{Graph, Module, Node, Operand, WeightDef};
+use crate::op::Op;
+use crate::plan::SLOT_ALIGN;
+use crate::types::{Dim, Type};
+use std::collections::BTreeSet;
+
+/// Proof that a module passed the verifier. Emission demands it.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified<'m>(&'m Module);
+
+impl<'m> Verified<'m> {
+    /// The module.
+    pub fn module(self) -> &'m Module {
+        self.0
+    }
+}
+
+/// Checks every invariant and collects all violations.
+///
+/// # Errors
+/// One error per violation; each names the graph and the node's text.
+pub fn verify(module: &Module) -> Result<Verified<'_>, Vec<Error>> {
+    let mut v = Verifier { module, errors: Vec::new() };
+    v.globals();
+    for graph in &module.graphs {
+        v.graph(graph);
+    }
+    if v.errors.is_empty() { Ok(Verified(module)) } else { Err(v.errors) }
+}
+
+struct Verifier<'m> {
+    module: &'m Module,
+    errors: Vec<Error>,
+}
+
+impl<'m> Verifier<'m> {
+    fn report(&mut self, place: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(Error::new(place, message));
+    }
+
+    fn unique<'a>(&mut self, names: impl Iterator<Item = &'a str>, sigil: char, place: &str) {
+        let mut seen = BTreeSet::new();
+        for name in names {
+            if !seen.insert(name) {
+                self.report(place, format!("{sigil}{name} is defined twice"));
+            }
+        }
+    }
+
+    fn well_formed(&mut self, ty: &Type, place: &str) {
+        if ty.dims.contains(&Dim::Fixed(0)) {
+            self.report(place, format!("{ty} has an empty dimension"));
+        }
+        let fixed = ty.dims.iter().filter_map(Dim::fixed);
+        if fixed.clone().try_fold(8usize, usize::checked_mul).is_none() {
+            self.report(place, format!("the size of {ty} overflows"));
+        }
+    }
+
+    fn globals(&mut self) {
+        let m = self.module;
+        let names = m.weights.iter().map(|(_, w)| w.name.as_str()).chain(m.states.iter().map(|(_, s)| s.name.as_str()));
+        self.unique(names, '@', "module");
+        self.unique(m.graphs.iter().map(|g| g.name.as_str()), '@', "module");
+        for (id, w) in m.weights.iter() {
+            let text = m.weight_text(w);
+            self.well_formed(&w.ty, &text);
+            if w.ty.shape().is_none() {
+                self.report(&text, "a weight needs static dimensions");
+            }
+            match &w.def {
+                WeightDef::Source => {
+                    if w.ty.layout.is_some() {
+                        self.report(&text, "a source weight cannot have a layout");
+                    }
+                }
+                WeightDef::Stored { bytes, .. } => {
+                    if w.ty.layout.is_none() && w.ty.bytes().map(|b| b as u64) != Some(*bytes) {
+                        self.report(&text, format!("{bytes} bytes do not fit the type"));
+                    }
+                }
+                WeightDef::Expr(op, inputs) => {
+                    if let Some(i) = inputs.iter().find(|i| **i >= id) {
+                        self.report(&text, format!("@{} is not an earlier weight", m.weights[*i].name));
+                        continue;
+                    }
+                    let args: Vec<_> = inputs.iter().map(|&i| arg(ArgKind::Weight, &m.weights[i].ty)).collect();
+                    self.check_types(op, &args, &[&w.ty], &text);
+                    if op.touches_state() {
+                        self.report(&text, "a weight expression cannot touch states");
+                    }
+                }
+            }
+        }
+        for (_, s) in m.states.iter() {
+            let text = format!("state @{}: {}", s.name, s.ty);
+            self.well_formed(&s.ty, &text);
+            if s.ty.shape().is_none() || s.ty.dims.is_empty() || !s.ty.dtype.is_float() {
+                self.report(&text, "a state needs a float type with static dimensions");
+            }
+        }
+    }
+
+    fn check_types(&mut self, op: &Op, args: &[Arg<'_>], written: &[&Type], place: &str) {
+        match infer(op, args) {
+            Err(e) => self.report(place, e),
+            Ok(inferred) if inferred.iter().ne(written.iter().copied()) => {
+                let text: Vec<_> = inferred.iter().map(Type::to_string).collect();
+                self.report(place, format!("the op gives ({}), not what is written", text.join(", ")));
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn graph(&mut self, graph: &'m Graph) {
+        let place = format!("graph @{}", graph.name);
+        self.unique(graph.values.iter().map(|(_, v)| v.name.as_str()), '%', &place);
+        for (_, v) in graph.values.iter() {
+            self.well_formed(&v.ty, &format!("{place}: %{}", v.name));
+        }
+        let mut defined = graph.values.side_table(false);
+        for &p in &graph.params {
+            if std::mem::replace(&mut defined[p], true) {
+                self.report(&place, format!("parameter %{} is listed twice", graph.values[p].name));
+            }
+        }
+        for node in &graph.nodes {
+            let text = format!("{place}: {}", self.module.node_text(graph, node));
+            self.node(graph, node, &text, &mut defined);
+        }
+        for &r in &graph.results {
+            if !defined[r] {
+                self.report(&place, format!("%{} is returned but not defined", graph.values[r].name));
+            }
+        }
+        if let Some((_, v)) = graph.values.iter().find(|(id, _)| !defined[*id]) {
+            self.report(&place, format!("%{} is defined by no node", v.name));
+        }
+        self.slots(graph, &place);
+    }
+
+    fn node(&mut self, graph: &Graph, node: &Node, text: &str, defined: &mut crate::arena::SideTable<ValueId, bool>) {
+        for v in node.inputs.iter().filter_map(|i| i.value()) {
+            if !defined[v] {
+                self.report(text, format!("%{} is read before it is defined", graph.values[v].name));
+            }
+        }
+        for &out in &node.outputs {
+            if std::mem::replace(&mut defined[out], true) {
+                self.report(text, format!("%{} is defined twice", graph.values[out].name));
+            }
+        }
+        let args: Vec<_> = node.inputs.iter().map(|&i| arg(kind(i), self.module.operand_type(graph, i))).collect();
+        let written: Vec<_> = node.outputs.iter().map(|&o| &graph.values[o].ty).collect();
+        self.check_types(&node.op, &args, &written, text);
+    }
+
+    /// Walks the schedule backwards with the set of live values and checks that nothing overwrites one of them.
+    fn slots(&mut self, graph: &Graph, place: &str) {
+        if graph.values.iter().all(|(_, v)| v.slot.is_none()) {
+            return;
+        }
+        let mut spans = graph.values.side_table((0, 0));
+        for (id, v) in graph.values.iter() {
+            let end = |slot: u64| Some((slot, slot.checked_add(v.ty.bytes()? as u64)?));
+            match v.slot.filter(|s| s.is_multiple_of(SLOT_ALIGN)).and_then(end) {
+                Some(span) => spans[id] = span,
+                None => self
+                    .report(place, format!("%{} has no aligned slot of static size, but others are planned", v.name)),
+            }
+        }
+        let overlap = |a: ValueId, b: ValueId| spans[a].0 < spans[b].1 && spans[b].0 < spans[a].1;
+        let mut clashes = BTreeSet::new();
+        let mut live: BTreeSet<ValueId> = graph.results.iter().copied().collect();
+        for node in graph.nodes.iter().rev() {
+            let reads: Vec<_> = node.inputs.iter().filter_map(|i| i.value()).collect();
+            for (i, &out) in node.outputs.iter().enumerate() {
+                let others = live.iter().chain(&node.outputs[..i]).chain(&reads);
+                clashes.extend(
+                    others
+                        .copied()
+                        .filter(|&v| v != out && overlap(v, out))
+                        .filter(|&v| {
+                            let in_place =
+                                i == 0 && !live.contains(&v) && may_take_over(node, v) && spans[v] == spans[out];
+                            !in_place
+                        })
+                        .map(|v| (v, out)),
+                );
+            }
+            for out in &node.outputs {
+                live.remove(out);
+            }
+            live.extend(reads);
+        }
+        for (i, &a) in graph.params.iter().enumerate() {
+            clashes.extend(graph.params[..i].iter().filter(|&&b| overlap(a, b)).map(|&b| (b, a)));
+        }
+        for (a, b) in clashes {
+            let (a, b) = (&graph.values[a].name, &graph.values[b].name);
+            self.report(place, format!("%{a} and %{b} share bytes while both are live"));
+        }
+    }
+}
+
+/// Whether result 0 of `node` may take over the bytes of `old`, which dies here.
+fn may_take_over(node: &Node, old: ValueId) -> bool {
+    let operand = node.op.may_alias().and_then(|i| node.inputs.get(i));
+    let reads = node.inputs.iter().filter(|i| **i == Operand::Value(old)).count();
+    operand == Some(&Operand::Value(old)) && reads == 1
+}
+
+fn arg(kind: ArgKind, ty: &Type) -> Arg<'_> {
+    Arg { kind, ty }
+}
+
+fn kind(operand: Operand) -> ArgKind {
+    match operand {
+        Operand::Value(_) => ArgKind::Value,
+        Operand::Weight(_) => ArgKind::Weight,
+        Operand::State(_) => ArgKind::State,
+    }
+}
