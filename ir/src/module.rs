@@ -3,6 +3,8 @@
 //! Invariant: the node list is the schedule. A graph is executed from top to bottom; there are no use-lists.
 
 use crate::arena::{Arena, Id, StateId, ValueId, WeightId};
+use crate::error::Error;
+use crate::infer::{Arg, ArgKind, infer};
 use crate::op::Op;
 use crate::types::Type;
 
@@ -154,6 +156,28 @@ impl Graph {
         self.values.push(Value { name, ty, slot: None })
     }
 
+    /// Appends a node; the results get inferred types and, in order, these names.
+    ///
+    /// # Errors
+    /// The op does not fit its operands.
+    pub fn emit(
+        &mut self,
+        module: &Module,
+        op: Op,
+        inputs: Vec<Operand>,
+        names: &[&str],
+    ) -> Result<Vec<ValueId>, Error> {
+        let args: Vec<_> = inputs.iter().map(|&i| Arg { kind: i.kind(), ty: module.operand_type(self, i) }).collect();
+        let types = infer(&op, &args).map_err(|e| {
+            let operands: Vec<_> = inputs.iter().map(|&i| module.operand_text(self, i)).collect();
+            Error::new(format!("graph @{}: {} {}", self.name, op.name(), operands.join(", ")), e)
+        })?;
+        let names = names.iter().copied().chain(std::iter::repeat("v"));
+        let outputs: Vec<_> = types.into_iter().zip(names).map(|(ty, name)| self.value(name, ty)).collect();
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
     /// Bytes of arena that the planned graph needs; 0 before planning.
     pub fn arena_bytes(&self) -> u64 {
         let end = |v: &Value| Some(v.slot? + v.ty.bytes()? as u64);
@@ -183,6 +207,15 @@ impl Graph {
 }
 
 impl Operand {
+    /// What kind of thing this is.
+    pub fn kind(self) -> ArgKind {
+        match self {
+            Operand::Value(_) => ArgKind::Value,
+            Operand::Weight(_) => ArgKind::Weight,
+            Operand::State(_) => ArgKind::State,
+        }
+    }
+
     /// The value, if it is one.
     pub fn value(self) -> Option<ValueId> {
         if let Operand::Value(v) = self { Some(v) } else { None }

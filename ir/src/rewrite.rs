@@ -5,7 +5,6 @@
 
 use crate::arena::{Id, ValueId};
 use crate::error::Error;
-use crate::infer::{Arg, ArgKind, infer};
 use crate::module::{Graph, Module, Node, Operand};
 use crate::op::Op;
 
@@ -25,6 +24,8 @@ pub struct Rewriter<'m> {
     pub module: &'m mut Module,
     /// The new graph so far.
     pub graph: Graph,
+    /// The graph being copied.
+    pub old: &'m Graph,
     /// Index of the current node in the old graph.
     pub index: usize,
     defs: Vec<Option<usize>>,
@@ -42,30 +43,23 @@ impl Rewriter<'_> {
     /// # Errors
     /// The op does not fit its operands.
     pub fn emit(&mut self, op: Op, inputs: Vec<Operand>, names: &[&str]) -> Result<Vec<ValueId>, Error> {
-        let args: Vec<_> =
-            inputs.iter().map(|&i| (operand_kind(i), self.module.operand_type(&self.graph, i))).collect();
-        let args: Vec<_> = args.iter().map(|&(kind, ty)| Arg { kind, ty }).collect();
-        let types = infer(&op, &args).map_err(|e| {
-            let operands: Vec<_> = inputs.iter().map(|&i| self.module.operand_text(&self.graph, i)).collect();
-            Error::new(format!("graph @{}: {} {}", self.graph.name, op.name(), operands.join(", ")), e)
-        })?;
-        let outputs = types.into_iter().enumerate().map(|(i, ty)| self.graph.value(names.get(i).unwrap_or(&"v"), ty));
-        let outputs: Vec<_> = outputs.collect();
-        self.push(Node { op, inputs, outputs: outputs.clone() });
+        let outputs = self.graph.emit(self.module, op, inputs, names)?;
+        self.note_definition();
         Ok(outputs)
     }
 
-    /// Name of a value of the new graph.
-    pub fn name(&self, operand: Operand) -> String {
-        operand.value().map_or_else(String::new, |v| self.graph.values[v].name.clone())
+    /// Name that a result of `node` (as given to the callback) has in the old graph.
+    pub fn old_name(&self, node: &Node, result: usize) -> String {
+        self.old.values[node.outputs[result]].name.clone()
     }
 
-    fn push(&mut self, node: Node) {
+    /// Records the last node as the definition of its results.
+    fn note_definition(&mut self) {
         self.defs.resize(self.graph.values.len(), None);
-        for out in &node.outputs {
-            self.defs[out.index()] = Some(self.graph.nodes.len());
+        let last = self.graph.nodes.len() - 1;
+        for out in &self.graph.nodes[last].outputs {
+            self.defs[out.index()] = Some(last);
         }
-        self.graph.nodes.push(node);
     }
 }
 
@@ -80,8 +74,8 @@ pub fn rewrite(
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<usize, Error> {
     let old = std::mem::take(&mut module.graphs[index]);
-    let mut rw = Rewriter { module, graph: Graph::new(old.name.clone()), index: 0, defs: Vec::new() };
-    let outcome = copy(&mut rw, &old, decide);
+    let mut rw = Rewriter { module, graph: Graph::new(old.name.clone()), old: &old, index: 0, defs: Vec::new() };
+    let outcome = copy(&mut rw, decide);
     let new = std::mem::take(&mut rw.graph);
     // A failing pass leaves the module as it was, so that the caller can write it to a repro file.
     module.graphs[index] = if outcome.is_ok() { new } else { old };
@@ -90,9 +84,9 @@ pub fn rewrite(
 
 fn copy(
     rw: &mut Rewriter<'_>,
-    old: &Graph,
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<usize, Error> {
+    let old = rw.old;
     let mut map: Vec<Option<ValueId>> = vec![None; old.values.len()];
     for &p in &old.params {
         let value = &old.values[p];
@@ -116,7 +110,8 @@ fn copy(
                     copy
                 });
                 let outputs = copies.collect();
-                rw.push(Node { outputs, ..mapped });
+                rw.graph.nodes.push(Node { outputs, ..mapped });
+                rw.note_definition();
             }
             Rewrite::Replace(values) => {
                 changes += 1;
@@ -131,12 +126,4 @@ fn copy(
         rw.graph.results.push(map[r.index()].ok_or_else(|| dropped(r))?);
     }
     Ok(changes)
-}
-
-fn operand_kind(operand: Operand) -> ArgKind {
-    match operand {
-        Operand::Value(_) => ArgKind::Value,
-        Operand::Weight(_) => ArgKind::Weight,
-        Operand::State(_) => ArgKind::State,
-    }
 }

@@ -168,7 +168,7 @@ impl<'m> Verifier<'m> {
                 self.report(text, format!("%{} is defined twice", graph.values[out].name));
             }
         }
-        let args: Vec<_> = node.inputs.iter().map(|&i| arg(kind(i), self.module.operand_type(graph, i))).collect();
+        let args: Vec<_> = node.inputs.iter().map(|&i| arg(i.kind(), self.module.operand_type(graph, i))).collect();
         let written: Vec<_> = node.outputs.iter().map(|&o| &graph.values[o].ty).collect();
         self.check_types(&node.op, &args, &written, text);
     }
@@ -230,12 +230,4 @@ fn may_take_over(node: &Node, old: ValueId) -> bool {
 
 fn arg(kind: ArgKind, ty: &Type) -> Arg<'_> {
     Arg { kind, ty }
-}
-
-fn kind(operand: Operand) -> ArgKind {
-    match operand {
-        Operand::Value(_) => ArgKind::Value,
-        Operand::Weight(_) => ArgKind::Weight,
-        Operand::State(_) => ArgKind::State,
-    }
 }

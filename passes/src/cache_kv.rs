@@ -1,0 +1,59 @@
+//! `cache-kv`: the full-sequence `@forward` becomes `@step`, which keeps keys and values in states.
+//!
+//! ```text
+//! %a = attention %q, %k, %v {head_dim=64, mask=causal}: f32[T, 192]
+//! ```
+//! becomes
+//! ```text
+//! kv_write %k, @kv.0.k, %at, %visible
+//! kv_write %v, @kv.0.v, %at, %visible
+//! %a = cached_attention %q, @kv.0.k, @kv.0.v, %at, %from, %visible {head_dim=64, mask=causal}: f32[T, 192]
+//! ```
+//! Parameters: `max_seq` (cache rows), `kv` (f32 or f16).
+
+use crate::{Params, PassInfo};
+use dlx_ir::{DType, Error, Module, Op, Operand, Rewrite, State, Type, rewrite};
+
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "cache-kv",
+    doc: "@forward → @step with KV states {max_seq, kv=f32|f16}",
+    params: &["max_seq", "kv"],
+    run,
+};
+
+fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+    let max_seq: usize = params.require("max_seq")?;
+    let kv: DType = params.require("kv")?;
+    let missing = || Error::new("module", "there is no graph @forward");
+    let index = module.graphs.iter().position(|g| g.name == "forward").ok_or_else(missing)?;
+    let graph = &mut module.graphs[index];
+    graph.name = "step".into();
+    let [at, from, visible] = ["at", "from", "visible"].map(|n| graph.param(n, Type::scalar(DType::I32)));
+    // The new parameters keep their numbers: a rewrite copies parameters first and in order.
+    let params = graph.params.clone();
+    let position = |v| params.iter().position(|p| *p == v).expect("just added");
+    let [at, from, visible] = [at, from, visible].map(position);
+    let mut layer = 0;
+    rewrite(module, index, &mut |rw, node| {
+        let Op::Attention { head_dim, mask } = &node.op else { return Ok(Rewrite::Keep) };
+        let ([q, k, v], Some(mask)) = (&node.inputs[..], mask) else {
+            let help = "run block-attention first; a mask that is not made by a rule cannot be cached";
+            return Err(Error::new(rw.module.node_text(&rw.graph, node), "the attention has no static mask").help(help));
+        };
+        let hd = *head_dim as usize;
+        let features = rw.module.operand_type(&rw.graph, *k).dims.last().and_then(|d| d.fixed()).unwrap_or(0);
+        let ty = Type::new(kv, [max_seq, features / hd, hd]);
+        let mut state = |kind: &str| {
+            let name = format!("kv.{layer}.{kind}");
+            Operand::State(rw.module.states.push(State { name, ty: ty.clone() }))
+        };
+        let (k_state, v_state) = (state("k"), state("v"));
+        layer += 1;
+        let [at, from, visible] = [at, from, visible].map(|i| Operand::Value(rw.graph.params[i]));
+        rw.emit(Op::KvWrite {}, vec![*k, k_state, at, visible], &[])?;
+        rw.emit(Op::KvWrite {}, vec![*v, v_state, at, visible], &[])?;
+        let op = Op::CachedAttention { head_dim: *head_dim, mask: *mask };
+        let name = rw.old_name(node, 0);
+        Ok(Rewrite::Replace(rw.emit(op, vec![*q, k_state, v_state, at, from, visible], &[&name])?))
+    })
+}

@@ -1,0 +1,89 @@
+//! `dce`: nodes whose results nobody reads go, then weights and states that nobody reads.
+//!
+//! Reachability runs on the petgraph view: from the results and from nodes that write a state which is read somewhere.
+
+use crate::PassInfo;
+use dlx_ir::{Arena, Error, Id, Module, Operand, Rewrite, StateId, WeightDef, WeightId, dataflow, rewrite};
+use petgraph::graph::NodeIndex;
+use petgraph::visit::{Dfs, Reversed};
+
+pub(crate) const PASS: PassInfo =
+    PassInfo { name: "dce", doc: "removes nodes, weights and states that nothing reads", params: &[], run };
+
+fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
+    let mut changes = 0;
+    for g in 0..module.graphs.len() {
+        let live = live_nodes(module, g);
+        changes += rewrite(module, g, &mut |rw, _| Ok(if live[rw.index] { Rewrite::Keep } else { Rewrite::Drop }))?;
+    }
+    Ok(changes + drop_weights(module) + drop_states(module))
+}
+
+fn live_nodes(module: &Module, g: usize) -> Vec<bool> {
+    let graph = &module.graphs[g];
+    let view = dataflow(graph);
+    let defs = graph.definitions();
+    let mut roots: Vec<usize> = graph.results.iter().filter_map(|r| defs[r.index()]).collect();
+    let read = |op: Operand| {
+        let reads = module.graphs.iter().flat_map(|g| &g.nodes).filter(|n| !n.op.has_effect());
+        reads.flat_map(|n| &n.inputs).any(|i| *i == op)
+    };
+    let writes = graph.nodes.iter().enumerate().filter(|(_, n)| n.op.has_effect());
+    roots.extend(writes.filter(|(_, n)| n.inputs.iter().any(|i| i.state().is_some() && read(*i))).map(|(i, _)| i));
+    let mut live = vec![false; graph.nodes.len()];
+    let mut dfs = Dfs::empty(Reversed(&view));
+    for root in roots {
+        dfs.move_to(NodeIndex::new(root));
+        while let Some(n) = dfs.next(Reversed(&view)) {
+            live[view[n]] = true;
+        }
+    }
+    live
+}
+
+fn drop_weights(module: &mut Module) -> usize {
+    let mut live = module.weights.side_table(false);
+    for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
+        live[w] = true;
+    }
+    for (id, w) in module.weights.iter().rev() {
+        if let (true, WeightDef::Expr(_, inputs)) = (live[id], &w.def) {
+            inputs.iter().for_each(|i| live[*i] = true);
+        }
+    }
+    let old = std::mem::take(&mut module.weights);
+    let mut map: Vec<Option<WeightId>> = Vec::with_capacity(old.len());
+    let mut kept = Arena::default();
+    for (id, w) in old.iter() {
+        map.push(live[id].then(|| {
+            let mut w = w.clone();
+            if let WeightDef::Expr(_, inputs) = &mut w.def {
+                inputs.iter_mut().for_each(|i| *i = map[i.index()].expect("inputs of live weights are live"));
+            }
+            kept.push(w)
+        }));
+    }
+    let removed = old.len() - kept.len();
+    module.weights = kept;
+    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if let Operand::Weight(w) = input {
+            *w = map[w.index()].expect("read weights are live");
+        }
+    }
+    removed
+}
+
+fn drop_states(module: &mut Module) -> usize {
+    let mut live = module.states.side_table(false);
+    for s in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.state()) {
+        live[s] = true;
+    }
+    let old = std::mem::take(&mut module.states);
+    let map: Vec<Option<StateId>> = old.iter().map(|(id, s)| live[id].then(|| module.states.push(s.clone()))).collect();
+    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if let Operand::State(s) = input {
+            *s = map[s.index()].expect("used states are live");
+        }
+    }
+    old.len() - module.states.len()
+}

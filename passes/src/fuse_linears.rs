@@ -1,0 +1,59 @@
+//! `fuse-linears`: linears that read the same input become one, so that the input is normalised, quantized and
+//! streamed once: Q/K/V, and gate/up.
+//!
+//! ```text
+//! %q = linear %x, @wq: f32[4, 192]
+//! %k = linear %x, @wk: f32[4, 64]
+//! ```
+//! becomes `%q, %k = linear %x, @wq, @wk {n=2}: f32[4, 192], f32[4, 64]`.
+
+use crate::PassInfo;
+use dlx_ir::{Error, Module, Node, Op, Operand, Post, Rewrite, ValueId, rewrite};
+
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "fuse-linears",
+    doc: "linears with the same input (Q/K/V, gate/up) → one linear of several weights",
+    params: &[],
+    run: |module, _| (0..module.graphs.len()).map(|g| fuse(module, g)).sum(),
+};
+
+/// Kernels share one input among at most this many weights.
+const MAX_WEIGHTS: usize = 3;
+
+fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
+    let nodes = module.graphs[index].nodes.clone();
+    let mut fused: Vec<(usize, Vec<ValueId>)> = Vec::new();
+    rewrite(module, index, &mut |rw, node| {
+        let Some(bias) = plain(node) else { return Ok(Rewrite::Keep) };
+        if let Some((_, outs)) = fused.iter().find(|(i, _)| *i == rw.index) {
+            return Ok(Rewrite::Replace(outs.clone()));
+        }
+        let same_input = |n: &Node| plain(n) == Some(bias) && n.inputs[0] == nodes[rw.index].inputs[0];
+        let group: Vec<usize> = (rw.index..nodes.len()).filter(|&i| same_input(&nodes[i])).take(MAX_WEIGHTS).collect();
+        if group.len() < 2 {
+            return Ok(Rewrite::Keep);
+        }
+        let column = |c: usize| group.iter().map(move |&i| (i, c)).map(|(i, c)| nodes[i].inputs[c]);
+        let mut inputs = vec![node.inputs[0]];
+        inputs.extend(column(1));
+        if bias {
+            inputs.extend(column(2));
+        }
+        let names: Vec<String> = group.iter().map(|&i| rw.old_name(&nodes[i], 0)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let op = Op::Linear { n: group.len() as u32, bias, norm: None, post: Post::None };
+        let outs = rw.emit(op, inputs, &names)?;
+        fused.extend(group[1..].iter().zip(&outs[1..]).map(|(&i, &o)| (i, vec![o])));
+        Ok(Rewrite::Replace(vec![outs[0]]))
+    })
+}
+
+/// For a linear of one weight without prologue and epilogue: whether it has a bias.
+fn plain(node: &Node) -> Option<bool> {
+    match node.op {
+        Op::Linear { n: 1, bias, norm: None, post: Post::None } if matches!(node.inputs[0], Operand::Value(_)) => {
+            Some(bias)
+        }
+        _ => None,
+    }
+}

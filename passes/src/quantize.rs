@@ -1,0 +1,68 @@
+//! `quantize`: the matrices of linears, heads and embeddings become quantized (or converted) weight expressions.
+//!
+//! ```text
+//! %y = linear %x, @w {n=1}: f32[4, 192]
+//! ```
+//! becomes `%y = linear %x, @w.q4g64 {n=1}: f32[4, 192]` with
+//! `weight @w.q4g64: q4g64[192, 192] = quantize @w {to=q4g64}`.
+//!
+//! Parameters: `to` (a quantized format or float type; absent = as stored), and any number of `part-of-a-name=format`
+//! overrides, of which the last that matches counts; `head` and `embed` name the LM head and the embedding.
+
+use crate::pipeline::{Params, PassInfo, parse};
+use dlx_ir::{DType, Error, Module, Op, Type, WeightDef, WeightId};
+use std::collections::BTreeMap;
+
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "quantize",
+    doc: "matrices → quantized weights {to=q4g32|…|f16, NAME-PART|head|embed=FORMAT…}",
+    params: &["*"],
+    run,
+};
+
+fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+    let to: Option<DType> = params.optional("to")?;
+    let mut roles: BTreeMap<WeightId, Vec<&str>> = BTreeMap::new();
+    for node in module.graphs.iter().flat_map(|g| &g.nodes) {
+        let (role, range) = match &node.op {
+            Op::Linear { n, .. } => ("linear", 1..1 + *n as usize),
+            Op::HeadStats { .. } => ("head", 1..2),
+            Op::Embed {} => ("embed", 1..2),
+            _ => continue,
+        };
+        for w in node.inputs[range].iter().filter_map(|i| i.weight()) {
+            roles.entry(w).or_default().push(role);
+        }
+    }
+    let overrides = params.0.iter().filter(|(k, _)| k != "to");
+    let overrides = overrides.map(|(k, v)| Ok((k.as_str(), parse::<DType>(k, v)?)));
+    let overrides = overrides.collect::<Result<Vec<_>, Error>>()?;
+    let mut used = vec![false; overrides.len()];
+    let mut map: Vec<WeightId> = module.weights.iter().map(|(id, _)| id).collect();
+    let mut changes = 0;
+    for (&id, roles) in &roles {
+        let w = &module.weights[id];
+        let mut format = to;
+        for (i, (pattern, f)) in overrides.iter().enumerate() {
+            if w.name.contains(pattern) || roles.contains(pattern) {
+                used[i] = true;
+                format = Some(*f);
+            }
+        }
+        let Some(format) = format.filter(|f| *f != w.ty.dtype && w.ty.dtype.is_float()) else { continue };
+        let op = match format {
+            DType::Quant(_) => Op::Quantize { to: format },
+            _ => Op::Cast { to: format },
+        };
+        let (name, ty) = (format!("{}.{format}", w.name), Type { dtype: format, ..w.ty.clone() });
+        map[dlx_ir::Id::index(id)] = module.add_weight(&name, ty, WeightDef::Expr(op, vec![id]));
+        changes += 1;
+    }
+    if let Some(i) = used.iter().position(|u| !u) {
+        let name = overrides[i].0;
+        return Err(Error::new(format!("override `{name}`"), "matches no matrix of the model")
+            .help("use part of a tensor's name, or `head`, `embed`; `dlxc inspect MODEL` lists the tensors"));
+    }
+    crate::replace_weights(module, &map);
+    Ok(changes)
+}

@@ -1,0 +1,73 @@
+//! `split-head`: the LM head leaves `@step`. The step keeps its last hidden states in `@hidden`; `@head` computes the
+//! statistics of chosen rows, `@logits` their logits. The final norm moves with the head, so it too runs only on rows
+//! that somebody looks at. `dce` removes what is left of the head in `@step`.
+//!
+//! Parameters: `rows` (rows of `@hidden`: the largest step), `ban` (token that is never the best one: the mask id).
+
+use crate::{Params, PassInfo};
+use dlx_ir::{DType, Error, Graph, Module, Node, Op, Operand, Post, State, Type};
+
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "split-head",
+    doc: "the LM head of @step → @head (statistics) and @logits over rows of @hidden {rows, ban}",
+    params: &["rows", "ban"],
+    run,
+};
+
+fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+    let rows: usize = params.require("rows")?;
+    let ban: Option<u32> = params.optional("ban")?;
+    let missing = || Error::new("module", "there is no graph @step").help("run cache-kv first");
+    let index = module.graphs.iter().position(|g| g.name == "step").ok_or_else(missing)?;
+    let step = &mut module.graphs[index];
+    let tail = row_wise_tail(step);
+    let head = tail.iter().find(|n| matches!(n.op, Op::Linear { .. }));
+    let (Some(Node { inputs, .. }), Some(head)) = (tail.first(), head) else {
+        return Err(Error::new("graph @step", "does not end in a linear LM head"));
+    };
+    let hidden = inputs[0];
+    let head_weight = head.inputs[1];
+    let shape = |v| step.values[v].ty.dims.get(1).cloned();
+    let features =
+        hidden.value().and_then(shape).ok_or_else(|| Error::new("graph @step", "hidden states are not rows"))?;
+
+    let ty = Type::new(DType::F32, [rows.into(), features]);
+    let state = Operand::State(module.states.push(State { name: "hidden".into(), ty }));
+    step.nodes.push(Node { op: Op::StoreRows {}, inputs: vec![hidden, state], outputs: vec![] });
+    step.results.clear();
+    for (name, stats) in [("head", true), ("logits", false)] {
+        let mut graph = Graph::new(name);
+        let rows = Operand::Value(graph.param("rows", Type::new(DType::I32, ["R"])));
+        let mut x = graph.emit(module, Op::TakeRows {}, vec![state, rows], &["x"])?[0];
+        // A factor on the logits commutes with the head; it is applied to the few features instead.
+        for node in tail.iter().filter(|n| !matches!(n.op, Op::Linear { .. })) {
+            let inputs = std::iter::once(Operand::Value(x)).chain(node.inputs[1..].iter().copied()).collect();
+            x = graph.emit(module, node.op.clone(), inputs, &["x"])?[0];
+        }
+        let op = if stats {
+            Op::HeadStats { norm: None, ban }
+        } else {
+            Op::Linear { n: 1, bias: false, norm: None, post: Post::None }
+        };
+        graph.results = graph.emit(module, op, vec![Operand::Value(x), head_weight], &["best", "stats"])?;
+        module.graphs.push(graph);
+    }
+    Ok(tail.len() + 3)
+}
+
+/// The norm, head and scale at the end of the graph, in execution order.
+fn row_wise_tail(step: &Graph) -> Vec<Node> {
+    let defs: Vec<_> = step.definitions();
+    let mut tail = Vec::new();
+    let mut at = step.results.first().copied();
+    while let Some(node) = at.and_then(|v| defs[dlx_ir::Id::index(v)]).map(|i| &step.nodes[i]) {
+        match node.op {
+            Op::RmsNorm { .. } | Op::Scale { .. } | Op::Linear { n: 1, bias: false, norm: None, post: Post::None } => {}
+            _ => break,
+        }
+        at = node.inputs[0].value();
+        tail.push(node.clone());
+    }
+    tail.reverse();
+    tail
+}
