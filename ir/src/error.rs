@@ -1,25 +1,28 @@
-//! The compile-side error: where, what, and what to do about it.
+//! The one error type of the compile side.
+//!
+//! Invariant: an error names a place that the user can find (a file, a source tensor, a node's text) and, wherever there
+//! is something to do, says what. It deliberately has no kinds: nothing on the compile side branches on an error.
 
 use std::fmt;
 
-/// An error of the compile side. `place` names the file, tensor or node *text*; ids never appear.
+/// What went wrong, where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// File, tensor, or text of the node that is at fault.
+    /// File, source tensor or node text.
     pub place: String,
-    /// What is wrong.
+    /// What was found and what was expected.
     pub message: String,
-    /// What to do about it; empty when the message says it all.
+    /// What to do; empty when the message already says it.
     pub help: String,
 }
 
 impl Error {
-    /// An error at `place`.
-    pub fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
-        Error { place: place.into(), message: message.into(), help: String::new() }
+    /// An error at `place`, without help.
+    pub fn new(place: impl fmt::Display, message: impl Into<String>) -> Self {
+        Error { place: place.to_string(), message: message.into(), help: String::new() }
     }
 
-    /// Adds what to do.
+    /// The same error, saying what to do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = help.into();
@@ -29,9 +32,28 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)?;
-        if self.help.is_empty() { Ok(()) } else { write!(f, "\nhelp: {}", self.help) }
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        write!(f, "{}", self.message)?;
+        if !self.help.is_empty() {
+            write!(f, "\nhelp: {}", self.help)?;
+        }
+        Ok(())
     }
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn displays_place_message_and_help() {
+        let e = Error::new("config.json", "`hidden_size` is missing");
+        assert_eq!(e.to_string(), "config.json: `hidden_size` is missing");
+        assert_eq!(e.help("add it").to_string(), "config.json: `hidden_size` is missing\nhelp: add it");
+        assert_eq!(Error::new("", "no input").to_string(), "no input");
+    }
+}

@@ -1,1 +1,3 @@
-//! placeholder
+//! What the compiler knows about devices, and how a compiled model becomes a file.
+
+pub mod artifact_writer;
