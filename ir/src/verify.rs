@@ -52,7 +52,7 @@ struct Verifier<'m> {
 }
 
 impl<'m> Verifier<'m> {
-    fn report(&mut self, place: impl Into<String>, message: impl Into<String>) {
+    fn report(&mut self, place: impl std::fmt::Display, message: impl Into<String>) {
         self.errors.push(Error::new(place, message));
     }
 
