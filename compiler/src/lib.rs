@@ -1,1 +1,3 @@
-//! placeholder
+//! The dlxc compiler: checkpoints in, artifacts out.
+
+pub mod checkpoint;

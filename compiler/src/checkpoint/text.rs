@@ -1,0 +1,95 @@
+//! The text side of a model directory: tokenizer, chat template, special tokens.
+//!
+//! Invariant: `tokenizer` is valid JSON; whether it is a tokenizer that the runtime can use is decided by the runtime's own
+//! reader. Files that only some publishers write are optional and read tolerantly: what they add may be absent, but a file
+//! that is there must be readable JSON.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dlx_ir::Error;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::{Config, json};
+
+const MAX_TOKENIZER: u64 = 256 << 20;
+const MAX_TEMPLATE: u64 = 4 << 20;
+
+/// Keys under which publishers name special tokens, alphabetical.
+const TOKEN_KEYS: &[&str] = &["bos_token", "eos_token", "mask_token", "pad_token", "unk_token"];
+
+/// What a runtime needs to turn text into ids and back.
+#[derive(Clone, Debug)]
+pub struct TextFiles {
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// Jinja source of the chat template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (its
+    /// `default` entry when it is a list).
+    pub chat_template: Option<String>,
+    /// `mask_token` and the like → the token's text; `tokenizer_config.json` wins over `special_tokens_map.json`.
+    pub special_tokens: BTreeMap<String, String>,
+    /// `tokenizer_config.json`, if there is one.
+    pub tokenizer_config: Option<Config>,
+}
+
+impl TextFiles {
+    /// Reads the text files of a model directory.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is missing, or a file is not what it should be.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("tokenizer.json");
+        let tokenizer = json::read(&path, MAX_TOKENIZER)?.ok_or_else(|| {
+            let pieces = dir.join("vocab.json").exists() || dir.join("tokenizer.model").exists();
+            Error::new(path.display(), "the file is missing").help(if pieces {
+                "make it with transformers: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
+            } else {
+                "download it from the model's repository into the same directory"
+            })
+        })?;
+        json::parse::<BTreeMap<String, IgnoredAny>>(&path, &tokenizer)?;
+
+        let tokenizer_config = Config::read_optional(&dir.join("tokenizer_config.json"))?;
+        let special_map = Config::read_optional(&dir.join("special_tokens_map.json"))?;
+        let mut special_tokens = BTreeMap::new();
+        for config in [&special_map, &tokenizer_config].into_iter().flatten() {
+            for key in TOKEN_KEYS {
+                if let Some(text) = config.get(key).and_then(token_text) {
+                    special_tokens.insert((*key).to_owned(), text.to_owned());
+                }
+            }
+        }
+        let chat_template = match read_template(&dir.join("chat_template.jinja"))? {
+            Some(template) => Some(template),
+            None => tokenizer_config.as_ref().map(configured_template).transpose()?.flatten(),
+        };
+        Ok(TextFiles { tokenizer, chat_template, special_tokens, tokenizer_config })
+    }
+}
+
+/// A token is written as its text or as an object with a `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+fn read_template(path: &Path) -> Result<Option<String>, Error> {
+    let Some(bytes) = json::read(path, MAX_TEMPLATE)? else { return Ok(None) };
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Error::new(path.display(), format!("is not UTF-8: {e}")).help("download the file again"))?;
+    Ok(Some(text))
+}
+
+fn configured_template(config: &Config) -> Result<Option<String>, Error> {
+    match config.get("chat_template") {
+        None => Ok(None),
+        Some(Value::String(template)) => Ok(Some(template.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            Ok(default.and_then(|t| t.get("template")?.as_str()).map(str::to_owned))
+        }
+        Some(_) => Err(config
+            .error("chat_template", "must be a string or a list of named templates")
+            .help("restore the file from the model's repository")),
+    }
+}
