@@ -1,4 +1,5 @@
-//! Runs dlxc artifacts.
+//! Runs dlxc artifacts: executors, decoding, text and sessions.
 #![warn(missing_docs)]
 
+pub mod decode;
 pub mod exec;
