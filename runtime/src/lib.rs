@@ -1,6 +1,7 @@
-//! Runs dlxc artifacts.
+//! Runs dlxc artifacts: executors, decoding, text and sessions.
 #![warn(missing_docs)]
 
 pub mod artifact;
+pub mod decode;
 pub mod exec;
 pub mod mapped;

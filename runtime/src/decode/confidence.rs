@@ -1,0 +1,61 @@
+//! How sure the model is of a position: one function per row of [`CONFIDENCES`].
+//!
+//! Every measure grows with certainty, so a reveal rule can compare any two of the same measure. Measures read the
+//! statistics of a distribution; which distribution (before or after filtering) is the policy's choice, not theirs.
+
+use crate::exec::RowStats;
+
+/// A row of [`CONFIDENCES`].
+#[derive(Debug)]
+pub struct Confidence {
+    /// Name in a policy.
+    pub name: &'static str,
+    /// One line for a reader of `--help`.
+    pub doc: &'static str,
+    /// The measure; larger is surer.
+    pub of: fn(&RowStats) -> f32,
+}
+
+/// All confidence measures, alphabetical.
+pub static CONFIDENCES: &[Confidence] = &[
+    Confidence {
+        name: "margin",
+        doc: "probability of the most likely token minus that of the second (Dream `topk_margin`)",
+        of: |stats| stats.margin,
+    },
+    Confidence {
+        name: "neg-entropy",
+        doc: "negative entropy of the distribution in nats (Dream `entropy`)",
+        of: |stats| -stats.entropy,
+    },
+    Confidence {
+        name: "probability",
+        doc: "probability of the chosen token (LLaDA, SDAR, Fast_dLLM v2, Dream `maskgit_plus`)",
+        of: |stats| stats.prob,
+    },
+];
+
+/// The row called `name`.
+pub fn find(name: &str) -> Option<&'static Confidence> {
+    CONFIDENCES.iter().find(|row| row.name == name)
+}
+
+/// All names, for messages.
+pub fn names() -> String {
+    CONFIDENCES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_alphabetical_and_grow_with_certainty() {
+        assert!(CONFIDENCES.windows(2).all(|pair| pair[0].name < pair[1].name));
+        let sure = RowStats { best: 0, prob: 0.9, margin: 0.8, entropy: 0.3 };
+        let unsure = RowStats { best: 0, prob: 0.4, margin: 0.1, entropy: 1.2 };
+        for row in CONFIDENCES {
+            assert!((row.of)(&sure) > (row.of)(&unsure), "{}", row.name);
+        }
+    }
+}

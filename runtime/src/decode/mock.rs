@@ -1,0 +1,133 @@
+//! An executor without a model for unit tests: logits are a hash of what stands in the sequence.
+//!
+//! Invariant: it checks every call against the executor's contract and records it. A row's logits depend on its position
+//! and on all tokens that the row may attend, so decoding with a wrong cache shows in the tokens. The last token is
+//! never likely unless scripted, which makes it a stop id.
+
+use std::collections::BTreeMap;
+
+use crate::exec::{ExecError, Executor, RowStats, StepCall};
+
+/// A recorded call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Step { at: usize, len: usize, visible: usize },
+    Head(Vec<usize>),
+    Logits(Vec<usize>),
+}
+
+/// The mock; see the module.
+pub(crate) struct Mock {
+    max_seq: usize,
+    vocab: usize,
+    buckets: Vec<usize>,
+    cache: Vec<i32>,
+    last: (usize, usize, usize),
+    /// Token and logit that a row at this position is made to prefer.
+    scripted: BTreeMap<usize, (i32, f32)>,
+    calls_left: usize,
+    /// All calls so far.
+    pub(crate) calls: Vec<Call>,
+}
+
+impl Mock {
+    pub(crate) fn new(max_seq: usize, vocab: usize, buckets: &[usize]) -> Self {
+        Self {
+            max_seq,
+            vocab,
+            buckets: buckets.to_vec(),
+            cache: vec![-1; max_seq],
+            last: (0, 0, 0),
+            scripted: BTreeMap::new(),
+            calls_left: usize::MAX,
+            calls: Vec::new(),
+        }
+    }
+
+    /// Makes the row at `position` prefer `token` with near certainty, even the mask.
+    pub(crate) fn say(&mut self, position: usize, token: i32) {
+        self.say_with(position, token, 40.0);
+    }
+
+    /// Like [`Mock::say`] with a logit of choice.
+    pub(crate) fn say_with(&mut self, position: usize, token: i32, logit: f32) {
+        self.scripted.insert(position, (token, logit));
+    }
+
+    /// Reports a device error after that many calls.
+    pub(crate) fn fail_after(&mut self, calls: usize) {
+        self.calls_left = calls;
+    }
+
+    fn count(&mut self, call: Call) -> Result<(), ExecError> {
+        self.calls.push(call);
+        self.calls_left = self.calls_left.checked_sub(1).ok_or_else(|| ExecError::Device("scripted".into()))?;
+        Ok(())
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        let (at, len, visible) = self.last;
+        assert!(row < len, "row {row} was not in the last step");
+        let seen = self.cache[..visible].iter().fold(at as u64 + row as u64, |h, &id| mix(h ^ (id as u64)));
+        let mut logits: Vec<f32> =
+            (0..self.vocab as u64).map(|id| (mix(seen ^ (id << 32)) % 1000) as f32 / 100.0).collect();
+        logits[0] = logits[0].min(1.0);
+        logits[self.vocab - 1] = -40.0;
+        if let Some(&(token, logit)) = self.scripted.get(&(at + row)) {
+            logits[token as usize] = logit;
+        }
+        logits
+    }
+}
+
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl Executor for Mock {
+    fn max_seq(&self) -> usize {
+        self.max_seq
+    }
+
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn step_buckets(&self) -> &[usize] {
+        &self.buckets
+    }
+
+    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
+        let end = call.at + call.ids.len();
+        assert!(!call.ids.is_empty() && call.ids.len() <= *self.buckets.last().unwrap());
+        assert!(end <= call.visible && call.visible <= self.max_seq);
+        assert!(self.cache[..call.at].iter().all(|&id| id >= 0), "attends rows that were never written");
+        assert!(call.pos.iter().enumerate().all(|(row, &pos)| pos as usize == call.at + row));
+        self.cache[call.at..end].copy_from_slice(call.ids);
+        self.last = (call.at, call.ids.len(), call.visible);
+        self.count(Call::Step { at: call.at, len: call.ids.len(), visible: call.visible })
+    }
+
+    fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
+        assert_eq!(rows.len(), out.len());
+        for (&row, out) in rows.iter().zip(out) {
+            let logits = self.row(row);
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let best = logits.iter().position(|&logit| logit >= max || logit.is_nan()).unwrap();
+            let sum: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
+            let entropy = logits.iter().map(|logit| (logit - max).exp() / sum).map(|p| -p * (p + 1e-20).ln()).sum();
+            *out = RowStats { best: best as i32, prob: 1.0 / sum, margin: 1.0 / sum, entropy };
+        }
+        self.count(Call::Head(rows.to_vec()))
+    }
+
+    fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
+        assert_eq!(out.len(), rows.len() * self.vocab);
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.vocab)) {
+            out.copy_from_slice(&self.row(row));
+        }
+        self.count(Call::Logits(rows.to_vec()))
+    }
+}
