@@ -178,13 +178,15 @@ impl<'m> Evaluator<'m> {
         let dtype = ty(0).dtype;
         match op {
             Op::KvWrite {} => {
-                let (x, at, visible) = (args[0].floats()?, index(args[1])?, index(args[2])?);
-                let state = self.states.get_mut(&states[0]).expect("created above");
-                for (i, row) in x.chunks(width).enumerate().filter(|(i, _)| at + i < visible) {
-                    if at + i >= rows {
-                        return Err(format!("row {} is beyond the state's {rows} rows", at + i));
+                let (at, visible) = (index(args[2])?, index(args[3])?);
+                for (x, s) in args.iter().zip(states).take(2) {
+                    let state = self.states.get_mut(s).expect("created above");
+                    for (i, row) in x.floats()?.chunks(width).enumerate().filter(|(i, _)| at + i < visible) {
+                        if at + i >= rows {
+                            return Err(format!("row {} is beyond the cache's {rows} rows", at + i));
+                        }
+                        state[(at + i) * width..][..width].copy_from_slice(&round_all(row, dtype));
                     }
-                    state[(at + i) * width..][..width].copy_from_slice(&round_all(row, dtype));
                 }
                 Ok(vec![])
             }

@@ -147,8 +147,14 @@ impl<'a> Rule<'a> {
                 vec![q.clone()]
             }
             Op::KvWrite {} => {
-                let [_, f] = rank2(self.activation("x")?)?;
-                let [_, heads, hd] = rank3(self.state("cache")?)?;
+                let k = self.activation("k")?;
+                let v = self.activation("v")?;
+                same(&v.dims, &k.dims)?;
+                let [_, f] = rank2(k)?;
+                let k_state = self.state("k cache")?;
+                let v_state = self.state("v cache")?;
+                same(&v_state.dims, &k_state.dims)?;
+                let [_, heads, hd] = rank3(k_state)?;
                 match (f.fixed(), heads.fixed(), hd.fixed()) {
                     (Some(f), Some(h), Some(d)) if h.checked_mul(d) == Some(f) => {}
                     _ => return Err(format!("{f} features do not fill {heads} heads of {hd}")),

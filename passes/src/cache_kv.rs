@@ -5,8 +5,7 @@
 //! ```
 //! becomes
 //! ```text
-//! kv_write %k, @kv.0.k, %at, %visible
-//! kv_write %v, @kv.0.v, %at, %visible
+//! kv_write %k, %v, @kv.0.k, @kv.0.v, %at, %visible
 //! %a = cached_attention %q, @kv.0.k, @kv.0.v, %at, %from, %visible {head_dim=64, mask=causal}: f32[T, 192]
 //! ```
 //! Parameters: `max_seq` (cache rows), `kv` (f32 or f16).
@@ -50,8 +49,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let (k_state, v_state) = (state("k"), state("v"));
         layer += 1;
         let [at, from, visible] = [at, from, visible].map(|i| Operand::Value(rw.graph.params[i]));
-        rw.emit(Op::KvWrite {}, vec![*k, k_state, at, visible], &[])?;
-        rw.emit(Op::KvWrite {}, vec![*v, v_state, at, visible], &[])?;
+        rw.emit(Op::KvWrite {}, vec![*k, *v, k_state, v_state, at, visible], &[])?;
         let op = Op::CachedAttention { head_dim: *head_dim, mask: *mask };
         let name = rw.old_name(node, 0);
         Ok(Rewrite::Replace(rw.emit(op, vec![*q, k_state, v_state, at, from, visible], &[&name])?))

@@ -66,6 +66,28 @@ impl TextFiles {
         };
         Ok(TextFiles { tokenizer, chat_template, special_tokens, tokenizer_config })
     }
+
+    /// Id of a special token by its key, such as `mask_token`.
+    pub fn special_token_id(&self, key: &str) -> Option<i32> {
+        let text = self.special_tokens.get(key)?;
+        self.ids().find(|(token, _)| token == text).map(|(_, id)| id)
+    }
+
+    /// Largest token id that the tokenizer can produce.
+    pub fn largest_id(&self) -> Option<i32> {
+        self.ids().map(|(_, id)| id).max()
+    }
+
+    /// Tokens and ids of the vocabulary and the added tokens, as far as the file lists them in the usual places.
+    fn ids(&self) -> impl Iterator<Item = (String, i32)> {
+        let json: Value = serde_json::from_slice(&self.tokenizer).unwrap_or_default();
+        let id = |v: &Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
+        let added = json["added_tokens"].as_array().into_iter().flatten();
+        let added = added.filter_map(|t| Some((t["content"].as_str()?.to_owned(), id(&t["id"])?)));
+        let vocab = json["model"]["vocab"].as_object().into_iter().flatten();
+        let vocab = vocab.filter_map(|(token, v)| Some((token.clone(), id(v)?)));
+        added.chain(vocab).collect::<Vec<_>>().into_iter()
+    }
 }
 
 /// A token is written as its text or as an object with a `content`.

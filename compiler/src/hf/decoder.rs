@@ -72,7 +72,9 @@ impl Decoder {
         let kv_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(heads);
         let head_dim = config.opt_usize("head_dim")?.unwrap_or(hidden / heads);
         if heads % kv_heads != 0 {
-            return Err(config.error("num_key_value_heads", format!("{kv_heads} key heads do not divide {heads} heads")));
+            return Err(
+                config.error("num_key_value_heads", format!("{kv_heads} key heads do not divide {heads} heads"))
+            );
         }
         if head_dim == 0 || head_dim % 2 != 0 {
             return Err(config.error("head_dim", format!("{head_dim} cannot be rotated; it must be even")));

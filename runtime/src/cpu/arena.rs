@@ -1,0 +1,219 @@
+//! Memory of the CPU executor: the arena of values and the buffers of states, zeroed and aligned to cache lines.
+//!
+//! Pages are touched when first written, so a long context costs nothing until it is used.
+#![allow(unsafe_code, reason = "aligned zeroed memory, and disjoint slices of it")]
+
+use super::executor::LoadError;
+use super::{KvShape, k_state_bytes, v_state_bytes};
+use dlx_ir::{DType, State, Value};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+const ALIGN: usize = 64;
+
+/// Zeroed, aligned bytes that do not move.
+struct Buffer {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its bytes like a `Box<[u8]>`.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads, except through `Arena::floats_mut`, whose callers promise exclusivity.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    fn new(len: usize, what: &str) -> Result<Self, LoadError> {
+        let failed = || LoadError::Memory { what: what.to_owned(), bytes: len };
+        let layout = Layout::from_size_align(len.max(ALIGN), ALIGN).map_err(|_| failed())?;
+        // SAFETY: the layout has a positive size.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
+        Ok(Buffer { start, len })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the buffer owns `len` initialised bytes.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let layout = Layout::from_size_align(self.len.max(ALIGN), ALIGN).expect("it was valid at allocation");
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), layout) }
+    }
+}
+
+/// Place of a value in the arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// First byte.
+    pub offset: usize,
+    /// Elements per row; 1 for a vector or scalar.
+    pub width: usize,
+    /// Whether it has rows; scalars do not.
+    pub rows: bool,
+    /// Whether the elements are f32 rather than i32.
+    pub float: bool,
+}
+
+impl Slot {
+    /// The slot of a planned value of 4-byte elements that is a scalar or has `rows` rows.
+    pub(super) fn of(value: &Value, rows: usize) -> Option<Self> {
+        let offset = usize::try_from(value.slot?).ok()?;
+        let float = match value.ty.dtype {
+            DType::F32 => true,
+            DType::I32 => false,
+            _ => return None,
+        };
+        match value.ty.shape()?[..] {
+            [] => Some(Slot { offset, width: 1, rows: false, float }),
+            [r] if r == rows => Some(Slot { offset, width: 1, rows: true, float }),
+            [r, width] if r == rows => Some(Slot { offset, width, rows: true, float }),
+            _ => None,
+        }
+    }
+
+    fn len(self, live: usize) -> usize {
+        if self.rows { self.width * live } else { 1 }
+    }
+}
+
+/// The values of one entry at a time.
+pub(super) struct Arena(Buffer);
+
+impl Arena {
+    pub(super) fn new(bytes: usize) -> Result<Self, LoadError> {
+        Buffer::new(bytes, "activations").map(Arena)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Start of the first `live` rows of a slot and their number of elements, checked against the arena.
+    fn part(&self, slot: Slot, live: usize) -> (*mut u8, usize) {
+        let len = slot.len(live);
+        assert!(slot.offset <= self.0.len && len * 4 <= self.0.len - slot.offset, "a slot inside the arena");
+        // SAFETY: inside the buffer, as just checked.
+        (unsafe { self.0.start.as_ptr().add(slot.offset) }, len)
+    }
+
+    /// The first `live` rows of an f32 value.
+    pub(super) fn floats(&self, slot: Slot, live: usize) -> &[f32] {
+        let (start, len) = self.part(slot, live);
+        // SAFETY: initialised, in bounds, and slots are multiples of 64 bytes (verified) in a 64-byte aligned buffer.
+        unsafe { std::slice::from_raw_parts(start.cast(), len) }
+    }
+
+    /// The first `live` rows of an i32 value.
+    pub(super) fn ints(&self, slot: Slot, live: usize) -> &[i32] {
+        let (start, len) = self.part(slot, live);
+        // SAFETY: as for `floats`.
+        unsafe { std::slice::from_raw_parts(start.cast(), len) }
+    }
+
+    /// The first `live` rows of an f32 value, to be written.
+    ///
+    /// # Safety
+    /// No other reference to any of these bytes is alive.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that slots in use are disjoint")]
+    pub(super) unsafe fn floats_mut(&self, slot: Slot, live: usize) -> &mut [f32] {
+        let (start, len) = self.part(slot, live);
+        // SAFETY: as for `floats`; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
+    }
+
+    /// The first `live` rows of an i32 value, to be written.
+    ///
+    /// # Safety
+    /// No other reference to any of these bytes is alive.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that slots in use are disjoint")]
+    pub(super) unsafe fn ints_mut(&self, slot: Slot, live: usize) -> &mut [i32] {
+        let (start, len) = self.part(slot, live);
+        // SAFETY: as for `floats`; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
+    }
+
+    /// Writes the first elements of an i32 parameter.
+    pub(super) fn write(&mut self, slot: Slot, values: &[i32]) {
+        self.write_with(slot, values.len(), |i| values[i]);
+    }
+
+    /// Writes the first `len` elements of an i32 parameter.
+    pub(super) fn write_with(&mut self, slot: Slot, len: usize, value: impl Fn(usize) -> i32) {
+        // SAFETY: `self` is exclusive.
+        let ints = unsafe { self.ints_mut(slot, len) };
+        ints.iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+    }
+}
+
+/// The bytes of one state.
+pub(super) struct StateBuffer {
+    buffer: Buffer,
+    dtype: DType,
+    dims: Vec<usize>,
+}
+
+impl StateBuffer {
+    pub(super) fn new(state: &State) -> Result<Self, LoadError> {
+        let dims = state.ty.shape().unwrap_or_default();
+        let mut new = StateBuffer { buffer: Buffer::new(0, &state.name)?, dtype: state.ty.dtype, dims };
+        let bytes = match (new.dims.len(), state.ty.layout.as_deref()) {
+            (3, Some("cpu.k16")) => k_state_bytes(new.kv_shape()),
+            (3, Some("cpu.v")) => v_state_bytes(new.kv_shape()),
+            (2, None) if new.dtype == DType::F32 => state.ty.bytes(),
+            _ => None,
+        };
+        // Rows are numbered by i32 scalars.
+        let bytes = bytes.filter(|_| new.dims[0] <= i32::MAX as usize);
+        let place = || format!("state @{}: {} is not a form that the CPU keeps", state.name, state.ty);
+        new.buffer = Buffer::new(bytes.ok_or_else(|| LoadError::Program(place()))?, &format!("state @{}", state.name))?;
+        Ok(new)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len
+    }
+
+    pub(super) fn kv_shape(&self) -> KvShape {
+        KvShape { dtype: self.dtype, max_seq: self.dims[0], kv_heads: self.dims[1], head_dim: self.dims[2] }
+    }
+
+    /// Whether it holds plain f32 rows rather than a cache.
+    pub(super) fn is_rows(&self) -> bool {
+        self.dims.len() == 2
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.dims[0]
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.dims[1..].iter().product()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.bytes_mut()
+    }
+
+    pub(super) fn floats(&self) -> &[f32] {
+        // SAFETY: initialised bytes, aligned to 64, any bits are an f32; only f32 states are read this way.
+        unsafe { std::slice::from_raw_parts(self.buffer.start.as_ptr().cast(), self.buffer.len / 4) }
+    }
+
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and `self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.start.as_ptr().cast(), self.buffer.len / 4) }
+    }
+}

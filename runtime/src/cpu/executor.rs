@@ -1,0 +1,677 @@
+//! The CPU executor: runs a verified program over packed weights, states and one arena.
+//!
+//! Invariant: everything that a kernel asserts has been checked by `ir::verify` or in [`CpuExecutor::new`], so no
+//! program that loads can panic or read outside its buffers; slots that are live together are disjoint (verified).
+//! Nothing is allocated inside a step.
+//!
+//! A call with fewer rows than its bucket computes only those: all other ops work row by row, and attention reads the
+//! caches, whose rows at and above `visible` are nobody's business.
+#![allow(unsafe_code, reason = "values of one arena are read and written as disjoint slices")]
+
+use super::arena::{Arena, Slot, StateBuffer};
+use super::{
+    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, KvShape, Norm, PackedWeight, add, attention,
+    attention_scratch_words, embed, head_stats, head_stats_scratch_words, kernels, kv_write, linear,
+    linear_scratch_words, mul, packed_bytes, rms_norm, rope, rope_table, scale, silu,
+};
+use crate::exec::{ExecError, Executor, RowStats, StepCall};
+use crate::mapped::Mapped;
+use dlx_ir::{DType, Graph, Id, Module, Op, Operand, Post, Verified, WeightDef};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A program that could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The program asks for something this executor does not have.
+    #[error("the program cannot run here: {0}; compile it again with this version")]
+    Program(String),
+    /// Buffers of this size cannot be had.
+    #[error("not enough memory for {what} ({bytes} bytes): compile with a smaller --max-seq, or free memory")]
+    Memory {
+        /// What the buffer is for.
+        what: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// `DLX_ISA` names something that this CPU lacks.
+    #[error("{0}")]
+    Isa(String),
+    /// The thread pool could not be started.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// How to load a program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Number of threads; 0 takes as many as there are cores.
+    pub threads: usize,
+    /// Instruction set; `None` takes `DLX_ISA` or the best that the CPU has.
+    pub isa: Option<Isa>,
+}
+
+/// Runs a program on the CPU.
+pub struct CpuExecutor {
+    kernels: &'static Kernels,
+    pool: rayon::ThreadPool,
+    weights: Weights,
+    entries: Vec<Entry>,
+    step_rows: Vec<usize>,
+    arena: Arena,
+    states: Vec<StateBuffer>,
+    scratch: Vec<u32>,
+    stats: Vec<RowStats>,
+    max_seq: usize,
+    vocab: usize,
+    /// Rows of the last step.
+    live: usize,
+}
+
+/// Packed matrices stay in the mapped file; vectors are copied, since kernels read them as aligned f32.
+struct Weights {
+    file: Arc<Mapped>,
+    all: Vec<Weight>,
+}
+
+enum Weight {
+    Matrix { dtype: DType, n: usize, k: usize, bytes: Range<usize> },
+    Vector(Vec<f32>),
+}
+
+/// A compiled graph.
+struct Entry {
+    kind: Kind,
+    /// Rows of its bucket.
+    rows: usize,
+    params: Vec<Slot>,
+    results: Vec<Slot>,
+    code: Vec<Instr>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Step,
+    Head,
+    Logits,
+}
+
+struct Instr {
+    op: Op,
+    inputs: Vec<Loc>,
+    outputs: Vec<Slot>,
+    /// Name of the first result, for observers.
+    name: String,
+}
+
+#[derive(Clone, Copy)]
+enum Loc {
+    Slot(Slot),
+    Weight(usize),
+    State(usize),
+}
+
+/// Sees every computed f32 value: its name and its live rows.
+pub type Observe<'o> = &'o mut dyn FnMut(&str, &[f32]);
+
+impl CpuExecutor {
+    /// Loads a program whose weights are `stored` in `file` from byte `base` on.
+    ///
+    /// # Errors
+    /// A program that this executor cannot run, weights outside the file, or buffers that do not fit memory.
+    pub fn new(
+        program: Verified<'_>,
+        file: Arc<Mapped>,
+        section: Range<usize>,
+        options: CpuOptions,
+    ) -> Result<Self, LoadError> {
+        let isa = options.isa.map_or_else(Isa::from_env, Ok).map_err(LoadError::Isa)?;
+        let kernels = kernels(isa).map_err(LoadError::Isa)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
+        let pool =
+            pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
+        let module = program.module();
+        let weights = Weights::load(module, file, section)?;
+        let mut entries = Vec::with_capacity(module.graphs.len());
+        for graph in &module.graphs {
+            entries.push(Entry::load(module, graph).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
+        }
+        let caches = module.states.iter().map(|(_, s)| s).filter(|s| s.ty.dims.len() == 3);
+        let mut max_seq: Vec<usize> = caches.filter_map(|s| s.ty.dims[0].fixed()).collect();
+        max_seq.dedup();
+        let [max_seq] = max_seq[..] else { return Err(bad("it needs KV caches of one length".into())) };
+        let mut states = Vec::with_capacity(module.states.len());
+        for (_, s) in module.states.iter() {
+            states.push(StateBuffer::new(s)?);
+        }
+        let arena_bytes = module.graphs.iter().map(Graph::arena_bytes).max().unwrap_or(0);
+        let arena = Arena::new(usize::try_from(arena_bytes).unwrap_or(usize::MAX))?;
+        let vocab = entries.iter().find(|e| e.kind == Kind::Logits).map(|e| e.results[0].width);
+        let vocab = vocab.ok_or_else(|| bad("it has no logits entry".into()))?;
+        let mut step_rows: Vec<usize> = entries.iter().filter(|e| e.kind == Kind::Step).map(|e| e.rows).collect();
+        step_rows.sort_unstable();
+        if step_rows.is_empty() {
+            return Err(bad("it has no step entry".into()));
+        }
+        let largest = step_rows.last().copied().unwrap_or(0);
+        if states.iter().any(|s: &StateBuffer| s.is_rows() && s.rows() < largest) {
+            return Err(bad("its hidden states have fewer rows than its largest step".into()));
+        }
+        let code = entries.iter().flat_map(|e: &Entry| &e.code);
+        let mut tables = code.filter(|i| matches!(i.op, Op::Embed {})).filter_map(|i| weights.matrix(i.inputs[1]));
+        if vocab < 2 || tables.any(|t| t.n() < vocab) {
+            return Err(bad("its embedding has fewer rows than its logits".into()));
+        }
+        let mut executor = CpuExecutor {
+            kernels,
+            pool,
+            weights,
+            entries,
+            step_rows,
+            arena,
+            states,
+            scratch: Vec::new(),
+            stats: Vec::new(),
+            max_seq,
+            vocab,
+            live: 0,
+        };
+        executor.reserve_scratch()?;
+        Ok(executor)
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa()
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Bytes that the session holds besides the mapped weights: states, arena and scratch.
+    pub fn session_bytes(&self) -> usize {
+        self.states.iter().map(StateBuffer::len).sum::<usize>() + self.arena.len() + self.scratch.len() * 4
+    }
+
+    /// As [`Executor::step`], but stops before node `nodes` of the entry and shows every value to `observe`.
+    ///
+    /// # Errors
+    /// As [`Executor::step`].
+    pub fn step_observed(&mut self, call: StepCall<'_>, nodes: usize, observe: Observe<'_>) -> Result<(), ExecError> {
+        let entry = self.check_step(&call)?;
+        self.live = call.ids.len();
+        let params = self.entries[entry].params.clone();
+        let scalar = |v: usize| [i32::try_from(v).expect("cache rows were checked to fit i32")];
+        self.arena.write(params[0], call.ids);
+        self.arena.write(params[1], call.pos);
+        for (slot, value) in params[2..].iter().zip([call.at, call.from, call.visible]) {
+            self.arena.write(*slot, &scalar(value));
+        }
+        self.run(entry, call.ids.len(), nodes, observe);
+        Ok(())
+    }
+
+    /// Number of nodes of the step entry of `rows` rows up to where its second layer writes its keys, or all of them.
+    pub fn first_layer_nodes(&self, rows: usize) -> usize {
+        let entry = self.entries.iter().find(|e| e.kind == Kind::Step && e.rows == rows);
+        let code = entry.map_or(&[][..], |e| &e.code);
+        let writes = code.iter().enumerate().filter(|(_, i)| matches!(i.op, Op::KvWrite {}));
+        writes.map(|(i, _)| i).nth(1).unwrap_or(code.len())
+    }
+
+    /// Fills the hidden states of the last step, as if a step of that many rows had run. For self-tests of the head.
+    ///
+    /// # Errors
+    /// More rows than the largest step has.
+    pub fn set_hidden(&mut self, rows: usize, value: impl Fn(usize) -> f32) -> Result<(), ExecError> {
+        let largest = self.step_rows.last().copied().unwrap_or(0);
+        if rows == 0 || rows > largest {
+            return Err(ExecError::Shape(format!("{rows} rows do not fit a step of {largest}")));
+        }
+        let hidden = self.states.iter_mut().find(|s| s.is_rows()).ok_or(ExecError::NoEntry("hidden"))?;
+        let width = hidden.width();
+        hidden.floats_mut()[..rows * width].iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+        self.live = rows;
+        Ok(())
+    }
+
+    fn check_step(&self, call: &StepCall<'_>) -> Result<usize, ExecError> {
+        let shape = |what: String| Err(ExecError::Shape(what));
+        let rows = call.ids.len();
+        let bucket = self.step_rows.iter().copied().find(|b| *b >= rows);
+        let Some(bucket) = bucket.filter(|_| rows > 0) else {
+            let largest = self.step_rows.last().copied().unwrap_or(0);
+            return shape(format!("a step takes 1 to {largest} rows, not {rows}; compile with a larger --buckets"));
+        };
+        if call.pos.len() != rows {
+            return shape(format!("{rows} ids, but {} positions", call.pos.len()));
+        }
+        let end = call.at.checked_add(rows);
+        if end.is_none_or(|e| e > call.visible) || call.visible > self.max_seq || call.from > call.visible {
+            let (at, visible, max) = (call.at, call.visible, self.max_seq);
+            return shape(format!("rows {at}+{rows} with {visible} visible do not fit caches of {max} rows"));
+        }
+        if let Some(id) = call.ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= self.vocab)) {
+            return shape(format!("token {id} is outside the vocabulary of {}", self.vocab));
+        }
+        Ok(self.entry(Kind::Step, bucket).expect("buckets come from the entries"))
+    }
+
+    fn entry(&self, kind: Kind, at_least: usize) -> Option<usize> {
+        let fits = self.entries.iter().enumerate().filter(|(_, e)| e.kind == kind && e.rows >= at_least);
+        fits.min_by_key(|(_, e)| e.rows).map(|(i, _)| i)
+    }
+
+    fn reserve_scratch(&mut self) -> Result<(), LoadError> {
+        let mut words = 0;
+        for entry in &self.entries {
+            for instr in &entry.code {
+                let matrices: Vec<_> = instr.inputs.iter().filter_map(|i| self.weights.matrix(*i)).collect();
+                words = words.max(match instr.op {
+                    Op::Linear { .. } => linear_scratch_words(entry.rows, &matrices),
+                    Op::HeadStats { .. } => head_stats_scratch_words(entry.rows, &matrices[0]),
+                    Op::CachedAttention { .. } => {
+                        attention_scratch_words(self.threads(), self.state(instr.inputs[1]).kv_shape())
+                    }
+                    _ => 0,
+                });
+            }
+        }
+        let rows = self.entries.iter().map(|e| e.rows).max().unwrap_or(0);
+        self.stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
+        let memory = |_| LoadError::Memory { what: "scratch".into(), bytes: words.saturating_mul(4) };
+        self.scratch.try_reserve_exact(words).map_err(memory)?;
+        self.scratch.resize(words, 0);
+        Ok(())
+    }
+
+    fn state(&self, loc: Loc) -> &StateBuffer {
+        let Loc::State(s) = loc else { unreachable!("the verifier checks operand kinds") };
+        &self.states[s]
+    }
+
+    fn run(&mut self, entry: usize, live: usize, nodes: usize, observe: Observe<'_>) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut stats = std::mem::take(&mut self.stats);
+        let mut states = std::mem::take(&mut self.states);
+        let machine = Machine {
+            ctx: Ctx { kernels: self.kernels, pool: &self.pool },
+            weights: &self.weights,
+            arena: &self.arena,
+            live,
+        };
+        for instr in self.entries[entry].code.iter().take(nodes) {
+            machine.execute(instr, &mut states, &mut scratch, &mut stats);
+            if let Some(out) = instr.outputs.first().filter(|o| o.float) {
+                observe(&instr.name, machine.floats(*out));
+            }
+        }
+        (self.scratch, self.stats, self.states) = (scratch, stats, states);
+    }
+
+    /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.
+    fn run_head(
+        &mut self,
+        kind: Kind,
+        rows: &[usize],
+        done: &mut dyn FnMut(&Arena, &[Slot], Range<usize>),
+    ) -> Result<(), ExecError> {
+        if let Some(row) = rows.iter().find(|r| **r >= self.live) {
+            return Err(ExecError::Shape(format!("row {row} was not in the last step, which had {} rows", self.live)));
+        }
+        let largest = self.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).max();
+        let largest = largest.ok_or(ExecError::NoEntry(if kind == Kind::Head { "head" } else { "logits" }))?;
+        for (i, chunk) in rows.chunks(largest).enumerate() {
+            let entry = self.entry(kind, chunk.len()).expect("the largest entry holds a chunk");
+            let param = self.entries[entry].params[0];
+            self.arena.write_with(param, chunk.len(), |r| i32::try_from(chunk[r]).expect("rows of a step fit i32"));
+            self.run(entry, chunk.len(), usize::MAX, &mut |_, _| {});
+            let first = i * largest;
+            done(&self.arena, &self.entries[entry].results, first..first + chunk.len());
+        }
+        Ok(())
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn max_seq(&self) -> usize {
+        self.max_seq
+    }
+
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn step_buckets(&self) -> &[usize] {
+        &self.step_rows
+    }
+
+    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
+        self.step_observed(call, usize::MAX, &mut |_, _| {})
+    }
+
+    fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
+        if rows.len() != out.len() {
+            return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
+        }
+        self.run_head(Kind::Head, rows, &mut |arena, results, range| {
+            let best = arena.ints(results[0], range.len());
+            let numbers = arena.floats(results[1], range.len());
+            for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
+                *o = RowStats { best, prob: n[0], margin: n[1], entropy: n[2] };
+            }
+        })
+    }
+
+    fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
+        let vocab = self.vocab;
+        if rows.len().checked_mul(vocab) != Some(out.len()) {
+            return Err(ExecError::Shape(format!("{} rows of {vocab} do not fit {}", rows.len(), out.len())));
+        }
+        self.run_head(Kind::Logits, rows, &mut |arena, results, range| {
+            let logits = arena.floats(results[0], range.len());
+            out[range.start * vocab..range.end * vocab].copy_from_slice(logits);
+        })
+    }
+}
+
+/// What one run needs besides the states.
+struct Machine<'a> {
+    ctx: Ctx<'a>,
+    weights: &'a Weights,
+    arena: &'a Arena,
+    live: usize,
+}
+
+impl Machine<'_> {
+    fn floats(&self, slot: Slot) -> &[f32] {
+        self.arena.floats(slot, self.live)
+    }
+
+    fn input(&self, loc: Loc) -> &[f32] {
+        match loc {
+            Loc::Slot(slot) => self.floats(slot),
+            Loc::Weight(w) => self.weights.vector(w),
+            Loc::State(_) => unreachable!("the verifier checks operand kinds"),
+        }
+    }
+
+    /// The live rows of a result.
+    fn output(&self, slot: Slot) -> &mut [f32] {
+        // SAFETY: the verifier has checked that a result overlaps no value that is live when it is written, except one
+        // that the op may take over; `first_operand` and the residual then hand the operand over as "in place".
+        unsafe { self.arena.floats_mut(slot, self.live) }
+    }
+
+    /// The first operand of an op that may work in place.
+    fn first_operand(&self, instr: &Instr) -> Input<'_> {
+        match instr.inputs[0] {
+            Loc::Slot(slot) if slot.offset == instr.outputs[0].offset => Input::InPlace,
+            loc => Input::From(self.input(loc)),
+        }
+    }
+
+    fn scalar(&self, loc: Loc) -> usize {
+        let Loc::Slot(slot) = loc else { unreachable!("the verifier checks operand kinds") };
+        usize::try_from(self.arena.ints(slot, 1)[0]).expect("positions were checked before the step")
+    }
+
+    fn ints(&self, loc: Loc) -> &[i32] {
+        let Loc::Slot(slot) = loc else { unreachable!("the verifier checks operand kinds") };
+        self.arena.ints(slot, self.live)
+    }
+
+    fn norm(&self, eps: Option<f32>, loc: Option<&Loc>) -> Option<Norm<'_>> {
+        Some(Norm { weight: self.input(*loc?), eps: eps? })
+    }
+
+    fn execute(&self, instr: &Instr, states: &mut [StateBuffer], scratch: &mut [u32], stats: &mut [RowStats]) {
+        let ctx = &self.ctx;
+        let inputs = &instr.inputs[..];
+        match &instr.op {
+            Op::Add {} => add(ctx, self.first_operand(instr), self.input(inputs[1]), self.output(instr.outputs[0])),
+            Op::Mul {} => mul(ctx, self.first_operand(instr), self.input(inputs[1]), self.output(instr.outputs[0])),
+            Op::Scale { by } => scale(ctx, self.first_operand(instr), *by, self.output(instr.outputs[0])),
+            Op::Silu {} => silu(ctx, self.first_operand(instr), self.output(instr.outputs[0])),
+            Op::Embed {} => {
+                let table = self.weights.matrix(inputs[1]).expect("checked at load");
+                embed(ctx, self.ints(inputs[0]), &table, self.output(instr.outputs[0]));
+            }
+            Op::RmsNorm { eps } => {
+                let norm = Norm { weight: self.input(inputs[1]), eps: *eps };
+                rms_norm(ctx, Input::From(self.input(inputs[0])), norm, self.output(instr.outputs[0]));
+            }
+            Op::RopeTable { theta, head_dim } => {
+                rope_table(ctx, self.ints(inputs[0]), *head_dim as usize, *theta, self.output(instr.outputs[0]));
+            }
+            Op::Rope { head_dim, norm } => {
+                let (x, table) = (self.first_operand(instr), self.input(inputs[1]));
+                let norm = self.norm(*norm, inputs.get(2));
+                rope(ctx, x, table, *head_dim as usize, norm, self.output(instr.outputs[0]));
+            }
+            Op::Linear { n, bias, norm, post } => self.linear(instr, *n as usize, *bias, *norm, *post, scratch),
+            Op::HeadStats { norm, ban } => {
+                let head = self.weights.matrix(inputs[1]).expect("checked at load");
+                let norm = self.norm(*norm, inputs.get(2));
+                let stats = &mut stats[..self.live];
+                head_stats(ctx, self.input(inputs[0]), norm, &head, ban.map(|b| b as usize), stats, scratch);
+                // SAFETY: results do not overlap each other or what is live (verified), and nothing else is borrowed.
+                let best = unsafe { self.arena.ints_mut(instr.outputs[0], self.live) };
+                let numbers = self.output(instr.outputs[1]);
+                for ((s, b), n) in stats.iter().zip(best).zip(numbers.chunks_exact_mut(3)) {
+                    *b = s.best;
+                    n.copy_from_slice(&[s.prob, s.margin, s.entropy]);
+                }
+            }
+            Op::KvWrite {} => {
+                let (Loc::State(k), Loc::State(v)) = (inputs[2], inputs[3]) else {
+                    unreachable!("the verifier checks operand kinds")
+                };
+                let shape = states[k].kv_shape();
+                let [k_state, v_state] = states.get_disjoint_mut([k, v]).expect("checked at load");
+                let (keys, values) = (self.input(inputs[0]), self.input(inputs[1]));
+                let at = self.scalar(inputs[4]);
+                kv_write(ctx, shape, keys, values, at, k_state.bytes_mut(), v_state.bytes_mut());
+            }
+            Op::CachedAttention { mask, .. } => {
+                let (Loc::State(k), Loc::State(v)) = (inputs[1], inputs[2]) else {
+                    unreachable!("the verifier checks operand kinds")
+                };
+                let kv = states[k].kv_shape();
+                let out = instr.outputs[0];
+                let shape = AttentionShape {
+                    kv,
+                    heads: out.width / kv.head_dim,
+                    mask: *mask,
+                    at: self.scalar(inputs[3]),
+                    from: self.scalar(inputs[4]),
+                    visible: self.scalar(inputs[5]),
+                };
+                let (k, v) = (states[k].bytes(), states[v].bytes());
+                attention(ctx, shape, self.input(inputs[0]), k, v, self.output(out), scratch);
+            }
+            Op::StoreRows {} => {
+                let Loc::State(s) = inputs[1] else { unreachable!("the verifier checks operand kinds") };
+                let x = self.input(inputs[0]);
+                states[s].floats_mut()[..x.len()].copy_from_slice(x);
+            }
+            Op::TakeRows {} => {
+                let Loc::State(s) = inputs[0] else { unreachable!("the verifier checks operand kinds") };
+                let out = instr.outputs[0];
+                let rows = self.ints(inputs[1]);
+                let from = states[s].floats();
+                for (row, o) in rows.iter().zip(self.output(out).chunks_exact_mut(out.width)) {
+                    let row = usize::try_from(*row).expect("rows were checked before the head");
+                    o.copy_from_slice(&from[row * out.width..][..out.width]);
+                }
+            }
+            other => unreachable!("{} was refused at load", other.name()),
+        }
+    }
+
+    fn linear(&self, instr: &Instr, n: usize, bias: bool, norm: Option<f32>, post: Post, scratch: &mut [u32]) {
+        let (x, rest) = instr.inputs.split_first().expect("verified");
+        let (weights, rest) = rest.split_at(n);
+        let (biases, rest) = rest.split_at(if bias { n } else { 0 });
+        let matrix = |i: usize| self.weights.matrix(weights[i.min(n - 1)]).expect("checked at load");
+        let weights = [matrix(0), matrix(1), matrix(2)];
+        let vector = |i: usize| biases.get(i).map(|b| self.input(*b));
+        let biases = [vector(0), vector(1), vector(2)];
+        let epilogue = match (post, rest.last()) {
+            (Post::SwiGlu, _) => Epilogue::SwiGlu,
+            (Post::Add, Some(Loc::Slot(r))) if r.offset == instr.outputs[0].offset => Epilogue::AddInPlace,
+            (Post::Add, Some(r)) => Epilogue::Add(self.input(*r)),
+            _ => Epilogue::Store,
+        };
+        let norm = self.norm(norm, rest.first());
+        let out = |i: usize| instr.outputs.get(i).map_or(&mut [][..], |o| self.output(*o));
+        let mut outs = [out(0), out(1), out(2)];
+        let (x, outs) = (self.input(*x), &mut outs[..instr.outputs.len()]);
+        linear(&self.ctx, x, self.live, norm, &weights[..n], &biases[..if bias { n } else { 0 }], epilogue, outs, scratch);
+    }
+}
+
+impl Weights {
+    fn load(module: &Module, file: Arc<Mapped>, section: Range<usize>) -> Result<Self, LoadError> {
+        let mut all = Vec::with_capacity(module.weights.len());
+        for (_, w) in module.weights.iter() {
+            let place = || module.weight_text(w);
+            let WeightDef::Stored { offset, bytes } = w.def else { return Err(bad(format!("{}: is not stored", place()))) };
+            let start = usize::try_from(offset).ok().and_then(|o| o.checked_add(section.start));
+            let end = start.and_then(|s| s.checked_add(usize::try_from(bytes).ok()?));
+            let range = match (start, end) {
+                (Some(s), Some(e)) if e <= section.end && section.end <= file.bytes().len() => s..e,
+                _ => return Err(bad(format!("{}: lies outside the weights", place()))),
+            };
+            let weight = match (w.ty.shape().as_deref(), w.ty.layout.as_deref(), w.ty.dtype) {
+                (Some(&[n, k]), Some("cpu.n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
+                    Weight::Matrix { dtype, n, k, bytes: range }
+                }
+                (Some(&[_]), None, DType::F32) => {
+                    let (words, _) = file.bytes()[range].as_chunks::<4>();
+                    Weight::Vector(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
+                }
+                _ => return Err(bad(format!("{}: has a layout that is not read here", place()))),
+            };
+            all.push(weight);
+        }
+        Ok(Weights { file, all })
+    }
+
+    fn matrix(&self, loc: Loc) -> Option<PackedWeight<'_>> {
+        let Loc::Weight(w) = loc else { return None };
+        let Weight::Matrix { dtype, n, k, bytes } = &self.all[w] else { return None };
+        PackedWeight::new(*dtype, *n, *k, &self.file.bytes()[bytes.clone()])
+    }
+
+    fn vector(&self, weight: usize) -> &[f32] {
+        match &self.all[weight] {
+            Weight::Vector(v) => v,
+            Weight::Matrix { .. } => unreachable!("vectors and matrices are told apart at load"),
+        }
+    }
+}
+
+impl Entry {
+    /// Resolves a verified graph, refusing everything that the kernels would not accept.
+    fn load(module: &Module, graph: &Graph) -> Result<Self, String> {
+        let kind = match graph.name.split('_').next() {
+            Some("step") => Kind::Step,
+            Some("head") => Kind::Head,
+            Some("logits") => Kind::Logits,
+            _ => return Err("is not a step, head or logits entry".into()),
+        };
+        let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
+        let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
+        let rows = match (kind, shapes.as_deref()) {
+            (Kind::Step, Some([ids, pos, at, from, visible]))
+                if ids.len() == 1 && ids == pos && [at, from, visible].iter().all(|s| s.is_empty()) => ids[0],
+            (Kind::Head | Kind::Logits, Some([rows])) if rows.len() == 1 => rows[0],
+            _ => return Err("has parameters that are not those of its kind".into()),
+        };
+        if graph.params.iter().any(|p| ty(p).dtype != DType::I32) {
+            return Err("has parameters that are not i32".into());
+        }
+        let results: Vec<_> = graph.results.iter().map(|r| (ty(r).dtype, ty(r).dims.len())).collect();
+        let expected: &[(DType, usize)] = match kind {
+            Kind::Step => &[],
+            Kind::Head => &[(DType::I32, 1), (DType::F32, 2)],
+            Kind::Logits => &[(DType::F32, 2)],
+        };
+        if results != expected {
+            return Err("has results that are not those of its kind".into());
+        }
+        let mut slots = Vec::with_capacity(graph.values.len());
+        for (_, v) in graph.values.iter() {
+            slots.push(Slot::of(v, rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
+        }
+        let loc = |operand: &Operand| match operand {
+            Operand::Value(v) => Loc::Slot(slots[v.index()]),
+            Operand::Weight(w) => Loc::Weight(w.index()),
+            Operand::State(s) => Loc::State(s.index()),
+        };
+        let mut code = Vec::with_capacity(graph.nodes.len());
+        for node in &graph.nodes {
+            runnable(module, graph, node).map_err(|e| format!("{}: {e}", module.node_text(graph, node)))?;
+            code.push(Instr {
+                op: node.op.clone(),
+                inputs: node.inputs.iter().map(loc).collect(),
+                outputs: node.outputs.iter().map(|o| slots[o.index()]).collect(),
+                name: node.outputs.first().map_or_else(String::new, |o| graph.values[*o].name.clone()),
+            });
+        }
+        let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();
+        Ok(Entry { kind, rows, params: slots_of(&graph.params), results: slots_of(&graph.results), code })
+    }
+}
+
+/// What the kernels ask of a node beyond its types.
+fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), String> {
+    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("cpu.n16");
+    let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
+    let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
+    let ok = match &node.op {
+        Op::Add {} | Op::Mul {} => values(0..2),
+        Op::Scale { .. } | Op::Silu {} | Op::RopeTable { .. } => values(0..1),
+        Op::Embed {} => matrix(1),
+        Op::RmsNorm { .. } => values(0..1) && vector(1),
+        Op::Rope { .. } => values(0..2),
+        Op::Linear { n, bias, .. } => {
+            let n = *n as usize;
+            let ends = values(0..1) && node.inputs.iter().skip(1 + n).all(|i| i.state().is_none());
+            n <= 3 && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
+        }
+        Op::HeadStats { .. } => values(0..1) && matrix(1),
+        Op::KvWrite {} => {
+            values(0..2) && node.inputs[2] != node.inputs[3] && caches(module, node.inputs[2], node.inputs[3])
+        }
+        Op::CachedAttention { .. } => values(0..1) && caches(module, node.inputs[1], node.inputs[2]),
+        Op::StoreRows {} => values(0..1) && rows_state(module, node.inputs[1]),
+        Op::TakeRows {} => rows_state(module, node.inputs[0]),
+        _ => return Err("this op is not run on the CPU".into()),
+    };
+    if ok { Ok(()) } else { Err("an operand has a form that the CPU does not read".into()) }
+}
+
+fn caches(module: &Module, k: Operand, v: Operand) -> bool {
+    let [Some(k), Some(v)] = [k, v].map(|s| s.state().map(|s| &module.states[s].ty)) else { return false };
+    let layouts = [k, v].map(|ty| ty.layout.as_deref());
+    k.dtype == v.dtype && k.dims == v.dims && layouts == [Some("cpu.k16"), Some("cpu.v")]
+}
+
+fn rows_state(module: &Module, state: Operand) -> bool {
+    let ty = state.state().map(|s| &module.states[s].ty);
+    ty.is_some_and(|ty| ty.dtype == DType::F32 && ty.layout.is_none() && ty.dims.len() == 2)
+}
+
+fn bad(what: String) -> LoadError {
+    LoadError::Program(what)
+}

@@ -1,0 +1,57 @@
+//! The artifact's manifest: what it is, from what, made how, and what it needs. JSON, so that anybody can read it.
+
+use crate::decode::DecodePolicy;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything about an artifact but its bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Compiler and version.
+    pub compiler: String,
+    /// The model.
+    pub model: ModelInfo,
+    /// Compile options that shaped it, by name.
+    pub options: BTreeMap<String, String>,
+    /// The pass pipeline, as it can be given to `dlxc opt`.
+    pub pipeline: String,
+    /// Programs in the artifact, by target.
+    pub targets: Vec<String>,
+    /// What a session needs.
+    pub memory: Memory,
+    /// How to decode.
+    pub policy: DecodePolicy,
+    /// What the user should know, such as tensors left out for a reason.
+    pub notes: Vec<String>,
+}
+
+/// Where a model comes from and its sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Family name.
+    pub family: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Width of the logits.
+    pub vocab: usize,
+    /// Rows of the KV caches: prompt and answer together.
+    pub max_seq: usize,
+    /// BLAKE3 of the checkpoint's `config.json`.
+    pub config_hash: String,
+    /// BLAKE3 of `tokenizer.json`; a draft and its verifier must agree in it.
+    pub tokenizer_hash: String,
+}
+
+/// Memory certificate, in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Mapped weights.
+    pub weights: u64,
+    /// KV caches and hidden states, at the full context.
+    pub states: u64,
+    /// Activations of the largest entry.
+    pub arena: u64,
+}

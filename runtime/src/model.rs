@@ -1,0 +1,142 @@
+//! A loaded model: an artifact's program on this machine, its text side and its manifest.
+
+use crate::artifact::{self, Artifact, ArtifactError};
+use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
+use crate::manifest::Manifest;
+use crate::selftest::{self, GoldenVectors, SelfTestError};
+use crate::text::{ChatTemplate, TextError, Tokenizer};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A model that is ready to run.
+pub struct Model {
+    /// What the artifact says of itself.
+    pub manifest: Manifest,
+    /// Runs its entries.
+    pub executor: CpuExecutor,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to text, if the model has a chat template.
+    pub template: Option<ChatTemplate>,
+}
+
+/// The `text` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextSection {
+    /// Jinja source.
+    pub chat_template: Option<String>,
+    /// `bos_token` and the like → text.
+    pub special_tokens: BTreeMap<String, String>,
+}
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Threads and instruction set.
+    pub cpu: CpuOptions,
+    /// Whether to compare the checksum of the weights, which reads them all once.
+    pub verify_weights: bool,
+    /// Whether to run the golden vectors.
+    pub self_test: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { cpu: CpuOptions::default(), verify_weights: true, self_test: true }
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file is no sound artifact.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A section does not hold what it should.
+    #[error("{}: section `{section}` cannot be read: {reason}; compile it again with this version", path.display())]
+    Section {
+        /// The artifact.
+        path: PathBuf,
+        /// The section.
+        section: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The program cannot run here.
+    #[error("{}: {source}", path.display())]
+    Load {
+        /// The artifact.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
+    },
+    /// The tokenizer or template is broken.
+    #[error("{}: {source}", path.display())]
+    Text {
+        /// The artifact.
+        path: PathBuf,
+        /// Why.
+        source: TextError,
+    },
+    /// The golden vectors came out wrong.
+    #[error("{}: {source}", path.display())]
+    SelfTest {
+        /// The artifact.
+        path: PathBuf,
+        /// Which and how.
+        source: SelfTestError,
+    },
+}
+
+/// Reads the manifest of an artifact.
+///
+/// # Errors
+/// A missing or malformed section.
+pub fn read_manifest(artifact: &Artifact) -> Result<Manifest, ModelError> {
+    json(artifact, artifact::MANIFEST)
+}
+
+impl Model {
+    /// Loads the CPU program of an artifact.
+    ///
+    /// # Errors
+    /// A damaged artifact, a program that this version or machine cannot run, or a failed self-test.
+    pub fn load(artifact: &Artifact, options: LoadOptions) -> Result<Self, ModelError> {
+        if options.verify_weights {
+            artifact.verify_weights()?;
+        }
+        let path = || artifact.path().to_path_buf();
+        let manifest = read_manifest(artifact)?;
+        let name = artifact::program_section("cpu");
+        let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
+        let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
+        let verified = dlx_ir::verify(&program).map_err(|e| broken(e[0].to_string()))?;
+        let (file, weights) = artifact.mapped_weights();
+        let executor = CpuExecutor::new(verified, file, weights, options.cpu);
+        let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
+        if options.self_test {
+            let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
+            let failed = |source| ModelError::SelfTest { path: path(), source };
+            selftest::check(&mut executor, &golden).map_err(failed)?;
+        }
+        let text: TextSection = json(artifact, artifact::TEXT)?;
+        let bad_text = |source| ModelError::Text { path: path(), source };
+        let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
+        let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
+        let template = text.chat_template.map(|t| ChatTemplate::new(&t, text.special_tokens));
+        let template = template.transpose().map_err(bad_text)?;
+        Ok(Model { manifest, executor, tokenizer, template })
+    }
+}
+
+fn json<T: for<'de> Deserialize<'de>>(artifact: &Artifact, section: &str) -> Result<T, ModelError> {
+    let text = artifact.text(section)?;
+    serde_json::from_str(text).map_err(|e| ModelError::Section {
+        path: artifact.path().to_path_buf(),
+        section: section.into(),
+        reason: e.to_string(),
+    })
+}

@@ -1,0 +1,281 @@
+//! Emission: computes every weight expression and streams the bytes into the artifact.
+//!
+//! Invariant: the bytes depend on the module and the source alone, not on the number of threads, and memory does not
+//! grow with the model: work is cut into chunks of whole 16-row tiles, and each thread holds one chunk at a time.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dlx_ir::quant::QuantizedRow;
+use dlx_ir::{DType, Error, Module, Op, QuantFormat, Verified, WeightDef, WeightId};
+use dlx_runtime::cpu::{TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, quantize_row, tile_bytes};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::artifact_writer::ArtifactWriter;
+
+/// Where source tensors come from.
+pub trait WeightSource: Sync {
+    /// Reads rows of a tensor as f32.
+    ///
+    /// # Errors
+    /// A missing tensor, rows out of range, or (unless allowed) a NaN or infinity; names file and tensor.
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Says that rows have been used and their memory may go.
+    fn release_rows(&self, name: &str, rows: Range<usize>);
+}
+
+/// What was emitted.
+#[derive(Debug)]
+pub struct Emission {
+    /// The module with every weight stored in the artifact.
+    pub module: Module,
+    /// Bytes of weights.
+    pub bytes: u64,
+}
+
+/// Values per chunk, about: enough to amortise a task, little enough for the cache.
+const CHUNK_VALUES: usize = 1 << 19;
+
+struct Task<'m> {
+    weight: WeightId,
+    name: &'m str,
+    rows: Range<usize>,
+    offset: u64,
+}
+
+/// Computes all weights that graphs read and writes them. `progress` is told bytes done and bytes in all; setting
+/// `cancel` stops between chunks.
+///
+/// # Errors
+/// What the source or the writer reports, a scale that does not fit f16, or cancellation.
+pub fn emit(
+    verified: Verified<'_>,
+    source: &dyn WeightSource,
+    writer: &mut ArtifactWriter,
+    cancel: &AtomicBool,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Emission, Error> {
+    let module = verified.module();
+    let mut read = module.weights.side_table(false);
+    for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
+        read[w] = true;
+    }
+    let mut stored = Module::new(module.name.clone());
+    let mut map = Vec::new();
+    let mut tasks = Vec::new();
+    let mut total = 0;
+    for (id, w) in module.weights.iter() {
+        if !read[id] {
+            map.push(None);
+            continue;
+        }
+        let layout = Layout::of(module, id)?;
+        let offset = writer.reserve(layout.bytes() as u64);
+        total += layout.bytes() as u64;
+        let step = (CHUNK_VALUES / layout.k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
+        tasks.extend((0..layout.n).step_by(step).map(|first| Task {
+            weight: id,
+            name: &w.name,
+            rows: first..(first + step).min(layout.n),
+            offset: offset + (first / TILE_COLUMNS * layout.tile) as u64,
+        }));
+        let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64 };
+        map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
+    }
+    let done = AtomicU64::new(0);
+    let writer = &*writer;
+    tasks.par_iter().try_for_each(|task| {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::new("compile", "was interrupted"));
+        }
+        let bytes = chunk(module, task, source)?;
+        writer.write_at(task.offset, &bytes)?;
+        progress(done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64, total);
+        Ok(())
+    })?;
+    stored.states = module.states.clone();
+    stored.graphs = module.graphs.clone();
+    for input in stored.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if let dlx_ir::Operand::Weight(w) = input {
+            *w = map[dlx_ir::Id::index(*w)].expect("read weights are stored");
+        }
+    }
+    Ok(Emission { module: stored, bytes: total })
+}
+
+/// How a weight lies in the artifact: `n` rows of `k`, in tiles of 16 rows if packed, else row by row as f32.
+struct Layout {
+    n: usize,
+    k: usize,
+    /// Bytes of 16 rows.
+    tile: usize,
+    packed: bool,
+}
+
+impl Layout {
+    fn of(module: &Module, id: WeightId) -> Result<Self, Error> {
+        let w = &module.weights[id];
+        let place = || module.weight_text(w);
+        match (w.ty.shape().as_deref(), w.ty.layout.is_some()) {
+            (Some(&[n, k]), true) => {
+                let tile = tile_bytes(w.ty.dtype, k).filter(|_| packed_bytes(w.ty.dtype, n, k).is_some());
+                let tile =
+                    tile.ok_or_else(|| Error::new(place(), "cannot be packed: too large, or of a wrong type"))?;
+                Ok(Layout { n, k, tile, packed: true })
+            }
+            (Some(&[n]), false) if w.ty.dtype == DType::F32 => {
+                Ok(Layout { n, k: 1, tile: 4 * TILE_COLUMNS, packed: false })
+            }
+            _ => Err(Error::new(place(), "is neither a packed matrix nor an f32 vector")
+                .help("run the lower pass before emission")),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        if self.packed { self.n.div_ceil(TILE_COLUMNS) * self.tile } else { self.n * 4 }
+    }
+}
+
+/// The bytes of a chunk of whole tiles.
+fn chunk(module: &Module, task: &Task<'_>, source: &dyn WeightSource) -> Result<Vec<u8>, Error> {
+    let w = &module.weights[task.weight];
+    let layout = Layout::of(module, task.weight)?;
+    let (k, count) = (layout.k, task.rows.len());
+    let WeightDef::Expr(Op::Pack { .. }, inputs) = &w.def else {
+        let mut values = vec![0.0; count];
+        rows(module, task.weight, task.rows.clone(), source, &mut values)?;
+        return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    };
+    let mut out = vec![0u8; count.div_ceil(TILE_COLUMNS) * layout.tile];
+    let inner = &module.weights[inputs[0]];
+    let mut values = vec![0.0; count * k];
+    match (&inner.def, inner.ty.dtype) {
+        (WeightDef::Expr(Op::Quantize { .. }, from), DType::Quant(format)) => {
+            rows(module, from[0], task.rows.clone(), source, &mut values)?;
+            let tiles = values.chunks(TILE_COLUMNS * k).zip(out.chunks_mut(layout.tile));
+            let mut packer = Packer::new(format, k);
+            for (tile, bytes) in tiles {
+                if !packer.pack(tile, bytes) {
+                    return Err(Error::new(task.name, format!("a scale of {format} does not fit f16"))
+                        .help("the weights are too large for this format; keep this tensor with --keep NAME=bf16"));
+                }
+            }
+        }
+        (_, dtype) => {
+            rows(module, inputs[0], task.rows.clone(), source, &mut values)?;
+            let size = dtype.size().expect("unquantized types have a size");
+            let elements = float_bytes(dtype, &values);
+            for (tile, bytes) in elements.chunks(TILE_COLUMNS * k * size).zip(out.chunks_mut(layout.tile)) {
+                pack_tile_float(dtype, tile, k, bytes);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Quantizes and packs tiles of one weight, reusing its buffers.
+struct Packer {
+    format: QuantFormat,
+    k: usize,
+    row: QuantizedRow,
+    codes: Vec<u8>,
+    scales: Vec<f16>,
+    mins: Vec<f16>,
+}
+
+impl Packer {
+    fn new(format: QuantFormat, k: usize) -> Self {
+        let row = QuantizedRow::zeroed(format, k);
+        Packer { format, k, row, codes: Vec::new(), scales: Vec::new(), mins: Vec::new() }
+    }
+
+    /// False when a scale does not fit f16.
+    fn pack(&mut self, tile: &[f32], out: &mut [u8]) -> bool {
+        self.codes.clear();
+        self.scales.clear();
+        self.mins.clear();
+        let mut fits = true;
+        for row in tile.chunks(self.k) {
+            fits &= quantize_row(self.format, row, &mut self.row);
+            self.codes.extend_from_slice(&self.row.codes);
+            self.scales.extend_from_slice(&self.row.scales);
+            if self.format.min {
+                self.mins.extend_from_slice(&self.row.mins);
+            }
+        }
+        pack_tile_quant(self.format, &self.codes, &self.scales, &self.mins, self.k, out);
+        fits
+    }
+}
+
+fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// Rows of a weight expression as f32.
+fn rows(
+    module: &Module,
+    id: WeightId,
+    range: Range<usize>,
+    source: &dyn WeightSource,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let w = &module.weights[id];
+    match &w.def {
+        WeightDef::Source => {
+            source.read_rows(&w.name, range.clone(), out)?;
+            source.release_rows(&w.name, range);
+            Ok(())
+        }
+        WeightDef::Expr(op, inputs) => match op {
+            Op::Cast { to } => {
+                rows(module, inputs[0], range, source, out)?;
+                match to {
+                    DType::F16 => out.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+                    DType::BF16 => out.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+                    _ => {}
+                }
+                Ok(())
+            }
+            Op::Scale { by } => {
+                rows(module, inputs[0], range, source, out)?;
+                out.iter_mut().for_each(|v| *v *= by);
+                Ok(())
+            }
+            Op::Concat {} => {
+                let width = out.len() / range.len().max(1);
+                let mut first = 0;
+                for &input in inputs {
+                    let n = module.weights[input].ty.dims[0].fixed().expect("weights have static dimensions");
+                    let part = range.start.max(first)..range.end.min(first + n);
+                    if !part.is_empty() {
+                        let into = &mut out[(part.start - range.start) * width..(part.end - range.start) * width];
+                        rows(module, input, part.start - first..part.end - first, source, into)?;
+                    }
+                    first += n;
+                }
+                Ok(())
+            }
+            Op::Transpose {} => {
+                // Columns of the operand: read whole, which is why `fold` removes transposes where it can.
+                let [n, k] = [0, 1].map(|d| module.weights[inputs[0]].ty.dims[d].fixed().expect("static"));
+                let mut whole = vec![0.0; n * k];
+                rows(module, inputs[0], 0..n, source, &mut whole)?;
+                for (row, r) in out.chunks_mut(n).zip(range) {
+                    row.iter_mut().enumerate().for_each(|(c, v)| *v = whole[c * k + r]);
+                }
+                Ok(())
+            }
+            other => {
+                Err(Error::new(module.weight_text(w), format!("`{}` cannot be computed at emission", other.name())))
+            }
+        },
+        WeightDef::Stored { .. } => Err(Error::new(module.weight_text(w), "is already stored")),
+    }
+}
