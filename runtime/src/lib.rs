@@ -3,5 +3,6 @@
 
 pub mod artifact;
 pub mod decode;
+pub mod cpu;
 pub mod exec;
 pub mod mapped;

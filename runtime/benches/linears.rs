@@ -1,0 +1,202 @@
+//! Times the linear layers and the head of a 1.7 B diffusion model, and the limits of the machine beside them.
+//!
+//! `cargo bench -p dlx-runtime --bench linears -- [--format q4g32] [--threads 2] [M...]`. Weights are random bytes of
+//! distinct memory per layer, so that a single row really streams them.
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+#![allow(unsafe_code, reason = "the peak of the dot product instruction is measured with intrinsics")]
+
+use dlx_ir::DType;
+use dlx_runtime::cpu::{
+    Ctx, Epilogue, Isa, Norm, PackedWeight, head_logits, kernels, linear, linear_scratch_words, packed_bytes,
+};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+const LAYERS: usize = 28;
+const HIDDEN: usize = 2048;
+const KV: usize = 1024;
+const MLP: usize = 6144;
+const VOCAB: usize = 151_936;
+
+fn main() {
+    let mut formats = Vec::new();
+    let mut rows = Vec::new();
+    let mut threads = 2;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--bench" => {}
+            "--format" => formats.push(args.next().expect("--format takes a format")),
+            "--threads" => threads = args.next().and_then(|n| n.parse().ok()).expect("--threads takes a number"),
+            m => rows.push(m.parse::<usize>().expect("a number of rows")),
+        }
+    }
+    if formats.is_empty() {
+        formats = ["q4g32", "q4g64", "q4g128", "q8g128"].map(String::from).to_vec();
+    }
+    if rows.is_empty() {
+        rows = vec![1, 4, 8, 16, 32, 64, 128, 512];
+    }
+    let isa = Isa::from_env().expect("DLX_ISA");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let ctx = Ctx { kernels: kernels(isa).expect("instruction set"), pool: &pool };
+    println!("kernels: {isa}, {threads} threads");
+    pool.install(|| {
+        for format in &formats {
+            let model = Model::new(format.parse().expect("a format"));
+            for &m in &rows {
+                model.time(&ctx, m);
+            }
+        }
+    });
+}
+
+/// Giga-operations per second of `vpdpbusd` on all threads, or 0 where there is none.
+fn int8_peak() -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512.available() {
+        use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32};
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn spin(rounds: usize) -> i32 {
+            let mut sums = [_mm512_set1_epi32(1); 12];
+            let x = _mm512_set1_epi8(3);
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, x, x);
+                }
+            }
+            sums.into_iter().map(|s| _mm512_reduce_add_epi32(s)).fold(0, i32::wrapping_add)
+        }
+        const ROUNDS: usize = 500_000;
+        let best = best_of(5, || {
+            // SAFETY: the CPU has the features, as checked above.
+            rayon::broadcast(|_| black_box(unsafe { spin(black_box(ROUNDS)) }));
+        });
+        return (ROUNDS * 12 * 128 * rayon::current_num_threads()) as f64 / best.as_secs_f64() / 1e9;
+    }
+    0.0
+}
+
+/// Gigabytes per second of all threads reading `bytes`.
+fn read_bandwidth(bytes: &[u8]) -> f64 {
+    let words = bytes.as_chunks::<64>().0;
+    let share = words.len() / rayon::current_num_threads();
+    let best = best_of(3, || {
+        rayon::broadcast(|t| {
+            let mut acc = [0u64; 8];
+            for line in &words[t.index() * share..][..share] {
+                for (a, w) in acc.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *a ^= u64::from_le_bytes(*w);
+                }
+            }
+            black_box(acc)
+        });
+    });
+    bytes.len() as f64 / best.as_secs_f64() / 1e9
+}
+
+fn best_of(n: usize, mut work: impl FnMut()) -> Duration {
+    (0..n).map(|_| timed(&mut work)).min().expect("at least one run")
+}
+
+fn timed(work: &mut impl FnMut()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// The weights, in one allocation: per layer q, k, v, o, gate, up, down; then the head.
+struct Model {
+    dtype: DType,
+    shapes: Vec<(usize, usize)>,
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Model {
+    fn new(dtype: DType) -> Self {
+        let layer = [
+            (HIDDEN, HIDDEN),
+            (KV, HIDDEN),
+            (KV, HIDDEN),
+            (HIDDEN, HIDDEN),
+            (MLP, HIDDEN),
+            (MLP, HIDDEN),
+            (HIDDEN, MLP),
+        ];
+        let mut shapes: Vec<(usize, usize)> = layer.iter().copied().cycle().take(7 * LAYERS).collect();
+        shapes.push((VOCAB, HIDDEN));
+        let total: usize = shapes.iter().map(|(n, k)| packed_bytes(dtype, *n, *k).expect("a packable format")).sum();
+        let mut bytes = vec![0u8; total + 64];
+        let mut state = 1u64;
+        for word in bytes.as_chunks_mut::<8>().0 {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            // Two of every f16's exponent bits are cleared: random scales stay finite.
+            *word = (state & 0x3bff_3bff_3bff_3bff).to_le_bytes();
+        }
+        let start = bytes.as_ptr().align_offset(64);
+        Model { dtype, shapes, bytes, start }
+    }
+
+    fn weights(&self) -> Vec<PackedWeight<'_>> {
+        let mut at = self.start;
+        self.shapes
+            .iter()
+            .map(|&(n, k)| {
+                let len = packed_bytes(self.dtype, n, k).expect("a packable format");
+                at += len;
+                PackedWeight::new(self.dtype, n, k, &self.bytes[at - len..at]).expect("the right size")
+            })
+            .collect()
+    }
+
+    fn time(&self, ctx: &Ctx<'_>, m: usize) {
+        let weights = self.weights();
+        let (layers, head) = weights.as_chunks::<7>();
+        let head = &head[0];
+        let mut x: Vec<f32> = (0..m * HIDDEN).map(|i| ((i * 37) % 101) as f32 * 0.02 - 1.0).collect();
+        let norm_weight = vec![1f32; HIDDEN];
+        let norm = Norm { weight: &norm_weight, eps: 1e-6 };
+        let (mut q, mut k, mut v) = (vec![0f32; m * HIDDEN], vec![0f32; m * KV], vec![0f32; m * KV]);
+        let mut mlp = vec![0f32; m * MLP];
+        let mut logits = vec![0f32; m * VOCAB];
+        let most = layers[0].iter().map(|w| linear_scratch_words(m, &[*w])).max().expect("seven weights");
+        let mut scratch = vec![0u32; 3 * most];
+        let scratch = &mut scratch;
+        let mut head_time = Vec::new();
+        let mut pass = |x: &mut Vec<f32>| {
+            for [wq, wk, wv, wo, gate, up, down] in layers {
+                let mut outs: [&mut [f32]; 3] = [&mut q, &mut k, &mut v];
+                linear(ctx, x, m, Some(norm), &[*wq, *wk, *wv], &[], Epilogue::Store, &mut outs, scratch);
+                linear(ctx, &q, m, None, &[*wo], &[], Epilogue::AddInPlace, &mut [x], scratch);
+                let outs: &mut [&mut [f32]] = &mut [&mut mlp];
+                linear(ctx, x, m, Some(norm), &[*gate, *up], &[], Epilogue::SwiGlu, outs, scratch);
+                linear(ctx, &mlp, m, None, &[*down], &[], Epilogue::AddInPlace, &mut [x], scratch);
+            }
+            head_time.push(timed(&mut || head_logits(ctx, x, m, Some(norm), head, &mut logits, scratch)));
+        };
+        pass(&mut x);
+        let mut times = Vec::new();
+        let started = Instant::now();
+        while times.len() < 3 || (started.elapsed() < Duration::from_millis(2500) && times.len() < 40) {
+            times.push(timed(&mut || pass(&mut x)));
+        }
+        times.sort();
+        head_time.sort();
+        let (best, median) = (times[0], times[times.len() / 2]);
+        let elements: usize = self.shapes.iter().map(|(n, k)| n * k).sum();
+        let gops = 2.0 * (elements * m) as f64 / median.as_secs_f64() / 1e9;
+        let peak = int8_peak();
+        let bandwidth = read_bandwidth(&self.bytes);
+        println!(
+            "{:7} M={m:<4} median {:8.1} ms  best {:8.1}  head {:7.1}  {gops:6.0} GOPS = {:3.0} % of {peak:.0}  \
+             {:5.1} GB/s of {bandwidth:.1}",
+            self.dtype.to_string(),
+            median.as_secs_f64() * 1e3,
+            best.as_secs_f64() * 1e3,
+            head_time[head_time.len() / 2].as_secs_f64() * 1e3,
+            gops / peak * 100.0,
+            self.bytes.len() as f64 / median.as_secs_f64() / 1e9,
+        );
+    }
+}

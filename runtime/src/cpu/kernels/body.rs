@@ -1,0 +1,87 @@
+//! Portable kernel bodies, compiled once per instruction set.
+//!
+//! Each body is one `#[inline(always)]` function over 16-lane chunks. The shims below give it the instruction set's
+//! features and the compiler vectorizes it. Invariant: bodies use only operations with one exact result (IEEE basic
+//! operations, fused multiply-add, integer arithmetic) in a fixed order, so all instruction sets agree to the bit.
+
+mod lanes;
+mod pointwise;
+mod quantize;
+mod softmax;
+mod stats;
+
+pub(super) use quantize::IntAct;
+pub(super) use stats::{ChunkStats, STATS_WORDS};
+
+use super::elementwise::Norm;
+use crate::exec::RowStats;
+
+macro_rules! portable {
+    ($($(#[$doc:meta])* $module:ident :: $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        /// The portable kernels of one instruction set.
+        pub(super) struct Portable { $($name: unsafe fn($($ty),*) $(-> $ret)?),* }
+
+        impl Portable {
+            $($(#[$doc])*
+            #[inline]
+            #[allow(clippy::too_many_arguments, reason = "operands of a kernel")]
+            pub(super) fn $name(&self, $($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: a table is reachable only through `kernels`, which checks the CPU's features.
+                unsafe { (self.$name)($($arg),*) }
+            })*
+        }
+
+        portable!(@table SCALAR, scalar, [], $($module::$name($($arg: $ty),*) $(-> $ret)?;)*);
+        #[cfg(target_arch = "x86_64")]
+        portable!(@table AVX2, avx2, [#[target_feature(enable = "avx2,fma,f16c")]],
+            $($module::$name($($arg: $ty),*) $(-> $ret)?;)*);
+        #[cfg(target_arch = "x86_64")]
+        portable!(@table AVX512, avx512, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]],
+            $($module::$name($($arg: $ty),*) $(-> $ret)?;)*);
+    };
+    (@table $table:ident, $isa:ident, $features:tt, $($module:ident :: $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        pub(super) static $table: Portable = Portable { $($name: $isa::$name),* };
+        mod $isa {
+            use super::*;
+            $(portable!(@shim $features, $module::$name($($arg: $ty),*) $(-> $ret)?);)*
+        }
+    };
+    (@shim [$(#[$feature:meta])?], $module:ident :: $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?) => {
+        $(#[$feature])?
+        #[allow(clippy::too_many_arguments, reason = "operands of a kernel")]
+        pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+            super::$module::$name($($arg),*)
+        }
+    };
+}
+
+portable! {
+    /// `x += y`.
+    pointwise::add(x: &mut [f32], y: &[f32]);
+    /// `x *= y`.
+    pointwise::mul(x: &mut [f32], y: &[f32]);
+    /// `x *= factor`.
+    pointwise::scale(x: &mut [f32], factor: f32);
+    /// `x = silu(x)`.
+    pointwise::silu(x: &mut [f32]);
+    /// `x = silu(x) * up`.
+    pointwise::silu_mul(x: &mut [f32], up: &[f32]);
+    /// RMS-normalizes each consecutive chunk of the weight's length.
+    pointwise::rms_norm(x: &mut [f32], norm: Norm<'_>);
+    /// Rotates each consecutive head by one row of a rotary table (`cos` half, `sin` half).
+    pointwise::rope(x: &mut [f32], table: &[f32]);
+    /// Writes new rows of one KV head; see `attention::kv_write`.
+    pointwise::kv_write(k: &[f32], v: &[f32], stride: usize, head_dim: usize, at: usize, half: bool, keys: &mut [u8], values: &mut [u8]);
+    /// Quantizes a tile of rows, normalized first if asked, to the activation layout of `DotArgs`.
+    quantize::quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec: IntAct, out: &mut [u32]);
+    /// Interleaves a tile of rows, normalized first if asked, to `[k][rows]` f32 bits.
+    quantize::interleave_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, out: &mut [u32]);
+    /// One block of the online softmax; see `softmax`.
+    softmax::softmax_block(scores: &mut [f32], from: usize, ends: &[usize], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]);
+    /// Divides each row of `acc` by its sum of weights.
+    softmax::softmax_finish(sum: &[f32], acc: &mut [f32]);
+    /// Statistics of one row over one chunk of the vocabulary.
+    stats::chunk_stats(logits: &[f32], rows: usize, row: usize, first_id: u32, banned: u32) -> ChunkStats;
+    /// Merges the chunk statistics of one row.
+    stats::merge_stats(chunks: &[u32]) -> RowStats;
+}

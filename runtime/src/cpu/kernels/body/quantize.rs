@@ -1,0 +1,87 @@
+//! Activations in the layouts that the two kernels read, with the RMS norm fused in front.
+
+use super::super::DotArgs;
+use super::super::elementwise::Norm;
+use super::lanes::{LANES, greater, max, rms_factor, round};
+use crate::cpu::pack::BLOCK;
+
+/// Blocks whose greatest magnitude is below this count as zero: the reciprocal of the scale would overflow.
+const TINY: f32 = 1e-30;
+
+/// What the integer kernel needs beside the int8 values; weights that agree on it share one quantized activation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in super::super) struct IntAct {
+    /// Weight groups per block of 128.
+    pub(in super::super) groups: usize,
+    /// Zero point of the codes (the correction is `-zero · Σ activations`), or `None` for formats with a minimum
+    /// (which get `Σ activations` as a float).
+    pub(in super::super) zero: Option<i32>,
+}
+
+/// `x` is `[rows, k]`; `out` is the tile: `ceil(k / 128)` blocks.
+#[inline(always)]
+pub(super) fn quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec: IntAct, out: &mut [u32]) {
+    let k = x.len() / rows;
+    let block_words = rows * DotArgs::act_words(spec.groups);
+    for (r, x) in x.chunks_exact(k).enumerate() {
+        let factor = norm.map_or(1.0, |n| rms_factor(x, n.eps));
+        for (b, out) in out.chunks_exact_mut(block_words).enumerate() {
+            let first = b * BLOCK;
+            let len = (k - first).min(BLOCK);
+            let mut y = [0f32; BLOCK];
+            y[..len].copy_from_slice(&x[first..first + len]);
+            if let Some(n) = norm {
+                for (y, w) in y[..len].iter_mut().zip(&n.weight[first..first + len]) {
+                    *y = w * (*y * factor);
+                }
+            }
+            let mut peak = [0f32; LANES];
+            for chunk in y.as_chunks::<LANES>().0 {
+                for i in 0..LANES {
+                    peak[i] = greater(peak[i], chunk[i].abs());
+                }
+            }
+            let peak = max(peak);
+            let (scale, inverse) = if peak < TINY { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) };
+            let mut q = [0u8; BLOCK];
+            for (q, y) in q.iter_mut().zip(&y) {
+                *q = round(y * inverse).1 as u8;
+            }
+            let (quads, rest) = out.split_at_mut(BLOCK / 4 * rows);
+            for (to, quad) in quads[r..].iter_mut().step_by(rows).zip(q.as_chunks::<4>().0) {
+                *to = u32::from_le_bytes(*quad);
+            }
+            let (corrections, scales) = rest.split_at_mut(spec.groups * rows);
+            for (g, group) in q.chunks_exact(BLOCK / spec.groups).enumerate() {
+                let mut sum = 0i32;
+                for &q in group {
+                    sum += i32::from(q as i8);
+                }
+                corrections[g * rows + r] = match spec.zero {
+                    Some(zero) => (-zero * sum) as u32,
+                    None => (sum as f32).to_bits(),
+                };
+            }
+            scales[r] = scale.to_bits();
+        }
+    }
+}
+
+/// `x` is `[rows, k]`; `out` is `[k][rows]`.
+#[inline(always)]
+pub(super) fn interleave_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, out: &mut [u32]) {
+    let k = x.len() / rows;
+    for (r, x) in x.chunks_exact(k).enumerate() {
+        let out = out[r..].iter_mut().step_by(rows);
+        if let Some(n) = norm {
+            let factor = rms_factor(x, n.eps);
+            for ((to, x), w) in out.zip(x).zip(n.weight) {
+                *to = (w * (x * factor)).to_bits();
+            }
+        } else {
+            for (to, x) in out.zip(x) {
+                *to = x.to_bits();
+            }
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Linear layers: activation preparation, one parallel region over column tiles, and the epilogues.
+//!
+//! Rows are cut into register tiles, tiles are grouped so that a group's activations stay in L2 while every column tile
+//! passes over them. Invariant: an item (row group, few column tiles) writes those output elements and no others.
+
+use super::body::IntAct;
+use super::elementwise::Norm;
+use super::parallel::{Ctx, SharedMut};
+use super::tiles::RowTiles;
+use super::{DotArgs, FloatKind, FmaArgs};
+use crate::cpu::pack::{BLOCK, PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
+use dlx_ir::DType;
+use std::ops::Range;
+
+/// What happens to the products.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// One output per weight.
+    Store,
+    /// One weight: `out = residual + y`.
+    Add(&'a [f32]),
+    /// One weight: `out += y`.
+    AddInPlace,
+    /// Two weights, gate and up: `out = silu(gate) * up`.
+    SwiGlu,
+}
+
+/// Most weights that share one input.
+const MAX_WEIGHTS: usize = 3;
+/// Rows per group: bounded by the totals on the stack, and by the share of L2 that activations may take.
+const MAX_GROUP_ROWS: usize = 256;
+const GROUP_ACT_WORDS: usize = 128 * 1024;
+/// Column tiles per item when all rows fit one register tile.
+pub(super) const ITEM_TILES: usize = 4;
+/// Blocks of k per kernel call when several row tiles share the weights: as much as stays in L1.
+const RUN_BLOCKS: usize = 8;
+
+/// Sums of one item, `[tiles][rows][16]`.
+pub(super) type Totals = [f32; MAX_GROUP_ROWS * TILE_COLUMNS];
+
+/// How a weight wants its activations. Weights that agree share one prepared copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ActKind {
+    Int(IntAct),
+    Float,
+}
+
+/// A weight as the kernels see it.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    weight: PackedWeight<'a>,
+    format: Format,
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Int { layout: QuantTile, act: IntAct, nibbles: bool },
+    Float(FloatKind),
+}
+
+impl<'a> Operand<'a> {
+    pub(super) fn new(weight: PackedWeight<'a>) -> Self {
+        let format = match weight.dtype() {
+            DType::F32 => Format::Float(FloatKind::F32),
+            DType::F16 => Format::Float(FloatKind::F16),
+            DType::BF16 => Format::Float(FloatKind::BF16),
+            DType::Quant(fmt) => {
+                let layout = QuantTile::new(fmt, weight.k()).expect("PackedWeight checked the format");
+                let zero = (!fmt.min).then_some(i32::from(zero_point(fmt)));
+                Format::Int { layout, act: IntAct { groups: layout.groups, zero }, nibbles: fmt.bits == 4 }
+            }
+            DType::I32 | DType::Bool => unreachable!("PackedWeight rejects integers"),
+        };
+        Operand { weight, format }
+    }
+
+    fn act_kind(&self) -> ActKind {
+        match self.format {
+            Format::Int { act, .. } => ActKind::Int(act),
+            Format::Float(_) => ActKind::Float,
+        }
+    }
+
+    /// Words of prepared activations per row.
+    pub(super) fn act_words(&self) -> usize {
+        match self.format {
+            Format::Int { layout, act, .. } => layout.blocks * DotArgs::act_words(act.groups),
+            Format::Float(_) => self.weight.k(),
+        }
+    }
+
+    /// Register tiles per group of rows.
+    pub(super) fn group_tiles(&self, max_rows: usize) -> usize {
+        let rows = (GROUP_ACT_WORDS / self.act_words().max(1)).clamp(4 * max_rows, MAX_GROUP_ROWS);
+        rows / max_rows
+    }
+
+    /// Prepares activations for this weight: `[tile]` consecutive, each as its kernel wants it.
+    pub(super) fn prepare(&self, ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, tiles: RowTiles, out: &mut [u32]) {
+        /// Values below which handing work to another thread costs more than it saves.
+        const MIN_VALUES: usize = 32 * 1024;
+        let k = self.weight.k();
+        let words = self.act_words();
+        let out = SharedMut::new(out);
+        let grain = MIN_VALUES.div_ceil(k * tiles.rows(0).len().max(1));
+        ctx.parallel(tiles.count, grain, |_, range| {
+            for t in range {
+                let rows = tiles.rows(t);
+                // SAFETY: tiles do not overlap and each is visited once.
+                let out = unsafe { out.slice(rows.start * words, rows.len() * words) };
+                let x = &x[rows.start * k..rows.end * k];
+                match self.act_kind() {
+                    ActKind::Int(spec) => ctx.kernels.portable.quantize_tile(x, rows.len(), norm, spec, out),
+                    ActKind::Float => ctx.kernels.portable.interleave_tile(x, rows.len(), norm, out),
+                }
+            }
+        });
+    }
+
+    /// `totals[tile][row][16]` = products of column tiles `columns` and the rows of register tiles `group`.
+    ///
+    /// `act` is the whole prepared activation.
+    pub(super) fn multiply(
+        &self,
+        ctx: &Ctx<'_>,
+        tiles: RowTiles,
+        group: Range<usize>,
+        columns: Range<usize>,
+        act: &[u32],
+        totals: &mut [f32],
+    ) {
+        let first = tiles.start(group.start);
+        let rows = tiles.start(group.end) - first;
+        let words = self.act_words();
+        assert!(columns.end <= self.weight.tiles() && act.len() >= (first + rows) * words, "operands");
+        let totals = &mut totals[..columns.len() * rows * TILE_COLUMNS];
+        totals.fill(0.0);
+        let stride = self.weight.tile_stride();
+        match self.format {
+            Format::Int { layout, nibbles, .. } => {
+                for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
+                    let tile = self.weight.tile(column).as_ptr();
+                    let run = if group.len() == 1 { layout.blocks } else { RUN_BLOCKS };
+                    for b in (0..layout.blocks).step_by(run) {
+                        for t in group.clone() {
+                            let r = tiles.rows(t);
+                            let table = b * layout.groups * TILE_COLUMNS * 2;
+                            // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
+                            // whose lengths are checked above and by `PackedWeight`.
+                            unsafe {
+                                (ctx.kernels.dot)(&DotArgs {
+                                    rows: r.len(),
+                                    blocks: run.min(layout.blocks - b),
+                                    groups: layout.groups,
+                                    nibbles,
+                                    codes: tile.add(b * DotArgs::block_bytes(nibbles)),
+                                    scales: tile.add(layout.scales + table).cast(),
+                                    mins: layout.mins.map_or(std::ptr::null(), |at| tile.add(at + table).cast()),
+                                    act: act
+                                        .as_ptr()
+                                        .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
+                                    total: totals.as_mut_ptr().add((r.start - first) * TILE_COLUMNS),
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+            Format::Float(kind) => {
+                for t in group {
+                    let r = tiles.rows(t);
+                    // SAFETY: as above; tiles of the weight are `stride` bytes apart.
+                    unsafe {
+                        (ctx.kernels.fma)(&FmaArgs {
+                            rows: r.len(),
+                            tiles: columns.len(),
+                            k: self.weight.k(),
+                            w: self.weight.tile(columns.start).as_ptr(),
+                            w_kind: kind,
+                            w_step: TILE_COLUMNS,
+                            w_tile: stride / kind.size(),
+                            a: act.as_ptr().add(r.start * words).cast(),
+                            a_row_major: false,
+                            total: totals.as_mut_ptr().add((r.start - first) * TILE_COLUMNS),
+                            total_row: TILE_COLUMNS,
+                            total_tile: rows * TILE_COLUMNS,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Words of scratch that [`linear`] needs for `rows` rows and these weights.
+pub fn linear_scratch_words(rows: usize, weights: &[PackedWeight<'_>]) -> usize {
+    weights.iter().map(|w| rows * Operand::new(*w).act_words()).sum()
+}
+
+/// `y = norm(x) Wᵀ + b` for one to three weights that share the input, with an epilogue.
+///
+/// `x` is `[rows, k]`; `biases` is empty or has one entry per weight; `outs[i]` is `[rows, n_i]`. Quantized weights
+/// multiply activations that are quantized to int8 with one scale per row and 128 features; float weights multiply f32
+/// activations, summed in the order of k.
+///
+/// # Panics
+/// When shapes do not fit each other, the epilogue or the scratch ([`linear_scratch_words`]).
+#[allow(clippy::too_many_arguments, reason = "operands of an op")]
+pub fn linear(
+    ctx: &Ctx<'_>,
+    x: &[f32],
+    rows: usize,
+    norm: Option<Norm<'_>>,
+    weights: &[PackedWeight<'_>],
+    biases: &[Option<&[f32]>],
+    epilogue: Epilogue<'_>,
+    outs: &mut [&mut [f32]],
+    scratch: &mut [u32],
+) {
+    if rows == 0 {
+        return;
+    }
+    check(x, rows, norm, weights, biases, epilogue, outs);
+    let mut operands = [Operand::new(weights[0]); MAX_WEIGHTS];
+    let mut acts: [&[u32]; MAX_WEIGHTS] = [&[]; MAX_WEIGHTS];
+    let tiles = RowTiles::new(rows, ctx.kernels.max_rows);
+    let mut scratch = scratch;
+    for (i, weight) in weights.iter().enumerate() {
+        operands[i] = Operand::new(*weight);
+        let same = operands[..i].iter().position(|o| o.act_kind() == operands[i].act_kind());
+        acts[i] = if let Some(j) = same {
+            acts[j]
+        } else {
+            let (act, rest) = scratch.split_at_mut(rows * operands[i].act_words());
+            scratch = rest;
+            operands[i].prepare(ctx, x, norm, tiles, act);
+            act
+        };
+    }
+    let mut shared = [const { None }; MAX_WEIGHTS];
+    for (s, out) in shared.iter_mut().zip(outs.iter_mut()) {
+        *s = Some(SharedMut::new(out));
+    }
+    let item_tiles = if tiles.count == 1 { ITEM_TILES } else { 1 };
+    let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let job = Job {
+        ctx,
+        tiles,
+        group_tiles,
+        item_tiles,
+        operands: &operands[..weights.len()],
+        acts: &acts[..weights.len()],
+        biases,
+        epilogue,
+        outs: shared,
+    };
+    let items = job.column_items() * tiles.count.div_ceil(group_tiles);
+    // A few ranges per thread balance the load; long ranges keep each thread on one stretch of weights.
+    let grain = (items / (8 * ctx.threads())).clamp(1, 16);
+    ctx.parallel(items, grain, |_, range| {
+        let mut totals = [[0f32; MAX_GROUP_ROWS * TILE_COLUMNS]; 2];
+        for item in range {
+            job.run(item, &mut totals);
+        }
+    });
+}
+
+fn check(
+    x: &[f32],
+    rows: usize,
+    norm: Option<Norm<'_>>,
+    weights: &[PackedWeight<'_>],
+    biases: &[Option<&[f32]>],
+    epilogue: Epilogue<'_>,
+    outs: &[&mut [f32]],
+) {
+    let allowed = match epilogue {
+        Epilogue::Store => 1..=MAX_WEIGHTS,
+        Epilogue::Add(_) | Epilogue::AddInPlace => 1..=1,
+        Epilogue::SwiGlu => 2..=2,
+    };
+    assert!(allowed.contains(&weights.len()), "{} weights with {epilogue:?}", weights.len());
+    let k = weights[0].k();
+    assert_eq!(x.len(), rows * k, "input size");
+    assert!(weights.iter().all(|w| w.k() == k), "weights of one input");
+    assert!(norm.is_none_or(|n| n.weight.len() == k), "norm length");
+    assert!(biases.is_empty() || biases.len() == weights.len(), "one bias entry per weight");
+    for (w, bias) in weights.iter().zip(biases) {
+        assert!(bias.is_none_or(|b| b.len() == w.n()), "bias length");
+    }
+    if matches!(epilogue, Epilogue::SwiGlu) {
+        assert!(outs.len() == 1 && weights[0].n() == weights[1].n(), "gate and up make one output");
+    } else {
+        assert_eq!(outs.len(), weights.len(), "one output per weight");
+    }
+    for (w, out) in weights.iter().zip(outs) {
+        assert_eq!(out.len(), rows * w.n(), "output size");
+    }
+    if let Epilogue::Add(residual) = epilogue {
+        assert_eq!(residual.len(), outs[0].len(), "residual size");
+    }
+}
+
+/// A linear op whose activations are prepared.
+struct Job<'a> {
+    ctx: &'a Ctx<'a>,
+    tiles: RowTiles,
+    /// Register tiles per group of rows.
+    group_tiles: usize,
+    /// Column tiles per item.
+    item_tiles: usize,
+    operands: &'a [Operand<'a>],
+    acts: &'a [&'a [u32]],
+    biases: &'a [Option<&'a [f32]>],
+    epilogue: Epilogue<'a>,
+    outs: [Option<SharedMut<'a, f32>>; MAX_WEIGHTS],
+}
+
+impl Job<'_> {
+    fn weight_items(&self, operand: &Operand<'_>) -> usize {
+        operand.weight.tiles().div_ceil(self.item_tiles)
+    }
+
+    /// Items per group of rows.
+    fn column_items(&self) -> usize {
+        match self.epilogue {
+            Epilogue::SwiGlu => self.weight_items(&self.operands[0]),
+            _ => self.operands.iter().map(|o| self.weight_items(o)).sum(),
+        }
+    }
+
+    fn run(&self, item: usize, totals: &mut [Totals; 2]) {
+        let per_group = self.column_items();
+        let start = item / per_group * self.group_tiles;
+        let group = start..(start + self.group_tiles).min(self.tiles.count);
+        let mut at = item % per_group;
+        let mut i = 0;
+        while at >= self.weight_items(&self.operands[i]) {
+            at -= self.weight_items(&self.operands[i]);
+            i += 1;
+        }
+        let columns = at * self.item_tiles..((at + 1) * self.item_tiles).min(self.operands[i].weight.tiles());
+        let [first, second] = totals;
+        self.product(i, group.clone(), columns.clone(), first);
+        if matches!(self.epilogue, Epilogue::SwiGlu) {
+            self.product(1, group.clone(), columns.clone(), second);
+            let len = columns.len() * (self.tiles.start(group.end) - self.tiles.start(group.start)) * TILE_COLUMNS;
+            self.ctx.kernels.portable.silu_mul(&mut first[..len], &second[..len]);
+        }
+        self.write(i, group, columns, first);
+    }
+
+    /// Products of weight `i` with its bias.
+    fn product(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &mut Totals) {
+        self.operands[i].multiply(self.ctx, self.tiles, group.clone(), columns.clone(), self.acts[i], totals);
+        let Some(bias) = self.biases.get(i).copied().flatten() else { return };
+        let rows = self.tiles.start(group.end) - self.tiles.start(group.start);
+        for (column, totals) in columns.zip(totals.chunks_exact_mut(rows * TILE_COLUMNS)) {
+            let bias = &bias[column * TILE_COLUMNS..];
+            for row in totals.as_chunks_mut::<TILE_COLUMNS>().0 {
+                for (y, b) in row.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        }
+    }
+
+    fn write(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &Totals) {
+        let n = self.operands[i].weight.n();
+        let out = self.outs[i].as_ref().expect("one output per weight");
+        let rows = self.tiles.start(group.start)..self.tiles.start(group.end);
+        for (column, totals) in columns.zip(totals.chunks_exact(rows.len() * TILE_COLUMNS)) {
+            let first = column * TILE_COLUMNS;
+            let width = (n - first).min(TILE_COLUMNS);
+            for (row, y) in rows.clone().zip(totals.as_chunks::<TILE_COLUMNS>().0) {
+                let at = row * n + first;
+                // SAFETY: an item owns its rows and columns of the output; items do not overlap.
+                let out = unsafe { out.slice(at, width) };
+                match self.epilogue {
+                    Epilogue::Store | Epilogue::SwiGlu => out.copy_from_slice(&y[..width]),
+                    Epilogue::Add(residual) => {
+                        for ((out, y), r) in out.iter_mut().zip(y).zip(&residual[at..]) {
+                            *out = r + y;
+                        }
+                    }
+                    Epilogue::AddInPlace => {
+                        for (out, y) in out.iter_mut().zip(y) {
+                            *out += y;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(BLOCK.is_multiple_of(32));

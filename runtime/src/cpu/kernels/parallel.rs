@@ -1,0 +1,104 @@
+//! Threads: one fork/join region over numbered items, and outputs that several threads write.
+//!
+//! Invariant: which thread computes an item never changes its result, so the schedule is free to be dynamic. A region
+//! never waits for a thread that has not started: items are taken from one counter, and the caller takes its share.
+
+use super::Kernels;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What every op needs besides its operands: the kernels to use and the threads to run on.
+///
+/// Running a whole step inside `pool.install(..)` saves every op the hand-over from an outside thread.
+#[derive(Clone, Copy)]
+pub struct Ctx<'a> {
+    /// Kernels of the chosen instruction set.
+    pub kernels: &'static Kernels,
+    /// Thread pool of the parallel regions.
+    pub pool: &'a rayon::ThreadPool,
+}
+
+impl Ctx<'_> {
+    /// Number of threads; working memory that each thread needs is multiplied by it.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` over `0..items` in ranges of up to `grain`, in no particular order, on all threads.
+    ///
+    /// `work` also gets a slot number below [`Ctx::threads`] that no other range running at the same time has.
+    pub(crate) fn parallel(&self, items: usize, grain: usize, work: impl Fn(usize, Range<usize>) + Sync) {
+        let grain = grain.max(1);
+        let slots = self.threads().min(items.div_ceil(grain));
+        if slots <= 1 {
+            if items > 0 {
+                work(0, 0..items);
+            }
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        let take = |slot: usize| {
+            loop {
+                let start = next.fetch_add(grain, Ordering::Relaxed);
+                if start >= items {
+                    return;
+                }
+                work(slot, start..(start + grain).min(items));
+            }
+        };
+        self.pool.install(|| fork(0..slots, &take));
+    }
+
+    /// Runs `work(row, values)` for every row of `out`, on several threads when there is enough to do.
+    pub(crate) fn rows(&self, out: &mut [f32], row_len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+        const MIN_VALUES: usize = 16384;
+        let rows = out.len().checked_div(row_len).unwrap_or(0);
+        let out = SharedMut::new(out);
+        self.parallel(rows, MIN_VALUES.div_ceil(row_len.max(1)), |_, range| {
+            for row in range {
+                // SAFETY: each row is visited once, and rows do not overlap.
+                work(row, unsafe { out.slice(row * row_len, row_len) });
+            }
+        });
+    }
+}
+
+/// Calls `work` once per slot, on as many threads as are free.
+fn fork(slots: Range<usize>, work: &(impl Fn(usize) + Sync)) {
+    if slots.len() == 1 {
+        work(slots.start);
+    } else {
+        let middle = slots.start + slots.len() / 2;
+        rayon::join(|| fork(slots.start..middle, work), || fork(middle..slots.end, work));
+    }
+}
+
+/// A mutable slice whose disjoint parts are written by several threads.
+#[derive(Clone, Copy)]
+pub(super) struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    owner: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a `&mut [T]` that is taken apart; `slice` demands that parts do not overlap.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Self {
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+    }
+
+    /// The part `at..at + len`.
+    ///
+    /// # Safety
+    /// No other live reference covers any of it.
+    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &'a mut [T] {
+        assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of {}", self.len);
+        // SAFETY: in bounds as just checked; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}

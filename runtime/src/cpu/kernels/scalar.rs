@@ -1,0 +1,76 @@
+//! The two kernels in plain Rust: the definition of the exact result, and the fallback on any CPU.
+//!
+//! Invariant: the order of every float operation here is the order in which each vector kernel computes each lane.
+
+use super::{DotArgs, FloatKind, FmaArgs, KEY_BLOCK};
+use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
+use half::{bf16, f16};
+
+/// Integer kernel; see [`DotArgs`].
+pub(super) unsafe fn dot(p: &DotArgs) {
+    let words = DotArgs::act_words(p.groups);
+    let quads = BLOCK / 4 / p.groups;
+    for b in 0..p.blocks {
+        for r in 0..p.rows {
+            for col in 0..TILE_COLUMNS {
+                // SAFETY: the caller's buffers have the extents that `DotArgs` documents; all indices stay below them.
+                unsafe {
+                    let act = p.act.add(b * words * p.rows);
+                    let codes = p.codes.add(b * DotArgs::block_bytes(p.nibbles));
+                    let mut block = 0f32;
+                    for g in 0..p.groups {
+                        let entry = (b * p.groups + g) * TILE_COLUMNS + col;
+                        let correction = *act.add((BLOCK / 4 + g) * p.rows + r);
+                        let mut sum = if p.mins.is_null() { correction as i32 } else { 0 };
+                        for q in g * quads..(g + 1) * quads {
+                            let a = (*act.add(q * p.rows + r)).to_le_bytes();
+                            for (j, a) in a.into_iter().enumerate() {
+                                let code = if p.nibbles {
+                                    *codes.add(q / 2 * 64 + col * 4 + j) >> (4 * (q % 2)) & 15
+                                } else {
+                                    *codes.add(q * 64 + col * 4 + j)
+                                };
+                                sum += i32::from(code) * i32::from(a as i8);
+                            }
+                        }
+                        let scale = f16::from_bits(p.scales.add(entry).read_unaligned()).to_f32();
+                        block = (sum as f32).mul_add(scale, block);
+                        if !p.mins.is_null() {
+                            let min = f16::from_bits(p.mins.add(entry).read_unaligned()).to_f32();
+                            block = f32::from_bits(correction).mul_add(min, block);
+                        }
+                    }
+                    let scale = f32::from_bits(*act.add((BLOCK / 4 + p.groups) * p.rows + r));
+                    let total = p.total.add(r * TILE_COLUMNS + col);
+                    *total = block.mul_add(scale, *total);
+                }
+            }
+        }
+    }
+}
+
+/// Float kernel; see [`FmaArgs`].
+pub(super) unsafe fn fma(p: &FmaArgs) {
+    for t in 0..p.tiles {
+        for r in 0..p.rows {
+            for col in 0..TILE_COLUMNS {
+                // SAFETY: the caller's buffers have the extents that `FmaArgs` documents; all indices stay below them.
+                unsafe {
+                    let total = p.total.add(t * p.total_tile + r * p.total_row + col);
+                    let mut sum = *total;
+                    for k in 0..p.k {
+                        let a = *p.a.add(if p.a_row_major { r * KEY_BLOCK + k } else { k * p.rows + r });
+                        let at = t * p.w_tile + k * p.w_step + col;
+                        let w = match p.w_kind {
+                            FloatKind::F32 => p.w.cast::<f32>().add(at).read_unaligned(),
+                            FloatKind::F16 => f16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
+                            FloatKind::BF16 => bf16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
+                        };
+                        sum = a.mul_add(w, sum);
+                    }
+                    *total = sum;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! CPU kernels: packed weights, quantized and float linear layers, attention, the fused LM head and the small ops.
+//!
+//! Invariant: every result is bit-identical for any number of threads and any [`Isa`]. Each output element is computed
+//! by one thread in one fixed order, multiply-adds are fused everywhere, and horizontal reductions run over sixteen
+//! virtual lanes that are folded by one fixed tree.
+//!
+//! Activations are f32, row-major, `[rows, features]`. Shapes are the caller's contract: the ops assert them and panic
+//! on a mismatch. Nothing here allocates; ops that need working memory take it and have a `*_scratch_words` function
+//! beside them. This module knows nothing about graphs or artifacts.
+
+mod isa;
+mod kernels;
+mod pack;
+
+pub use isa::Isa;
+pub use kernels::attention::{
+    AttentionShape, KvShape, Mask, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
+};
+pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
+pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
+pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
+pub use kernels::parallel::Ctx;
+pub use kernels::{Kernels, kernels};
+pub use pack::{
+    PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row, zero_point,
+};

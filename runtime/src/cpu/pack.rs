@@ -1,0 +1,246 @@
+//! The packed weight layout `cpu.n16`: what the compiler writes and the kernels read.
+//!
+//! A weight `[N, K]` (`y = x Wᵀ`) is a concatenation of `ceil(N / 16)` tiles of equal size, a multiple of 64 bytes. A
+//! tile holds 16 consecutive rows of W, that is 16 output columns; rows past N are zero. Tiles are independent, so a
+//! weight can be packed in any order and by any number of threads.
+//!
+//! Float tile: `[k][16]` elements, then zero padding.
+//!
+//! Quantized tile, with K padded to blocks of 128 and `G` groups per block (4, 2, 1 for groups of 32, 64, 128; the
+//! whole-row format `q8` repeats its scale per block):
+//! * 8-bit codes: one 64-byte vector per 4 consecutive k, `[16 columns][4 k]`, stored code = code + 128 (or the bare
+//!   code when the format has a minimum);
+//! * 4-bit codes: one such vector per 8 consecutive k; low nibbles are the first four k, high nibbles the other four;
+//!   stored code = code + 8 (or the bare code when the format has a minimum);
+//! * then f16 scales `[block][G][16]`, then f16 minima likewise if the format has them, then zero padding.
+//!
+//! Invariant: [`packed_bytes`] is the only authority on sizes, and every read below stays within it.
+
+use dlx_ir::{DType, QuantFormat};
+use half::{bf16, f16};
+
+/// Output columns per tile.
+pub const TILE_COLUMNS: usize = 16;
+
+/// Weights per block along k: one activation scale covers this many.
+pub(crate) const BLOCK: usize = 128;
+
+/// A weight in the `cpu.n16` layout, its size checked against its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedWeight<'a> {
+    dtype: DType,
+    n: usize,
+    k: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> PackedWeight<'a> {
+    /// Wraps packed bytes; `None` unless they are exactly as long as [`packed_bytes`] says.
+    pub fn new(dtype: DType, n: usize, k: usize, bytes: &'a [u8]) -> Option<Self> {
+        (packed_bytes(dtype, n, k)? == bytes.len() && k > 0).then_some(PackedWeight { dtype, n, k, bytes })
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Output features (rows of W).
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features (columns of W).
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Number of 16-column tiles.
+    pub(crate) fn tiles(&self) -> usize {
+        self.n.div_ceil(TILE_COLUMNS)
+    }
+
+    /// Bytes of one tile.
+    pub(crate) fn tile_stride(&self) -> usize {
+        self.bytes.len().checked_div(self.tiles()).unwrap_or(0)
+    }
+
+    /// Bytes of tile `t`.
+    pub(crate) fn tile(&self, t: usize) -> &'a [u8] {
+        let stride = self.tile_stride();
+        &self.bytes[t * stride..][..stride]
+    }
+}
+
+/// Byte offsets inside a quantized tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuantTile {
+    /// Blocks of 128 k.
+    pub(crate) blocks: usize,
+    /// Weight groups per block.
+    pub(crate) groups: usize,
+    /// Offset of the scales.
+    pub(crate) scales: usize,
+    /// Offset of the minima, if any.
+    pub(crate) mins: Option<usize>,
+    /// Tile size.
+    pub(crate) bytes: usize,
+}
+
+impl QuantTile {
+    /// Layout of a tile of `k` weights per column; `None` on overflow or for a format that is not packed.
+    pub(crate) fn new(fmt: QuantFormat, k: usize) -> Option<Self> {
+        let blocks = k.div_ceil(BLOCK);
+        let groups = match (fmt.bits, fmt.group) {
+            (8, None) => 1,
+            (4 | 8, Some(g @ (32 | 64 | 128))) => BLOCK / g as usize,
+            _ => return None,
+        };
+        let codes = blocks.checked_mul(BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8)?;
+        let table = blocks.checked_mul(groups * TILE_COLUMNS * 2)?;
+        let mins = if fmt.min { Some(codes.checked_add(table)?) } else { None };
+        let end = mins.unwrap_or(codes).checked_add(table)?;
+        Some(QuantTile { blocks, groups, scales: codes, mins, bytes: end.checked_next_multiple_of(64)? })
+    }
+}
+
+/// Bytes of one 16-column tile of a weight with `k` input features; `None` on overflow or if `dtype` cannot be packed.
+pub fn tile_bytes(dtype: DType, k: usize) -> Option<usize> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => {
+            k.checked_mul(TILE_COLUMNS)?.checked_mul(dtype.size()?)?.checked_next_multiple_of(64)
+        }
+        DType::Quant(fmt) => Some(QuantTile::new(fmt, k)?.bytes),
+        DType::I32 | DType::Bool => None,
+    }
+}
+
+/// Bytes of a packed `[n, k]` weight; `None` on overflow or if `dtype` cannot be packed.
+pub fn packed_bytes(dtype: DType, n: usize, k: usize) -> Option<usize> {
+    tile_bytes(dtype, k)?.checked_mul(n.div_ceil(TILE_COLUMNS))
+}
+
+/// What is added to a code before it is stored: 8 or 128 for symmetric formats, 0 with a minimum.
+pub fn zero_point(fmt: QuantFormat) -> u8 {
+    match (fmt.min, fmt.bits) {
+        (true, _) => 0,
+        (false, 4) => 8,
+        (false, _) => 128,
+    }
+}
+
+/// Packs up to 16 rows of a float weight into one tile.
+///
+/// `rows` holds the little-endian elements of the valid rows, row-major; `out` is one tile ([`tile_bytes`]).
+///
+/// # Panics
+/// When `dtype` is not a float type, or a length does not fit.
+pub fn pack_tile_float(dtype: DType, rows: &[u8], k: usize, out: &mut [u8]) {
+    assert!(dtype.is_float(), "pack_tile_float takes f32, f16 or bf16, not {dtype}");
+    let size = dtype.size().unwrap_or(0);
+    assert_eq!(Some(out.len()), tile_bytes(dtype, k), "tile length");
+    assert!(rows.len().is_multiple_of(k * size) && rows.len() <= TILE_COLUMNS * k * size, "row bytes");
+    out.fill(0);
+    for (col, row) in rows.chunks_exact(k * size).enumerate() {
+        for (kk, element) in row.chunks_exact(size).enumerate() {
+            out[(kk * TILE_COLUMNS + col) * size..][..size].copy_from_slice(element);
+        }
+    }
+}
+
+/// Packs up to 16 rows of a quantized weight into one tile.
+///
+/// `codes` holds the valid rows, row-major, each code with [`zero_point`] already added; `scales` and `mins` hold
+/// `fmt.groups(k)` entries per valid row (`mins` is empty for formats without minimum); `out` is one tile
+/// ([`tile_bytes`]).
+///
+/// # Panics
+/// When the format cannot be packed, or a length does not fit.
+pub fn pack_tile_quant(fmt: QuantFormat, codes: &[u8], scales: &[f16], mins: &[f16], k: usize, out: &mut [u8]) {
+    let layout = QuantTile::new(fmt, k).expect("a packable format and size");
+    assert_eq!(out.len(), layout.bytes, "tile length");
+    assert!(codes.len().is_multiple_of(k) && codes.len() <= TILE_COLUMNS * k, "codes");
+    let rows = codes.len() / k;
+    let row_groups = fmt.groups(k);
+    assert_eq!(scales.len(), rows * row_groups, "scales");
+    assert_eq!(mins.len(), if fmt.min { rows * row_groups } else { 0 }, "mins");
+    out.fill(0);
+    for (col, row) in codes.chunks_exact(k).enumerate() {
+        if fmt.bits == 4 {
+            for (pair, eight) in row.chunks(8).enumerate() {
+                for (j, &code) in eight.iter().enumerate() {
+                    out[pair * 64 + col * 4 + j % 4] |= (code & 15) << (4 * (j / 4));
+                }
+            }
+        } else {
+            for (quad, four) in row.chunks(4).enumerate() {
+                out[quad * 64 + col * 4..][..four.len()].copy_from_slice(four);
+            }
+        }
+    }
+    let mut table = |at: usize, values: &[f16]| {
+        for (col, row) in values.chunks_exact(row_groups).enumerate() {
+            // A whole-row format has one entry per row and one table entry per block: it is repeated.
+            for slot in 0..layout.blocks * layout.groups {
+                let group = if fmt.group.is_none() { 0 } else { slot };
+                if let Some(v) = row.get(group) {
+                    out[at + (slot * TILE_COLUMNS + col) * 2..][..2].copy_from_slice(&v.to_le_bytes());
+                }
+            }
+        }
+    };
+    table(layout.scales, scales);
+    if let Some(at) = layout.mins {
+        table(at, mins);
+    }
+}
+
+/// Reads row `row` of a packed weight back as floats: the embedding gather, which lets a tied embedding share the
+/// head's bytes.
+///
+/// # Panics
+/// When `row` is not a row of the weight or `out` is not `k` long.
+pub fn unpack_row(weight: &PackedWeight<'_>, row: usize, out: &mut [f32]) {
+    assert!(row < weight.n, "row {row} of a weight with {} rows", weight.n);
+    assert_eq!(out.len(), weight.k, "row length");
+    let tile = weight.tile(row / TILE_COLUMNS);
+    let col = row % TILE_COLUMNS;
+    let half_at = |at: usize| [tile[at], tile[at + 1]];
+    match weight.dtype {
+        DType::F32 => {
+            for (v, e) in out.iter_mut().zip(tile.as_chunks::<4>().0.iter().skip(col).step_by(TILE_COLUMNS)) {
+                *v = f32::from_le_bytes(*e);
+            }
+        }
+        DType::F16 => {
+            for (v, e) in out.iter_mut().zip(tile.as_chunks::<2>().0.iter().skip(col).step_by(TILE_COLUMNS)) {
+                *v = f16::from_le_bytes(*e).to_f32();
+            }
+        }
+        DType::BF16 => {
+            for (v, e) in out.iter_mut().zip(tile.as_chunks::<2>().0.iter().skip(col).step_by(TILE_COLUMNS)) {
+                *v = bf16::from_le_bytes(*e).to_f32();
+            }
+        }
+        DType::Quant(fmt) => {
+            let layout = QuantTile::new(fmt, weight.k).expect("the constructor checked the format");
+            let zero = i32::from(zero_point(fmt));
+            let group_len = BLOCK / layout.groups;
+            for (slot, group) in out.chunks_mut(group_len).enumerate() {
+                let entry = (slot * TILE_COLUMNS + col) * 2;
+                let scale = f16::from_le_bytes(half_at(layout.scales + entry)).to_f32();
+                let min = layout.mins.map_or(0.0, |at| f16::from_le_bytes(half_at(at + entry)).to_f32());
+                for (j, v) in group.iter_mut().enumerate() {
+                    let kk = slot * group_len + j;
+                    let stored = if fmt.bits == 4 {
+                        (tile[kk / 8 * 64 + col * 4 + kk % 4] >> (kk % 8 / 4 * 4)) & 15
+                    } else {
+                        tile[kk / 4 * 64 + col * 4 + kk % 4]
+                    };
+                    *v = scale.mul_add((i32::from(stored) - zero) as f32, min);
+                }
+            }
+        }
+        DType::I32 | DType::Bool => unreachable!("the constructor rejects {}", weight.dtype),
+    }
+}
