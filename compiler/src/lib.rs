@@ -1,3 +1,4 @@
 //! The dlxc compiler: checkpoints in, artifacts out.
 
 pub mod checkpoint;
+pub mod synth;
