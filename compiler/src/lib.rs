@@ -1,4 +1,6 @@
 //! The dlxc compiler: checkpoints in, artifacts out.
 
 pub mod checkpoint;
+pub mod cli;
+pub mod options;
 pub mod synth;

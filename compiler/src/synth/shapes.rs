@@ -135,10 +135,6 @@ impl Shape {
 
     /// `config.json` and `generation_config.json`.
     pub(super) fn json_files(&self) -> Vec<(&'static str, Value)> {
-        if self.family == Family::Llada {
-            let generation = json!({ "bos_token_id": 126_080, "eos_token_id": 126_081, "pad_token_id": 126_081 });
-            return vec![("config.json", self.llada_config()), ("generation_config.json", generation)];
-        }
         let generation = match self.family {
             Family::Dream => json!({
                 "alg": "origin", "alg_temp": null, "bos_token_id": 151_643, "eos_token_id": 151_643, "eps": 0.001,
@@ -147,18 +143,22 @@ impl Shape {
             Family::Sdar | Family::Qwen3 => json!({
                 "bos_token_id": 151_643, "do_sample": true, "eos_token_id": [151_645, 151_643], "pad_token_id": 151_643,
             }),
-            _ => json!({ "bos_token_id": 151_643, "eos_token_id": [151_645, 151_643], "pad_token_id": 151_643 }),
+            Family::Llada => json!({ "bos_token_id": 126_080, "eos_token_id": 126_081, "pad_token_id": 126_081 }),
+            Family::FastDllmV2 | Family::Qwen2 => {
+                json!({ "bos_token_id": 151_643, "eos_token_id": [151_645, 151_643], "pad_token_id": 151_643 })
+            }
         };
-        vec![("config.json", self.qwen_config()), ("generation_config.json", generation)]
+        vec![("config.json", self.config()), ("generation_config.json", generation)]
     }
 
-    fn qwen_config(&self) -> Value {
+    fn config(&self) -> Value {
         let (architecture, model_type, positions, eos) = match self.family {
             Family::Dream => ("DreamModel", "Dream", 131_072, 151_643),
             Family::FastDllmV2 => ("Fast_dLLM_QwenForCausalLM", "Fast_dLLM_Qwen", 32_768, 151_645),
             Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2", 32_768, 151_645),
             Family::Sdar => ("SDARForCausalLM", "sdar", 32_768, 151_643),
-            Family::Qwen3 | Family::Llada => ("Qwen3ForCausalLM", "qwen3", 40_960, 151_645),
+            Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3", 40_960, 151_645),
+            Family::Llada => return self.llada_config(),
         };
         let own = match self.family {
             Family::Dream => json!({
