@@ -2,3 +2,6 @@
 
 pub mod checkpoint;
 pub mod hf;
+pub mod cli;
+pub mod options;
+pub mod synth;

@@ -163,13 +163,21 @@ fn hash_from(file: &mut File, start: u64) -> io::Result<[u8; 32]> {
     }
 }
 
+/// Writes all bytes at an offset without moving the file's position, so that threads can share the file.
+///
+/// # Errors
+/// When the system refuses.
 #[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
+/// Writes all bytes at an offset, so that threads can share the file.
+///
+/// # Errors
+/// When the system refuses.
 #[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
         if n == 0 {

@@ -1,0 +1,100 @@
+//! The command line: one file per subcommand, each of which calls one function of this crate.
+//!
+//! Invariant: results go to stdout, everything else to stderr; exit codes are 0 for success, 1 for failure, 2 for wrong
+//! usage, 130 for Ctrl-C. A reader that closes stdout early (`| head`) is not a failure. Subcommands return, they never
+//! exit, so that temporary files are always removed.
+
+pub mod canvas;
+pub mod compile;
+pub mod inspect;
+pub mod opt;
+pub mod run;
+pub mod synth;
+pub mod table;
+pub mod terminal;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dlx_ir::Error;
+
+/// Why a subcommand stopped.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something went wrong and is worth a message.
+    Error(Error),
+    /// Ctrl-C.
+    Interrupted,
+    /// Nobody reads stdout any more.
+    ClosedPipe,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if terminal::interrupted() { Failure::Interrupted } else { Failure::Error(error) }
+    }
+}
+
+#[derive(Parser)]
+#[command(name = "dlxc", version, about, long_about = LONG, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const LONG: &str = "Compiles diffusion language models ahead of time, and runs them.";
+
+const EXAMPLES: &str = "\
+Examples:
+  dlxc synth sdar-1.7b -o models/sdar       a full-size model with random weights
+
+Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.";
+
+#[derive(Subcommand)]
+enum Command {
+    Synth(synth::Args),
+}
+
+/// Runs the command line `args`, program name included.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help or version on a closed pipe: there is nobody left to tell.
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    terminal::catch_interrupts();
+    let result = match cli.command {
+        Command::Synth(args) => synth::run(&args),
+    };
+    match result {
+        Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Failure::Interrupted) => {
+            let _ = writeln!(std::io::stderr(), "interrupted");
+            ExitCode::from(130)
+        }
+        Err(Failure::Error(error)) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        for command in [compile::Args::command(), inspect::Args::command(), opt::Args::command(), run::Args::command()]
+        {
+            command.debug_assert();
+        }
+    }
+}

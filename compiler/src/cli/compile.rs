@@ -1,0 +1,120 @@
+//! `dlxc compile`: what can be typed, and what it means.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use dlx_ir::DType;
+
+use crate::options::{CompileOptions, Keep, QuantSpec};
+
+/// Compile a model into one file that the runtime can run.
+#[derive(Parser, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Directory of a Hugging Face checkpoint, or an ONNX file.
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// File to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Device to compile for; see `dlxc targets`.
+    #[arg(long, default_value = "cpu")]
+    pub target: String,
+    /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:32, int4:64:min).
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
+    /// Weights that get a format of their own, as stored if none is given; may be repeated, later ones win.
+    #[arg(long, value_name = "NAME,…[=FORMAT]")]
+    pub keep: Vec<Keep>,
+    /// Longest sequence, prompt and answer together.
+    #[arg(long, value_name = "N", value_parser = size(1 << 20))]
+    pub max_seq: Option<u32>,
+    /// Block length, for models that decode in blocks.
+    #[arg(long, value_name = "N", value_parser = size(4096))]
+    pub block: Option<u32>,
+    /// Element type of the KV caches.
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    pub kv: DType,
+    /// Passes to run instead of the target's own; see `dlxc passes`.
+    #[arg(long, value_name = "PIPELINE")]
+    pub passes: Option<String>,
+    /// Write the IR after every pass that changes it, one numbered file each.
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Print the IR after this pass; may be repeated.
+    #[arg(long, value_name = "PASS")]
+    pub print_after: Vec<String>,
+    /// Compile weights that hold NaN or infinity.
+    #[arg(long)]
+    pub allow_nonfinite: bool,
+    /// Threads to use, one per core if not given. The output does not depend on it.
+    #[arg(long, value_name = "N", value_parser = size(1024))]
+    pub threads: Option<u32>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dlxc compile models/sdar -o sdar.dlxa
+  dlxc compile models/sdar -o sdar.dlxa --quant int4:32 --keep lm_head,embed=int8
+  dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32";
+
+impl Args {
+    /// What the arguments mean to the compiler.
+    pub fn options(&self) -> CompileOptions {
+        let count = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
+        CompileOptions {
+            target: self.target.clone(),
+            quant: self.quant,
+            keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
+            max_seq: count(self.max_seq),
+            block: count(self.block),
+            kv: self.kv,
+            pipeline: self.passes.clone(),
+            dump: self.dump.clone(),
+            print_after: self.print_after.clone(),
+            allow_nonfinite: self.allow_nonfinite,
+            threads: count(self.threads),
+        }
+    }
+}
+
+fn size(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=max)
+}
+
+fn kv_type(text: &str) -> Result<DType, String> {
+    match text {
+        "f16" => Ok(DType::F16),
+        "f32" => Ok(DType::F32),
+        _ => Err("use f16 or f32".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_become_options() {
+        let line = "compile m -o m.dlxa --quant int4:32m --keep lm_head,embed=int8 --keep norm --max-seq 512 --kv f32 \
+                    --print-after cse --threads 3";
+        let options = Args::try_parse_from(line.split_whitespace()).unwrap().options();
+        assert_eq!(options.quant.to_string(), "int4:32:min");
+        let keep: Vec<_> = options.keep.iter().map(|(n, f)| format!("{n}={f}")).collect();
+        assert_eq!(keep, ["lm_head=int8", "embed=int8", "norm=none"]);
+        assert_eq!((options.max_seq, options.block, options.threads), (Some(512), None, Some(3)));
+        assert_eq!((options.kv, options.target.as_str()), (DType::F32, "cpu"));
+        assert_eq!(options.print_after, ["cse"]);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for wrong in ["--quant int3", "--max-seq 0", "--max-seq 2000000", "--kv int8", "--keep =f16", "--threads -1"] {
+            let line = format!("compile m -o m.dlxa {wrong}");
+            assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
+        }
+    }
+}

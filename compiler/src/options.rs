@@ -1,0 +1,186 @@
+//! What a compilation can be told.
+//!
+//! Invariant: a value of these types is one that makes sense on its own; whether it suits the model (a group that does not
+//! divide a row, a sequence longer than the model was trained for) is checked where the model is known.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use dlx_ir::{DType, QuantFormat};
+
+/// How the weights of a model, or some of them, are stored in the artifact.
+///
+/// Text: `none`, `f16`, `bf16`, `int8[:GROUP][:min]`, `int4[:GROUP][:min]` with a group of 32, 64 or 128. `int8` alone has
+/// one scale per row, `int4` alone means `int4:64`. A final `m` is short for `:min`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum QuantSpec {
+    /// As in the checkpoint.
+    #[default]
+    None,
+    /// 16-bit float.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Quantized.
+    Quant(QuantFormat),
+}
+
+impl QuantSpec {
+    /// The element type to convert to, `None` to leave weights as they are.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            QuantSpec::None => None,
+            QuantSpec::F16 => Some(DType::F16),
+            QuantSpec::Bf16 => Some(DType::BF16),
+            QuantSpec::Quant(format) => Some(DType::Quant(format)),
+        }
+    }
+}
+
+impl FromStr for QuantSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || {
+            format!(
+                "`{text}` is not a weight format; use none, f16, bf16, int8, int4, int4:32, int4:128, int4:64:min, …"
+            )
+        };
+        match text {
+            "none" => return Ok(QuantSpec::None),
+            "f16" => return Ok(QuantSpec::F16),
+            "bf16" => return Ok(QuantSpec::Bf16),
+            _ => {}
+        }
+        let (rest, min) = match text.strip_suffix(":min").or_else(|| text.strip_suffix('m')) {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let (name, group) = match rest.split_once(':') {
+            Some((name, "32")) => (name, Some(32)),
+            Some((name, "64")) => (name, Some(64)),
+            Some((name, "128")) => (name, Some(128)),
+            Some(_) => return Err(bad()),
+            None => (rest, None),
+        };
+        match name {
+            "int8" => Ok(QuantSpec::Quant(QuantFormat { bits: 8, group, min })),
+            "int4" => Ok(QuantSpec::Quant(QuantFormat { bits: 4, group: group.or(Some(64)), min })),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for QuantSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QuantSpec::None => write!(f, "none"),
+            QuantSpec::F16 => write!(f, "f16"),
+            QuantSpec::Bf16 => write!(f, "bf16"),
+            QuantSpec::Quant(QuantFormat { bits, group, min }) => {
+                write!(f, "int{bits}")?;
+                if let Some(group) = group {
+                    write!(f, ":{group}")?;
+                }
+                if *min { write!(f, ":min") } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// `NAME,NAME[=FORMAT]`: weights that get a format of their own, `none` if no format is given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// Names of weights or of their parts, such as `lm_head`.
+    pub names: Vec<String>,
+    /// Their format.
+    pub format: QuantSpec,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (names, format) = match text.split_once('=') {
+            Some((names, format)) => (names, format.parse()?),
+            None => (text, QuantSpec::None),
+        };
+        let names: Vec<String> = names.split(',').map(|n| n.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) {
+            return Err(format!("`{text}` has an empty name; write lm_head,embed=int8"));
+        }
+        Ok(Keep { names, format })
+    }
+}
+
+/// Everything that a compilation depends on besides the checkpoint.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CompileOptions {
+    /// Name of the target.
+    pub target: String,
+    /// Format of the matrices.
+    pub quant: QuantSpec,
+    /// Exceptions, later ones winning.
+    pub keep: Vec<(String, QuantSpec)>,
+    /// Rows of the KV caches; the model's own maximum, within reason, if not given.
+    pub max_seq: Option<usize>,
+    /// Block length of block-causal models; that of the checkpoint if not given.
+    pub block: Option<usize>,
+    /// Element type of the KV caches.
+    pub kv: DType,
+    /// Passes to run instead of the target's own.
+    pub pipeline: Option<String>,
+    /// Directory for one numbered IR file per pass that changed something.
+    pub dump: Option<PathBuf>,
+    /// Passes after which the IR is printed.
+    pub print_after: Vec<String>,
+    /// Whether weights may hold NaN or infinity.
+    pub allow_nonfinite: bool,
+    /// Threads to use; one per core if not given. The result does not depend on it.
+    pub threads: Option<usize>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_parse_and_print() {
+        for (text, canonical, dtype) in [
+            ("none", "none", None),
+            ("f16", "f16", Some("f16")),
+            ("bf16", "bf16", Some("bf16")),
+            ("int8", "int8", Some("q8")),
+            ("int8:32", "int8:32", Some("q8g32")),
+            ("int4", "int4:64", Some("q4g64")),
+            ("int4:128", "int4:128", Some("q4g128")),
+            ("int4:64:min", "int4:64:min", Some("q4g64m")),
+            ("int4:32m", "int4:32:min", Some("q4g32m")),
+            ("int4:min", "int4:64:min", Some("q4g64m")),
+            ("int8:min", "int8:min", Some("q8m")),
+        ] {
+            let spec: QuantSpec = text.parse().unwrap();
+            assert_eq!(spec.to_string(), canonical);
+            assert_eq!(canonical.parse::<QuantSpec>(), Ok(spec));
+            assert_eq!(spec.dtype().map(|d| d.to_string()).as_deref(), dtype);
+        }
+        for text in
+            ["", "int", "int2", "int4:", "int4:48", "int4:64:max", "int4:64:64", "f16:min", "INT4", "q4g64", "m"]
+        {
+            let e = text.parse::<QuantSpec>().unwrap_err();
+            assert!(e.starts_with(&format!("`{text}` is not")), "{e}");
+        }
+    }
+
+    #[test]
+    fn keep_lists_share_one_format() {
+        let keep: Keep = "lm_head, embed=int8".parse().unwrap();
+        assert_eq!(keep.names, ["lm_head", "embed"]);
+        assert_eq!(keep.format.to_string(), "int8");
+        assert_eq!("norm".parse::<Keep>().unwrap().format, QuantSpec::None);
+        for bad in ["", "=int8", "a,,b", "a=int3", "a=int4=int8"] {
+            assert!(bad.parse::<Keep>().is_err(), "{bad}");
+        }
+    }
+}
