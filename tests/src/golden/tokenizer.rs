@@ -1,0 +1,2 @@
+//! placeholder
+pub fn run_tokenizer(_: &super::Case) -> Result<(), String> { Err("x".into()) }
