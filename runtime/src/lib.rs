@@ -3,3 +3,4 @@
 
 pub mod decode;
 pub mod exec;
+pub mod text;

@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 pub use generate::policy;
-pub use tokenizer::run_tokenizer;
+pub use tokenizer::{chat_template, run_tokenizer};
 pub use units::run_unit;
 
 /// Largest difference of a logit from the reference, which computed in f32.

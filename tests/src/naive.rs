@@ -65,7 +65,9 @@ impl Naive {
         for (name, view) in file.iter() {
             let data = view.data();
             let values = match view.dtype() {
-                Dtype::F32 => data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+                Dtype::F32 => {
+                    data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+                }
                 Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
                 other => return Err(format!("{name}: no reference for {other:?}")),
             };
@@ -174,13 +176,15 @@ impl Executor for Naive {
     fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
         let rows = call.ids.len();
         let fits = self.buckets.iter().any(|&bucket| rows <= bucket);
-        if rows == 0 || !fits || call.at + rows > call.visible || call.visible > self.max_seq || call.pos.len() != rows {
+        if rows == 0 || !fits || call.at + rows > call.visible || call.visible > self.max_seq || call.pos.len() != rows
+        {
             return Err(ExecError::Shape(format!("{rows} rows at {} of {}", call.at, call.visible)));
         }
         let (hidden, q_width) = (self.config.hidden, self.config.heads * self.config.head_dim);
         let kv_width = self.config.kv_heads * self.config.head_dim;
         let embedding = self.weight("model.embed_tokens.weight");
-        let mut x: Vec<f64> = call.ids.iter().flat_map(|&id| &embedding[id as usize * hidden..][..hidden]).copied().collect();
+        let mut x: Vec<f64> =
+            call.ids.iter().flat_map(|&id| &embedding[id as usize * hidden..][..hidden]).copied().collect();
         for layer in 0..self.config.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             let n = self.rms_norm(&x, &name("input_layernorm"));

@@ -33,9 +33,7 @@ fn sdar() {
 
 #[test]
 fn sdar_prefilled_in_small_steps() {
-    check("sdar", |case| case.exact() && case.kind() == "generate" , |case| {
-        on_naive(case, &[case.block().unwrap()])
-    });
+    check("sdar", |case| case.exact() && case.kind() == "generate", |case| on_naive(case, &[case.block().unwrap()]));
 }
 
 #[test]

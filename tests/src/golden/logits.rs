@@ -31,7 +31,8 @@ pub(super) fn kv(executor: &mut dyn Executor, case: &Case) -> Result<(), String>
         return Err(format!("no check for the caches of family `{}`", case.text("family")));
     }
     let mut past = 0;
-    for (name, keep) in [("prefill", true), ("block0", false), ("commit0", true), ("block1", false), ("commit1", true)] {
+    for (name, keep) in [("prefill", true), ("block0", false), ("commit0", true), ("block1", false), ("commit1", true)]
+    {
         let ids = case.ints(&format!("{name}_ids"))?;
         let expected = case.floats(&format!("{name}_logits"))?;
         step(executor, ids, past, expected).map_err(|error| format!("{name}: {error}"))?;
