@@ -6,3 +6,4 @@ pub mod decode;
 pub mod cpu;
 pub mod exec;
 pub mod mapped;
+pub mod text;
