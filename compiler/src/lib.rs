@@ -1,7 +1,7 @@
 //! The dlxc compiler: checkpoints in, artifacts out.
 
 pub mod checkpoint;
-pub mod hf;
 pub mod cli;
+pub mod hf;
 pub mod options;
 pub mod synth;

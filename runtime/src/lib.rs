@@ -2,8 +2,13 @@
 #![warn(missing_docs)]
 
 pub mod artifact;
-pub mod decode;
 pub mod cpu;
+pub mod decode;
 pub mod exec;
+pub mod manifest;
 pub mod mapped;
+mod model;
+pub mod selftest;
 pub mod text;
+
+pub use model::{LoadOptions, Model, ModelError, TextSection, read_manifest};

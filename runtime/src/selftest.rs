@@ -125,7 +125,9 @@ fn compare(executor: &CpuExecutor, entry: &str, found: &[f32], expected: &[f32])
         return Err(SelfTestError::Mismatch);
     }
     let largest = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-    let wrong = found.iter().zip(expected).find(|(f, e)| (*f - *e).abs().partial_cmp(&(TOLERANCE * largest)).is_none_or(|o| o.is_gt()) && !(f.is_nan() && e.is_nan()));
+    let wrong = found.iter().zip(expected).find(|(f, e)| {
+        (*f - *e).abs().partial_cmp(&(TOLERANCE * largest)).is_none_or(|o| o.is_gt()) && !(f.is_nan() && e.is_nan())
+    });
     match wrong {
         None => Ok(()),
         Some((&found, &expected)) => {

@@ -10,9 +10,9 @@
 
 use super::arena::{Arena, Slot, StateBuffer};
 use super::{
-    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, KvShape, Norm, PackedWeight, add, attention,
-    attention_scratch_words, embed, head_stats, head_stats_scratch_words, kernels, kv_write, linear,
-    linear_scratch_words, mul, packed_bytes, rms_norm, rope, rope_table, scale, silu,
+    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, PackedWeight, add, attention, attention_scratch_words,
+    embed, head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, packed_bytes,
+    rms_norm, rope, rope_table, scale, silu,
 };
 use crate::exec::{ExecError, Executor, RowStats, StepCall};
 use crate::mapped::Mapped;
@@ -134,8 +134,7 @@ impl CpuExecutor {
         let isa = options.isa.map_or_else(Isa::from_env, Ok).map_err(LoadError::Isa)?;
         let kernels = kernels(isa).map_err(LoadError::Isa)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
-        let pool =
-            pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
+        let pool = pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
         let module = program.module();
         let weights = Weights::load(module, file, section)?;
         let mut entries = Vec::with_capacity(module.graphs.len());
@@ -535,7 +534,17 @@ impl Machine<'_> {
         let out = |i: usize| instr.outputs.get(i).map_or(&mut [][..], |o| self.output(*o));
         let mut outs = [out(0), out(1), out(2)];
         let (x, outs) = (self.input(*x), &mut outs[..instr.outputs.len()]);
-        linear(&self.ctx, x, self.live, norm, &weights[..n], &biases[..if bias { n } else { 0 }], epilogue, outs, scratch);
+        linear(
+            &self.ctx,
+            x,
+            self.live,
+            norm,
+            &weights[..n],
+            &biases[..if bias { n } else { 0 }],
+            epilogue,
+            outs,
+            scratch,
+        );
     }
 }
 
@@ -544,7 +553,9 @@ impl Weights {
         let mut all = Vec::with_capacity(module.weights.len());
         for (_, w) in module.weights.iter() {
             let place = || module.weight_text(w);
-            let WeightDef::Stored { offset, bytes } = w.def else { return Err(bad(format!("{}: is not stored", place()))) };
+            let WeightDef::Stored { offset, bytes } = w.def else {
+                return Err(bad(format!("{}: is not stored", place())));
+            };
             let start = usize::try_from(offset).ok().and_then(|o| o.checked_add(section.start));
             let end = start.and_then(|s| s.checked_add(usize::try_from(bytes).ok()?));
             let range = match (start, end) {
@@ -593,7 +604,10 @@ impl Entry {
         let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
         let rows = match (kind, shapes.as_deref()) {
             (Kind::Step, Some([ids, pos, at, from, visible]))
-                if ids.len() == 1 && ids == pos && [at, from, visible].iter().all(|s| s.is_empty()) => ids[0],
+                if ids.len() == 1 && ids == pos && [at, from, visible].iter().all(|s| s.is_empty()) =>
+            {
+                ids[0]
+            }
             (Kind::Head | Kind::Logits, Some([rows])) if rows.len() == 1 => rows[0],
             _ => return Err("has parameters that are not those of its kind".into()),
         };

@@ -8,18 +8,22 @@
 //! on a mismatch. Nothing here allocates; ops that need working memory take it and have a `*_scratch_words` function
 //! beside them. This module knows nothing about graphs or artifacts.
 
+mod arena;
+mod executor;
 mod isa;
 mod kernels;
 mod pack;
 
+pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe};
 pub use isa::Isa;
 pub use kernels::attention::{
-    AttentionShape, KvShape, Mask, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
+    AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
 };
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
 pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
 pub use kernels::parallel::Ctx;
+pub use kernels::quantize::quantize_row;
 pub use kernels::{Kernels, kernels};
 pub use pack::{
     PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row, zero_point,

@@ -1,9 +1,9 @@
 //! Attention over f32 and f16 states, under every mask and cut of the cache.
 
 use super::{Rng, assert_near, everywhere};
-use dlx_ir::DType;
+use dlx_ir::{DType, Mask};
 use dlx_runtime::cpu::{
-    AttentionShape, KvShape, Mask, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
+    AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
 };
 use half::f16;
 
@@ -51,7 +51,7 @@ fn check(rng: &mut Rng, c: &Case) {
         let end = match c.mask {
             Mask::Full => c.visible,
             Mask::Causal => c.visible.min(c.at + i + 1),
-            Mask::BlockCausal(b) => c.visible.min(((c.at + i) / b + 1) * b),
+            Mask::BlockCausal(b) => c.visible.min(((c.at + i) / b as usize + 1) * b as usize),
         };
         for j in 0..c.heads {
             let head = j / (c.heads / c.kv_heads) * c.head_dim;

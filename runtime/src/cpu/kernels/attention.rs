@@ -10,34 +10,12 @@
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{FloatKind, FmaArgs, KEY_BLOCK};
-use dlx_ir::DType;
+use dlx_ir::{DType, Mask};
 
 /// Rows of keys that are interleaved.
 const KEY_LANES: usize = 16;
 /// Most rows of a register tile, of any instruction set.
 const MAX_TILE_ROWS: usize = 8;
-
-/// Which keys a query may attend, apart from the cache's limits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mask {
-    /// Every visible key.
-    Full,
-    /// Keys up to the query's own row.
-    Causal,
-    /// Keys up to the end of the query's block of this many rows.
-    BlockCausal(usize),
-}
-
-impl Mask {
-    /// End of the keys that the query in cache row `row` may attend when `visible` rows exist.
-    fn end(self, row: usize, visible: usize) -> usize {
-        match self {
-            Mask::Full => visible,
-            Mask::Causal => (row + 1).min(visible),
-            Mask::BlockCausal(block) => ((row / block + 1) * block).min(visible),
-        }
-    }
-}
 
 /// Shape of one layer's KV states.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -222,7 +200,7 @@ impl Task<'_> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         for (r, pair) in pairs.clone().enumerate() {
             let (row, at) = locate(pair);
-            ends[r] = shape.mask.end(shape.at + row, shape.visible);
+            ends[r] = shape.mask.end(shape.at + row).min(shape.visible);
             for (to, x) in queries[r..].iter_mut().step_by(rows).zip(&q[at..at + head_dim]) {
                 *to = x * scale;
             }

@@ -20,6 +20,7 @@ pub(crate) mod elementwise;
 pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod parallel;
+pub(crate) mod quantize;
 mod scalar;
 mod tiles;
 
