@@ -54,6 +54,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.";
 
 #[derive(Subcommand)]
 enum Command {
+    Compile(compile::Args),
     Synth(synth::Args),
 }
 
@@ -69,6 +70,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     terminal::catch_interrupts();
     let result = match cli.command {
+        Command::Compile(args) => compile::run(&args),
         Command::Synth(args) => synth::run(&args),
     };
     match result {

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod driver;
 pub mod hf;
 pub mod options;
 pub mod synth;

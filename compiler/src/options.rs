@@ -12,7 +12,7 @@ use dlx_ir::{DType, QuantFormat};
 /// How the weights of a model, or some of them, are stored in the artifact.
 ///
 /// Text: `none`, `f16`, `bf16`, `int8[:GROUP][:min]`, `int4[:GROUP][:min]` with a group of 32, 64 or 128. `int8` alone has
-/// one scale per row, `int4` alone means `int4:64`. A final `m` is short for `:min`.
+/// one scale per row, `int4` alone means `int4:32`. A final `m` is short for `:min`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QuantSpec {
     /// As in the checkpoint.
@@ -44,7 +44,7 @@ impl FromStr for QuantSpec {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || {
             format!(
-                "`{text}` is not a weight format; use none, f16, bf16, int8, int4, int4:32, int4:128, int4:64:min, …"
+                "`{text}` is not a weight format; use none, f16, bf16, int8, int4, int4:64, int4:128, int4:64:min, …"
             )
         };
         match text {
@@ -66,7 +66,7 @@ impl FromStr for QuantSpec {
         };
         match name {
             "int8" => Ok(QuantSpec::Quant(QuantFormat { bits: 8, group, min })),
-            "int4" => Ok(QuantSpec::Quant(QuantFormat { bits: 4, group: group.or(Some(64)), min })),
+            "int4" => Ok(QuantSpec::Quant(QuantFormat { bits: 4, group: group.or(Some(32)), min })),
             _ => Err(bad()),
         }
     }
@@ -127,8 +127,10 @@ pub struct CompileOptions {
     pub max_seq: Option<usize>,
     /// Block length of block-causal models; that of the checkpoint if not given.
     pub block: Option<usize>,
-    /// Element type of the KV caches.
-    pub kv: DType,
+    /// Element type of the KV caches; f32 for unquantized models and f16 otherwise if not given.
+    pub kv: Option<DType>,
+    /// Rows of the compiled steps; chosen by the block length if empty.
+    pub buckets: Vec<usize>,
     /// Passes to run instead of the target's own.
     pub pipeline: Option<String>,
     /// Directory for one numbered IR file per pass that changed something.
@@ -153,11 +155,11 @@ mod tests {
             ("bf16", "bf16", Some("bf16")),
             ("int8", "int8", Some("q8")),
             ("int8:32", "int8:32", Some("q8g32")),
-            ("int4", "int4:64", Some("q4g64")),
+            ("int4", "int4:32", Some("q4g32")),
             ("int4:128", "int4:128", Some("q4g128")),
             ("int4:64:min", "int4:64:min", Some("q4g64m")),
             ("int4:32m", "int4:32:min", Some("q4g32m")),
-            ("int4:min", "int4:64:min", Some("q4g64m")),
+            ("int4:min", "int4:32:min", Some("q4g32m")),
             ("int8:min", "int8:min", Some("q8m")),
         ] {
             let spec: QuantSpec = text.parse().unwrap();

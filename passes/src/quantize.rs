@@ -7,7 +7,8 @@
 //! `weight @w.q4g64: q4g64[192, 192] = quantize @w {to=q4g64}`.
 //!
 //! Parameters: `to` (a quantized format or float type; absent = as stored), and any number of `part-of-a-name=format`
-//! overrides, of which the last that matches counts; `head` and `embed` name the LM head and the embedding.
+//! overrides (`none` = as stored), of which the last that matches counts; `head` and `embed` name the LM head and the
+//! embedding.
 
 use crate::pipeline::{Params, PassInfo, parse};
 use dlx_ir::{DType, Error, Module, Op, Type, WeightDef, WeightId};
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "quantize",
-    doc: "matrices → quantized weights {to=q4g32|…|f16, NAME-PART|head|embed=FORMAT…}",
+    doc: "matrices → quantized weights {to=q4g32|…|f16, NAME-PART|head|embed=FORMAT|none…}",
     params: &["*"],
     run,
 };
@@ -35,7 +36,8 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         }
     }
     let overrides = params.0.iter().filter(|(k, _)| k != "to");
-    let overrides = overrides.map(|(k, v)| Ok((k.as_str(), parse::<DType>(k, v)?)));
+    let format = |k: &str, v: &str| if v == "none" { Ok(None) } else { parse::<DType>(k, v).map(Some) };
+    let overrides = overrides.map(|(k, v)| Ok((k.as_str(), format(k, v)?)));
     let overrides = overrides.collect::<Result<Vec<_>, Error>>()?;
     let mut used = vec![false; overrides.len()];
     let mut map: Vec<WeightId> = module.weights.iter().map(|(id, _)| id).collect();
@@ -46,7 +48,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         for (i, (pattern, f)) in overrides.iter().enumerate() {
             if w.name.contains(pattern) || roles.contains(pattern) {
                 used[i] = true;
-                format = Some(*f);
+                format = *f;
             }
         }
         let Some(format) = format.filter(|f| *f != w.ty.dtype && w.ty.dtype.is_float()) else { continue };

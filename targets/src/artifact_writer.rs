@@ -7,10 +7,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dlx_ir::Error;
 use dlx_runtime::artifact::{ALIGN, PAGE, Section, WEIGHTS, encode, place};
+use dlx_runtime::mapped::Mapped;
 use tempfile::NamedTempFile;
 
 /// An artifact being written.
@@ -74,6 +77,17 @@ impl ArtifactWriter {
         let offset = self.reserve(bytes.len() as u64);
         self.write_at(offset, bytes)?;
         Ok(offset)
+    }
+
+    /// Maps the weights written so far and says where in the mapping they are.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn map_weights(&self) -> Result<(Arc<Mapped>, Range<usize>), Error> {
+        let end = PAGE as u64 + self.weights_len;
+        self.temp.as_file().set_len(end).map_err(|e| self.failed(&e))?;
+        let mapped = Mapped::open(self.temp.path()).map_err(|e| self.failed(&e))?;
+        Ok((Arc::new(mapped), PAGE..usize::try_from(end).unwrap_or(usize::MAX)))
     }
 
     /// Adds a section. Sections lie in the file in the order of these calls, after the weights.
@@ -198,6 +212,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use dlx_runtime::artifact::{Artifact, GOLDEN, MANIFEST};
+    use dlx_runtime::mapped::Mapped;
     use rayon::prelude::*;
 
     fn files(dir: &Path) -> Vec<String> {

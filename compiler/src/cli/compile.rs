@@ -1,10 +1,16 @@
-//! `dlxc compile`: what can be typed, and what it means.
+//! `dlxc compile`: what can be typed, what it means, and the report.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::DType;
+use indicatif::ProgressBar;
+use serde_json::json;
 
+use super::table::{self, Align};
+use super::{Failure, terminal};
+use crate::driver::{self, Summary, Watch};
 use crate::options::{CompileOptions, Keep, QuantSpec};
 
 /// Compile a model into one file that the runtime can run.
@@ -20,7 +26,7 @@ pub struct Args {
     /// Device to compile for; see `dlxc targets`.
     #[arg(long, default_value = "cpu")]
     pub target: String,
-    /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:32, int4:64:min).
+    /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:64, int4:64:min).
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
     /// Weights that get a format of their own, as stored if none is given; may be repeated, later ones win.
@@ -32,9 +38,12 @@ pub struct Args {
     /// Block length, for models that decode in blocks.
     #[arg(long, value_name = "N", value_parser = size(4096))]
     pub block: Option<u32>,
-    /// Element type of the KV caches.
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
-    pub kv: DType,
+    /// Element type of the KV caches: f16 or f32; f32 for unquantized models and f16 otherwise if not given.
+    #[arg(long, value_name = "TYPE", value_parser = kv_type)]
+    pub kv: Option<DType>,
+    /// Rows of the compiled steps, smallest first; a call runs in the next larger one.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = size(1 << 16))]
+    pub buckets: Vec<u32>,
     /// Passes to run instead of the target's own; see `dlxc passes`.
     #[arg(long, value_name = "PIPELINE")]
     pub passes: Option<String>,
@@ -58,7 +67,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   dlxc compile models/sdar -o sdar.dlxa
-  dlxc compile models/sdar -o sdar.dlxa --quant int4:32 --keep lm_head,embed=int8
+  dlxc compile models/sdar -o sdar.dlxa --quant int4:64 --keep lm_head,embed=int8
   dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32";
 
 impl Args {
@@ -72,6 +81,7 @@ impl Args {
             max_seq: count(self.max_seq),
             block: count(self.block),
             kv: self.kv,
+            buckets: self.buckets.iter().filter_map(|b| count(Some(*b))).collect(),
             pipeline: self.passes.clone(),
             dump: self.dump.clone(),
             print_after: self.print_after.clone(),
@@ -79,6 +89,90 @@ impl Args {
             threads: count(self.threads),
         }
     }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the model cannot be compiled or the artifact not written, or on Ctrl-C.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let started = Instant::now();
+    let view = View::new("compile");
+    let summary = driver::compile(&args.model, &args.output, &args.options(), &view, terminal::interrupt_flag());
+    view.bar.finish_and_clear();
+    let summary = summary?;
+    let took = started.elapsed();
+    if args.json {
+        return terminal::print(&format!("{:#}\n", report(args, &summary, took)));
+    }
+    let mut out = pass_table(&summary);
+    out.push('\n');
+    out.push_str(&size_table(&summary));
+    for note in &summary.manifest.notes {
+        out.push_str(&format!("\nnote: {note}"));
+    }
+    let (size, took) = (table::bytes(summary.file_bytes), table::duration(took));
+    terminal::print(&format!("{out}\n{}: {size} in {took}\n", args.output.display()))
+}
+
+/// Progress on stderr; IR of `--print-after` on stderr too, since stdout holds the report.
+pub(super) struct View {
+    pub(super) bar: ProgressBar,
+}
+
+impl View {
+    pub(super) fn new(what: &str) -> Self {
+        View { bar: terminal::byte_progress(what) }
+    }
+}
+
+impl Watch for View {
+    fn progress(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    fn print(&self, pass: &str, ir: &str) {
+        self.bar.suspend(|| terminal::note(&format!("; after {pass}\n{ir}")));
+    }
+}
+
+fn pass_table(summary: &Summary) -> String {
+    let rows: Vec<Vec<String>> = summary
+        .passes
+        .iter()
+        .map(|p| vec![p.pass.clone(), p.changes.to_string(), table::duration(p.time), table::duration(p.verify_time)])
+        .collect();
+    let columns = [("pass", Align::Left), ("changes", Align::Right), ("time", Align::Right), ("verify", Align::Right)];
+    table::table(&columns, &rows)
+}
+
+fn size_table(summary: &Summary) -> String {
+    let memory = &summary.manifest.memory;
+    let mut rows: Vec<Vec<String>> =
+        summary.weights.iter().map(|(t, b)| vec![format!("weights {t}"), table::bytes(*b)]).collect();
+    rows.push(vec!["caches at full context".into(), table::bytes(memory.states)]);
+    rows.push(vec!["activations".into(), table::bytes(memory.arena)]);
+    for (stage, time) in &summary.stages {
+        rows.push(vec![format!("time {stage}"), table::duration(*time)]);
+    }
+    table::table(&[("", Align::Left), ("", Align::Right)], &rows)
+}
+
+fn report(args: &Args, summary: &Summary, took: Duration) -> serde_json::Value {
+    let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    let passes = summary.passes.iter().map(
+        |p| json!({"pass": p.pass, "changes": p.changes, "us": micros(p.time), "verify_us": micros(p.verify_time)}),
+    );
+    json!({
+        "artifact": args.output.display().to_string(),
+        "bytes": summary.file_bytes,
+        "seconds": took.as_secs_f64(),
+        "stages": summary.stages.iter().map(|(s, d)| json!({"stage": s, "us": micros(*d)})).collect::<Vec<_>>(),
+        "passes": passes.collect::<Vec<_>>(),
+        "weights": summary.weights,
+        "manifest": summary.manifest,
+    })
 }
 
 fn size(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
@@ -106,7 +200,7 @@ mod tests {
         let keep: Vec<_> = options.keep.iter().map(|(n, f)| format!("{n}={f}")).collect();
         assert_eq!(keep, ["lm_head=int8", "embed=int8", "norm=none"]);
         assert_eq!((options.max_seq, options.block, options.threads), (Some(512), None, Some(3)));
-        assert_eq!((options.kv, options.target.as_str()), (DType::F32, "cpu"));
+        assert_eq!((options.kv, options.target.as_str()), (Some(DType::F32), "cpu"));
         assert_eq!(options.print_after, ["cse"]);
     }
 

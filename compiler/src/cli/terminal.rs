@@ -30,6 +30,16 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// The flag of [`interrupted`], for work that polls it itself.
+pub fn interrupt_flag() -> &'static AtomicBool {
+    &INTERRUPTED
+}
+
+/// Writes a line to stderr; a closed stderr is nobody's loss.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Writes to stdout.
 ///
 /// # Errors

@@ -120,6 +120,9 @@ enum Loc {
 /// Sees every computed f32 value: its name and its live rows.
 pub type Observe<'o> = &'o mut dyn FnMut(&str, &[f32]);
 
+/// Takes the results of one head call: where they are, and which of the rows asked for they belong to.
+type Done<'d> = &'d mut dyn FnMut(&Arena, &[Slot], Range<usize>);
+
 impl CpuExecutor {
     /// Loads a program whose weights are `stored` in `file` from byte `base` on.
     ///
@@ -321,7 +324,7 @@ impl CpuExecutor {
         &mut self,
         kind: Kind,
         rows: &[usize],
-        done: &mut dyn FnMut(&Arena, &[Slot], Range<usize>),
+        done: Done<'_>,
     ) -> Result<(), ExecError> {
         if let Some(row) = rows.iter().find(|r| **r >= self.live) {
             return Err(ExecError::Shape(format!("row {row} was not in the last step, which had {} rows", self.live)));
@@ -404,6 +407,7 @@ impl Machine<'_> {
     }
 
     /// The live rows of a result.
+    #[allow(clippy::mut_from_ref, reason = "slots in use are disjoint, as the comment inside says")]
     fn output(&self, slot: Slot) -> &mut [f32] {
         // SAFETY: the verifier has checked that a result overlaps no value that is live when it is written, except one
         // that the op may take over; `first_operand` and the residual then hand the operand over as "in place".
