@@ -3,4 +3,5 @@
 
 pub mod decode;
 pub mod exec;
+pub mod session;
 pub mod text;

@@ -174,7 +174,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
         "December",
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let weekday = DAYS[(seconds / 86_400 % 7) as usize];
     let (mut year, mut day) = (1970, seconds / 86_400);
     while day >= 365 + u64::from(leap(year)) {
