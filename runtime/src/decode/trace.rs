@@ -31,7 +31,7 @@ pub struct Forward<'a> {
     pub ids: &'a [i32],
 }
 
-/// What the observer of [`decode`] is told, in order.
+/// What the observer of [`decode`](super::decode) is told, in order.
 #[derive(Clone, Copy, Debug)]
 pub enum Moment<'a> {
     /// A forward pass is about to run.

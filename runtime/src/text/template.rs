@@ -1,7 +1,7 @@
 //! Chat templates: Jinja as Hugging Face tokenizers render it.
 //!
 //! Invariant: a template sees only the messages, the special tokens and the variables of the call; it has no files and a
-//! bounded number of instructions. Following transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks` are
+//! bounded number of instructions (the engine does not bound its memory: doubling a string in a loop is still possible). Following transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks` are
 //! set, strings have Python's methods, and `raise_exception`, `strftime_now`, `tojson`, `break` and `continue` exist.
 //! `{% generation %}` blocks, which only mark training targets, are not supported.
 
