@@ -9,6 +9,7 @@ pub mod manifest;
 pub mod mapped;
 mod model;
 pub mod selftest;
+pub mod session;
 pub mod text;
 
 pub use model::{LoadOptions, Model, ModelError, TextSection, read_manifest};

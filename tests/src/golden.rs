@@ -10,6 +10,7 @@ mod tokenizer;
 mod units;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use dlx_runtime::exec::Executor;
@@ -131,6 +132,53 @@ pub fn family(name: &str) -> Result<Vec<Case>, String> {
         return Err(format!("{}: no cases", folder.display()));
     }
     paths.iter().map(|path| load_case(path)).collect()
+}
+
+/// How the cases of a family went, when none failed.
+#[derive(Debug)]
+pub struct Summary {
+    family: String,
+    passed: BTreeMap<String, usize>,
+    not_run: Vec<String>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: passed", self.family)?;
+        for (kind, count) in &self.passed {
+            write!(f, " {count} {kind}")?;
+        }
+        if self.not_run.is_empty() { Ok(()) } else { write!(f, "; not run: {}", self.not_run.join(", ")) }
+    }
+}
+
+/// Runs `check` on the cases of a family that `wanted` selects.
+///
+/// # Errors
+/// What differs, case by case; cases that cannot be read; no wanted case at all.
+pub fn check_family(
+    name: &str,
+    wanted: impl Fn(&Case) -> bool,
+    check: impl Fn(&Case) -> Result<(), String>,
+) -> Result<Summary, String> {
+    let mut summary = Summary { family: name.to_owned(), passed: BTreeMap::new(), not_run: Vec::new() };
+    let mut failed = Vec::new();
+    for case in family(name)? {
+        if !wanted(&case) {
+            summary.not_run.push(case.name);
+        } else if let Err(error) = check(&case) {
+            failed.push(format!("{name}/{}: {error}", case.name));
+        } else {
+            *summary.passed.entry(case.kind().to_owned()).or_insert(0) += 1;
+        }
+    }
+    if !failed.is_empty() {
+        return Err(failed.join("\n"));
+    }
+    if summary.passed.is_empty() {
+        return Err(format!("{name}: no case was run"));
+    }
+    Ok(summary)
 }
 
 /// Reads a case from its JSON file.

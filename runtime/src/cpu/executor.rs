@@ -320,12 +320,7 @@ impl CpuExecutor {
     }
 
     /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.
-    fn run_head(
-        &mut self,
-        kind: Kind,
-        rows: &[usize],
-        done: Done<'_>,
-    ) -> Result<(), ExecError> {
+    fn run_head(&mut self, kind: Kind, rows: &[usize], done: Done<'_>) -> Result<(), ExecError> {
         if let Some(row) = rows.iter().find(|r| **r >= self.live) {
             return Err(ExecError::Shape(format!("row {row} was not in the last step, which had {} rows", self.live)));
         }

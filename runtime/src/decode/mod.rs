@@ -19,10 +19,12 @@ pub mod noise;
 pub mod policy;
 pub mod reveal;
 pub mod sample;
+mod trace;
 
-pub use decoder::{Decoded, Forward, ForwardKind, Moment, Passes, Times, decode};
+pub use decoder::{Decoded, decode};
 pub use noise::Noise;
 pub use policy::{DecodePolicy, Overrides, PolicyError, Reveal};
+pub use trace::{Forward, ForwardKind, Moment, Passes, Times};
 
 use crate::exec::ExecError;
 

@@ -39,8 +39,8 @@ impl StopStrings {
     }
 
     /// The text that was held back, when no more will come.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Where the stop string begins that is completed first.

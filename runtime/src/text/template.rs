@@ -1,9 +1,10 @@
 //! Chat templates: Jinja as Hugging Face tokenizers render it.
 //!
 //! Invariant: a template sees only the messages, the special tokens and the variables of the call; it has no files and a
-//! bounded number of instructions. Following transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks` are
-//! set, strings have Python's methods, and `raise_exception`, `strftime_now`, `tojson`, `break` and `continue` exist.
-//! `{% generation %}` blocks, which only mark training targets, are not supported.
+//! bounded number of instructions. Its memory is not bounded: doubling a string in a loop stays possible. Following
+//! transformers' `apply_chat_template`, `trim_blocks` and `lstrip_blocks` are set, strings have Python's methods, and
+//! `raise_exception`, `strftime_now`, `tojson`, `break` and `continue` exist. `{% generation %}` blocks, which only mark
+//! training targets, are not supported.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -2,7 +2,8 @@
 //!
 //! Invariant: encoding adds nothing (no special tokens, no truncation, no padding, whatever the file asks for), because
 //! prompts of these models are complete texts; the file's own normalizer, splitter and added tokens are obeyed. The
-//! `tokenizers` crate asserts some things about its input, so its panics are caught here and become errors.
+//! `tokenizers` crate asserts some things about its input (a damaged decoder is one), so its panics are caught here and
+//! become errors; a program built with `panic = "abort"` loses that.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,0 +1,95 @@
+//! What a decode tells its observer while it runs, and counts for its report.
+//!
+//! Plain data: nothing here decides anything.
+
+use std::time::Duration;
+
+/// What a forward pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardKind {
+    /// Writes cache rows of the prompt.
+    Prefill,
+    /// Runs a block that holds masks; what it writes to the caches is scratch.
+    Block,
+    /// Writes the permanent cache rows of a finished block.
+    Commit,
+}
+
+/// A forward pass that is about to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// What it is for.
+    pub kind: ForwardKind,
+    /// Position of the first token that it feeds.
+    pub q_start: usize,
+    /// Number of tokens that it feeds.
+    pub q_len: usize,
+    /// Cache rows that it finds below its own.
+    pub past_len: usize,
+    /// The whole sequence, undecided positions included.
+    pub ids: &'a [i32],
+}
+
+/// What the observer of [`decode`](super::decode) is told, in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment<'a> {
+    /// A forward pass is about to run.
+    Forward(Forward<'a>),
+    /// A denoising pass changed positions of the block `start..end`.
+    Revealed {
+        /// The whole sequence.
+        ids: &'a [i32],
+        /// First position of the block.
+        start: usize,
+        /// Position after the block.
+        end: usize,
+    },
+    /// No position before `end` will change any more.
+    Settled {
+        /// The whole sequence.
+        ids: &'a [i32],
+        /// Position after the block.
+        end: usize,
+    },
+    /// The block `start..end` is in the caches for good.
+    Committed {
+        /// First position of the block.
+        start: usize,
+        /// Position after the block.
+        end: usize,
+    },
+}
+
+/// Number of passes by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Passes {
+    /// Forward passes over the prompt.
+    pub prefill: usize,
+    /// Forward passes over blocks that hold masks.
+    pub denoise: usize,
+    /// Forward passes over finished blocks.
+    pub commit: usize,
+    /// Runs of the LM head, which are no forward passes.
+    pub head: usize,
+}
+
+impl Passes {
+    /// All forward passes.
+    pub fn forward(&self) -> usize {
+        self.prefill + self.denoise + self.commit
+    }
+}
+
+/// Time spent in the executor by kind of call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Times {
+    /// Prefill passes.
+    pub prefill: Duration,
+    /// Denoising passes, without the head.
+    pub step: Duration,
+    /// Head statistics or logits, and choosing tokens.
+    pub head: Duration,
+    /// Commit passes.
+    pub commit: Duration,
+}
