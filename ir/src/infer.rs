@@ -167,10 +167,10 @@ impl<'a> Rule<'a> {
                 let [m, f] = rank2(self.activation("x")?)?;
                 let [rows, f2] = rank2(self.state("state")?)?;
                 same_dim(f, f2, "features of x and of the state")?;
-                match (m.fixed(), rows.fixed()) {
-                    (Some(m), Some(rows)) if m <= rows => vec![],
-                    _ => return Err(format!("{m} rows do not fit a state of {rows} rows")),
+                if m.fixed().zip(rows.fixed()).is_some_and(|(m, rows)| m > rows) {
+                    return Err(format!("{m} rows do not fit a state of {rows} rows"));
                 }
+                vec![]
             }
             Op::TakeRows {} => {
                 let [_, f] = rank2(self.state("state")?)?;
