@@ -13,6 +13,10 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
+/// Size of a huge page on the common machines, the most that one fault maps.
+#[cfg(unix)]
+const HUGE: usize = 2 << 20;
+
 /// A file mapped read-only. Share it with `Arc<Mapped>`.
 #[derive(Debug)]
 pub struct Mapped {
@@ -51,11 +55,15 @@ impl Mapped {
         let _ = range;
     }
 
-    /// Drops the pages of `range` from this process's resident memory; reading them again reads the file again. A hint:
-    /// failures are ignored, bytes outside the file too.
+    /// Drops the pages of `range`, and a few around it, from this process's resident memory; reading them again reads the
+    /// file again. A hint: failures are ignored, bytes outside the file too.
     pub fn release(&self, range: Range<usize>) {
+        // A fault maps whatever the page cache holds around it, up to a huge page; that has to go too, or a file read in
+        // pieces stays resident at their seams.
         #[cfg(unix)]
-        if let Some(range) = self.clamp(range) {
+        if let Some(range) =
+            self.clamp(range.start & !(HUGE - 1)..range.end.checked_next_multiple_of(HUGE).unwrap_or(usize::MAX))
+        {
             // SAFETY: `MADV_DONTNEED` is only unsafe where it discards the sole copy of the data. These pages are a
             // shared read-only view of a file and were never written, so a later read finds the same bytes.
             let _ = unsafe {
@@ -91,6 +99,28 @@ mod tests {
         mapped.release(99_999..1 << 40);
         mapped.release(1 << 40..1 << 41);
         assert_eq!(mapped.bytes(), bytes);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn reading_in_released_pieces_stays_small() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+        let mapped = Mapped::open(&path).unwrap();
+        let before = resident();
+        let mut start = 0;
+        for piece in mapped.bytes().chunks((1 << 20) - 999) {
+            assert!(piece.iter().all(|b| *b == 0));
+            mapped.release(start..start + piece.len());
+            start += piece.len();
+        }
+        assert!(resident() < before + 16, "{} MiB, {before} before", resident());
     }
 
     #[test]
