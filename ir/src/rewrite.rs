@@ -96,12 +96,19 @@ fn copy(
     let mut changes = 0;
     for (i, node) in old.nodes.iter().enumerate() {
         rw.index = i;
-        let mapped = node.inputs.iter().map(|&input| match input {
-            Operand::Value(v) => map[v.index()].map(Operand::Value).ok_or_else(|| dropped(v)),
-            other => Ok(other),
-        });
-        let mapped =
-            Node { op: node.op.clone(), inputs: mapped.collect::<Result<_, _>>()?, outputs: node.outputs.clone() };
+        let new = |input: &Operand| match input {
+            Operand::Value(v) => map[v.index()].map(Operand::Value).ok_or(*v),
+            other => Ok(*other),
+        };
+        let mapped = match node.inputs.iter().map(new).collect::<Result<Vec<_>, _>>() {
+            Ok(inputs) => Node { op: node.op.clone(), inputs, outputs: node.outputs.clone() },
+            // What only feeds on dropped values goes with them.
+            Err(_) if !node.op.has_effect() => {
+                changes += 1;
+                continue;
+            }
+            Err(v) => return Err(dropped(v)),
+        };
         match decide(rw, &mapped)? {
             Rewrite::Keep => {
                 let copies = node.outputs.iter().map(|&o| {

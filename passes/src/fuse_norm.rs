@@ -22,8 +22,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
             };
             let eps = Some(*eps);
             let op = match node.op {
-                Op::Linear { n, bias, norm: None, post: Post::None } => {
-                    Op::Linear { n, bias, norm: eps, post: Post::None }
+                Op::Linear { n, bias, norm: None, post: post @ (Post::None | Post::SwiGlu) } => {
+                    Op::Linear { n, bias, norm: eps, post }
                 }
                 Op::HeadStats { norm: None, ban } => Op::HeadStats { norm: eps, ban },
                 _ => return Ok(Rewrite::Keep),
