@@ -3,7 +3,7 @@
 //! Invariant: the sequence is one vector of ids in which a position is undecided exactly when it holds the mask id, so a
 //! change may reveal, replace or mask a position again. Every forward pass is announced before it runs and can be
 //! refused by the observer, which is how cancellation, deadlines, traces and streaming attach. The loop does not know
-//! text, and it ends: once a schedule is used up, every further pass of a block decides at least one position.
+//! text, and it ends: a rule that has not finished a block within its schedule and one more pass per position is overruled.
 
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -206,7 +206,11 @@ impl Run<'_, '_> {
             let quota = schedule.get(step).copied().unwrap_or(masked.len());
             let mut changes = Vec::new();
             let pass = Pass { candidates: &candidates, quota, params: &self.resolved.params };
-            (self.resolved.rule.reveal)(&pass, &mut changes);
+            if step < schedule.len() + block.len() {
+                (self.resolved.rule.reveal)(&pass, &mut changes);
+            } else {
+                changes.extend(candidates.iter().map(|c| Change { offset: c.offset, token: c.token }));
+            }
             for Change { offset, token } in changes {
                 let position = block.start + offset;
                 if position >= self.prompt {
@@ -316,6 +320,7 @@ mod tests {
     use super::*;
     use crate::decode::mock::{Call, Mock};
     use crate::decode::policy::Reveal;
+    use crate::decode::reveal::RevealRule;
     use crate::exec::ExecError;
 
     fn run(mock: &mut Mock, policy: &DecodePolicy, prompt: &[i32], max_new: usize) -> Result<Decoded, DecodeError> {
@@ -427,6 +432,29 @@ mod tests {
         let decoded = run(&mut mock, &policy, &[1], 7).unwrap();
         assert_eq!(decoded.passes.denoise, 7);
         assert!(!decoded.ids.contains(&0));
+    }
+
+    #[test]
+    fn a_rule_that_never_reveals_is_overruled() {
+        static IDLE: RevealRule = RevealRule { name: "idle", doc: "", params: &[], reveal: |_, _| {} };
+        let (mut mock, policy) = (Mock::new(16, 32, &[8]), greedy());
+        let resolved = Resolved { rule: &IDLE, ..policy.resolve(&mock).unwrap() };
+        let mut run = Run {
+            executor: &mut mock,
+            policy: &policy,
+            resolved,
+            noise: &Noise::Seeded(0),
+            observer: &mut |_| ControlFlow::Continue(()),
+            ids: vec![5, 0, 0, 0],
+            prompt: 1,
+            passes: Passes::default(),
+            times: Times::default(),
+            logits: Vec::new(),
+        };
+        let mut settled = 1;
+        assert!(run.block(0..4, &[2, 2], &mut settled).is_ok());
+        assert_eq!((settled, run.passes.denoise), (4, 2 + 4 + 1));
+        assert!(!run.ids.contains(&0));
     }
 
     #[test]
