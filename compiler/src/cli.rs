@@ -7,6 +7,7 @@
 pub mod canvas;
 pub mod compile;
 pub mod inspect;
+pub mod lists;
 pub mod opt;
 pub mod run;
 pub mod synth;
@@ -15,10 +16,15 @@ pub mod terminal;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dlx_ir::Error;
+use dlx_runtime::artifact::Artifact;
+
+use crate::options::{CompileOptions, QuantSpec};
+use crate::{cache, driver};
 
 /// Why a subcommand stopped.
 #[derive(Debug)]
@@ -48,14 +54,29 @@ const LONG: &str = "Compiles diffusion language models ahead of time, and runs t
 
 const EXAMPLES: &str = "\
 Examples:
-  dlxc synth sdar-1.7b -o models/sdar       a full-size model with random weights
+  dlxc run examples/models/sdar-tiny \"What is the capital of France?\"
+  dlxc compile models/sdar --quant int4 -o sdar.dlxa    one file for every CPU
+  dlxc run sdar.dlxa --chat                             talk to it
+  dlxc inspect sdar.dlxa                                what is inside
+  dlxc synth sdar-1.7b -o models/sdar                   a full-size model with random weights
 
 Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.";
 
 #[derive(Subcommand)]
 enum Command {
     Compile(compile::Args),
+    Run(run::Args),
+    Inspect(inspect::Args),
+    Opt(opt::Args),
     Synth(synth::Args),
+    /// List the passes that pipelines are made of
+    Passes,
+    /// List the operations of the IR
+    Ops,
+    /// List the devices that models are compiled for
+    Targets,
+    /// List the model families that can be compiled
+    Families,
 }
 
 /// Runs the command line `args`, program name included.
@@ -71,7 +92,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     terminal::catch_interrupts();
     let result = match cli.command {
         Command::Compile(args) => compile::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Opt(args) => opt::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Passes => lists::run(lists::List::Passes),
+        Command::Ops => lists::run(lists::List::Ops),
+        Command::Targets => lists::run(lists::List::Targets),
+        Command::Families => lists::run(lists::List::Families),
     };
     match result {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
@@ -86,6 +114,26 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Opens an artifact, or compiles a model directory into the cache and opens that.
+fn artifact(model: &Path, quant: QuantSpec) -> Result<Artifact, Failure> {
+    let path = if model.is_dir() { compiled(model, quant)? } else { model.to_path_buf() };
+    Artifact::open(path).map_err(|e| Error::new("", e.to_string()).into())
+}
+
+/// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.
+fn compiled(model: &Path, quant: QuantSpec) -> Result<PathBuf, Failure> {
+    let options = CompileOptions { quant, ..CompileOptions::default() };
+    let path = cache::path(model, &options)?;
+    if !path.exists() {
+        terminal::note(&format!("compiling {} ({quant}) into {}", model.display(), path.display()));
+        let view = compile::View::new("compile");
+        let outcome = driver::compile(model, &path, &options, &view, terminal::interrupt_flag());
+        view.bar.finish_and_clear();
+        outcome?;
+    }
+    Ok(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,9 +142,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-        for command in [compile::Args::command(), inspect::Args::command(), opt::Args::command(), run::Args::command()]
-        {
-            command.debug_assert();
-        }
     }
 }

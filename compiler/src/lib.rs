@@ -1,5 +1,8 @@
 //! The dlxc compiler: checkpoints in, artifacts out.
+//!
+//! [`driver::compile`] is one compile from start to end; [`cli`] is the command line over it.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod driver;

@@ -143,6 +143,26 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
 }
 
+impl Default for CompileOptions {
+    /// The CPU target, int4, and everything else left to the model.
+    fn default() -> Self {
+        CompileOptions {
+            target: "cpu".into(),
+            quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
+            keep: Vec::new(),
+            max_seq: None,
+            block: None,
+            kv: None,
+            buckets: Vec::new(),
+            pipeline: None,
+            dump: None,
+            print_after: Vec::new(),
+            allow_nonfinite: false,
+            threads: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

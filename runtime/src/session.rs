@@ -126,7 +126,7 @@ pub enum SessionError {
 /// See the module.
 pub struct Session {
     executor: Box<dyn Executor + Send>,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     policy: DecodePolicy,
 }
@@ -143,12 +143,12 @@ impl Session {
         policy: DecodePolicy,
     ) -> Result<Self, SessionError> {
         policy.resolve(&*executor).map_err(DecodeError::from)?;
-        Ok(Self { executor, tokenizer, template, policy })
+        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy })
     }
 
-    /// The tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
+    pub fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
     }
 
     /// The model's own decode policy.

@@ -1,8 +1,17 @@
-//! `dlxc inspect`: what can be typed.
+//! `dlxc inspect`: what is in an artifact or a checkpoint, as tables, JSON or IR.
 
 use std::path::PathBuf;
 
 use clap::Parser;
+use dlx_ir::Error;
+use dlx_runtime::artifact::{Artifact, program_section};
+use dlx_runtime::read_manifest;
+use serde_json::json;
+
+use super::table::{self, Align};
+use super::{Failure, terminal};
+use crate::checkpoint::{Checkpoint, TextFiles};
+use crate::hf;
 
 /// Show what is in an artifact or a model directory.
 #[derive(Parser, Debug)]
@@ -19,4 +28,83 @@ pub struct Args {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the file or directory is damaged or of an unknown kind.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let text = if args.model.is_dir() { checkpoint(args)? } else { artifact(args)? };
+    terminal::print(&text)
+}
+
+fn artifact(args: &Args) -> Result<String, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
+    let artifact = Artifact::open(&args.model).map_err(|e| failed(&e))?;
+    let manifest = read_manifest(&artifact).map_err(|e| failed(&e))?;
+    if args.ir {
+        let programs = manifest.targets.iter().map(|t| artifact.text(&program_section(t)).map(str::to_owned));
+        return programs.collect::<Result<String, _>>().map_err(|e| failed(&e));
+    }
+    let sections: Vec<_> = artifact.sections().iter().map(|s| (s.name.clone(), s.len)).collect();
+    if args.json {
+        let sections: serde_json::Map<_, _> = sections.into_iter().map(|(name, len)| (name, len.into())).collect();
+        return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections})));
+    }
+    let m = &manifest.model;
+    let mut rows = vec![
+        ("family", m.family.clone()),
+        ("parameters", table::count(m.parameters)),
+        ("vocabulary", m.vocab.to_string()),
+        ("longest sequence", m.max_seq.to_string()),
+        ("targets", manifest.targets.join(", ")),
+        ("compiler", manifest.compiler.clone()),
+        ("pipeline", manifest.pipeline.clone()),
+        ("memory: weights", table::bytes(manifest.memory.weights)),
+        ("memory: caches", table::bytes(manifest.memory.states)),
+        ("memory: activations", table::bytes(manifest.memory.arena)),
+    ];
+    rows.extend(manifest.options.iter().map(|(k, v)| (k.as_str(), v.clone())));
+    let policy = serde_json::to_value(&manifest.policy).unwrap_or_default();
+    let policy: Vec<_> =
+        policy.as_object().into_iter().flatten().map(|(k, v)| (format!("decode: {k}"), v.to_string())).collect();
+    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(policy);
+    let rows = rows.chain(sections.into_iter().map(|(name, len)| (format!("section {name}"), table::bytes(len))));
+    let rows = rows.chain(manifest.notes.iter().map(|n| ("note".to_owned(), n.clone())));
+    Ok(pairs(rows))
+}
+
+fn checkpoint(args: &Args) -> Result<String, Error> {
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let text = TextFiles::read(&args.model)?;
+    let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: None })?;
+    if args.ir {
+        return Ok(imported.module.to_string());
+    }
+    let tensors: Vec<_> = checkpoint.names().filter_map(|n| Some((n, checkpoint.tensor(n)?))).collect();
+    let type_of =
+        |t: &crate::checkpoint::TensorView<'_>| dlx_ir::Type::new(t.dtype, t.shape.iter().copied()).to_string();
+    if args.json {
+        let tensors: serde_json::Map<_, _> =
+            tensors.iter().map(|(n, t)| ((*n).to_owned(), type_of(t).into())).collect();
+        let value = json!({
+            "family": imported.family,
+            "vocab": imported.vocab,
+            "max_positions": imported.max_positions,
+            "policy": imported.policy,
+            "notes": imported.notes,
+            "tensors": tensors,
+        });
+        return Ok(format!("{value:#}\n"));
+    }
+    let head = [("family", imported.family.to_owned()), ("positions", imported.max_positions.to_string())];
+    let rows = head.into_iter().map(|(k, v)| (k.to_owned(), v));
+    let rows = rows.chain(imported.notes.iter().map(|n| ("note".to_owned(), n.clone())));
+    Ok(pairs(rows.chain(tensors.iter().map(|(n, t)| ((*n).to_owned(), type_of(t))))))
+}
+
+fn pairs(rows: impl Iterator<Item = (String, String)>) -> String {
+    let rows: Vec<Vec<String>> = rows.map(|(k, v)| vec![k, v]).collect();
+    table::table(&[("", Align::Left), ("", Align::Left)], &rows)
 }

@@ -1,13 +1,18 @@
-//! `dlxc opt`: what can be typed.
+//! `dlxc opt`: passes on IR text, for looking and for bisecting.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Parser;
+use dlx_ir::{Error, parse, verify};
+use dlx_passes::{parse_pipeline, run_pipeline};
+
+use super::{Failure, terminal};
 
 /// Run passes on IR text.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc opt model.dlx -p dce\n  dlxc opt model.dlx -p \"cse,specialize{rows=4}\" > small.dlx"
+    after_help = "Examples:\n  dlxc opt model.dlx -p dce\n  dlxc opt model.dlx -p \"cse,specialize{T=4}\" > small.dlx"
 )]
 pub struct Args {
     /// File with IR text; `-` is standard input.
@@ -16,4 +21,27 @@ pub struct Args {
     /// Passes in order, separated by commas, with options in braces; see `dlxc passes`.
     #[arg(short, long, value_name = "PIPELINE")]
     pub passes: String,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Text that is not IR or not valid, or a pass that fails.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let place = args.file.display().to_string();
+    let mut text = String::new();
+    let read = if args.file.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(&args.file).map(|t| text = t)
+    };
+    read.map_err(|e| Error::new(&place, format!("cannot be read: {e}")))?;
+    let mut module = parse(&text).map_err(|e| Error { place: format!("{place}: {}", e.place), ..e })?;
+    let steps = parse_pipeline(&args.passes)?;
+    if let Err(errors) = verify(&module) {
+        let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        return Err(Error::new(place, format!("is not valid IR:\n  {}", list.join("\n  "))).into());
+    }
+    run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).map_err(|failure| failure.error)?;
+    terminal::print(&module.to_string())
 }

@@ -1,11 +1,22 @@
-//! `dlxc run`: what can be typed, and where the prompt comes from.
+//! `dlxc run`: what can be typed, where the prompt comes from, and one or many turns.
 
-use std::io::{IsTerminal, Read};
+use std::io::{BufRead, IsTerminal, Read};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::Error;
+use dlx_runtime::cpu::CpuOptions;
+use dlx_runtime::decode::{FinishReason, Overrides, Reveal};
+use dlx_runtime::session::{Event, Prompt, Report, Request, Session};
+use dlx_runtime::text::Message;
+use dlx_runtime::{LoadOptions, Model};
+use serde_json::json;
+
+use super::canvas::{Canvas, Cell};
+use super::{Failure, table, terminal};
+use crate::options::QuantSpec;
 
 /// Generate text with a compiled model.
 #[derive(Parser, Debug)]
@@ -55,9 +66,18 @@ pub struct Args {
     /// Stop after this time, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+    /// Format of the weights when a model directory is compiled first.
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
+    /// Threads to use, one per core if not given. The text does not depend on it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
     /// Report text and statistics as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Print statistics to stderr.
+    #[arg(long)]
+    pub stats: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -83,6 +103,195 @@ impl Args {
         }
         read_prompt(stdin.lock())
     }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the model cannot be loaded or run, or there is no prompt; on Ctrl-C.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    // What was typed comes first: no compile for a missing prompt.
+    let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
+    let artifact = super::artifact(&args.model, args.quant)?;
+    let cpu = CpuOptions { threads: args.threads.map_or(0, usize::from), isa: None };
+    let model = Model::load(&artifact, LoadOptions { cpu, ..LoadOptions::default() }).map_err(failed)?;
+    let place = args.model.display().to_string();
+    let policy = model.manifest.policy.clone();
+    let session = Session::new(Box::new(model.executor), model.tokenizer, model.template, policy);
+    let mut turn = Turn { args, session: session.map_err(|e| Error::new(&place, e.to_string()))?, history: Vec::new() };
+    if let Some(system) = &args.system {
+        turn.history.push(Message::new("system", system));
+    }
+    if let Some(prompt) = first {
+        turn.answer(&prompt)?;
+    }
+    if !args.chat {
+        return Ok(());
+    }
+    let input = std::io::stdin();
+    loop {
+        if input.is_terminal() {
+            terminal::prompt("> ");
+        }
+        let mut line = String::new();
+        match input.lock().read_line(&mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) if terminal::interrupted() => return Err(Failure::Interrupted),
+            Ok(_) if line.trim().is_empty() => {}
+            Ok(_) => turn.answer(line.trim_end_matches(['\r', '\n']))?,
+            Err(e) => return Err(Error::new("standard input", e.to_string()).into()),
+        }
+    }
+}
+
+/// The conversation so far.
+struct Turn<'a> {
+    args: &'a Args,
+    session: Session,
+    history: Vec<Message>,
+}
+
+impl Turn<'_> {
+    fn answer(&mut self, prompt: &str) -> Result<(), Failure> {
+        let args = self.args;
+        let prompt = if args.raw {
+            Prompt::Text(prompt.to_owned())
+        } else {
+            self.history.push(Message::new("user", prompt));
+            Prompt::Chat { messages: self.history.clone(), variables: serde_json::Map::new() }
+        };
+        let mut request = Request::new(prompt, usize::try_from(args.max_new).unwrap_or(usize::MAX));
+        request.overrides = overrides(args, self.session.policy());
+        request.deadline = args.timeout.map(|t| Instant::now() + t);
+        let report = self.generate(&request)?;
+        if report.finish == FinishReason::Cancelled && terminal::interrupted() {
+            return Err(Failure::Interrupted);
+        }
+        if args.json {
+            terminal::print(&format!("{:#}\n", as_json(&report)))?;
+        }
+        if args.stats {
+            terminal::note(&statistics(&report));
+        }
+        self.history.push(Message::new("assistant", &report.text));
+        if !args.chat {
+            self.history.clear();
+        }
+        Ok(())
+    }
+
+    /// Generates with a live view on a terminal, plain streamed text off it, and silently for JSON.
+    fn generate(&mut self, request: &Request) -> Result<Report, Failure> {
+        let size = if self.args.json { None } else { terminal::stdout_size() };
+        let mut canvas = Canvas::new(std::io::stdout().lock(), size);
+        let mut broken = None;
+        let (json, mask) = (self.args.json, self.session.policy().mask_id);
+        let tokenizer = self.session.tokenizer();
+        let mut previous: Vec<i32> = Vec::new();
+        let report = self.session.generate(request, &mut |event| {
+            let shown = match event {
+                Event::Text(text) if !json => canvas.stable(text),
+                Event::Canvas { ids, block, .. } if size.is_some() => {
+                    let now = &ids[block];
+                    let texts: Vec<_> =
+                        now.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect();
+                    let cells = now.iter().zip(&texts).enumerate().map(|(i, (id, text))| match previous.get(i) {
+                        _ if *id == mask => Cell::Masked,
+                        Some(old) if old == id => Cell::Known(text),
+                        _ => Cell::Fresh(text),
+                    });
+                    let drawn = canvas.draw(&cells.collect::<Vec<_>>());
+                    previous = now.to_vec();
+                    drawn
+                }
+                Event::Committed { .. } => {
+                    previous.clear();
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            broken = shown.err();
+            if broken.is_some() || terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let finished = if json { Ok(()) } else { canvas.finish().map(drop) };
+        if let Some(e) = broken.or(finished.err()) {
+            return Err(terminal::stdout_failure(&e));
+        }
+        report.map_err(|e| Error::new(self.args.model.display(), e.to_string()).into())
+    }
+}
+
+/// What the arguments change of the model's own policy.
+fn overrides(args: &Args, policy: &dlx_runtime::decode::DecodePolicy) -> Overrides {
+    let count = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
+    let rule = args.rule.clone().map(|rule| Reveal::new(&rule));
+    let reveal = match (rule, args.threshold) {
+        (rule, None) => rule,
+        (rule, Some(t)) => {
+            let own = if policy.reveal.params.contains_key("threshold") {
+                policy.reveal.clone()
+            } else {
+                Reveal::new("threshold")
+            };
+            Some(rule.unwrap_or(own).with("threshold", t))
+        }
+    };
+    Overrides {
+        reveal,
+        steps: count(args.steps),
+        temperature: args.temperature,
+        top_k: count(args.top_k),
+        top_p: args.top_p,
+        seed: Some(args.seed),
+        stop_strings: (!args.stop.is_empty()).then(|| args.stop.clone()),
+        ..Overrides::default()
+    }
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    let seconds = |d: Duration| d.as_secs_f64();
+    json!({
+        "text": report.text,
+        "ids": report.ids,
+        "prompt_tokens": report.prompt_tokens,
+        "tokens": report.ids.len(),
+        "finish": report.finish,
+        "forwards": report.passes.forward(),
+        "passes": report.passes,
+        "tokens_per_forward": report.tokens_per_forward(),
+        "seconds": {
+            "total": seconds(report.total),
+            "prefill": seconds(report.times.prefill),
+            "step": seconds(report.times.step),
+            "head": seconds(report.times.head),
+            "commit": seconds(report.times.commit),
+        },
+    })
+}
+
+fn statistics(report: &Report) -> String {
+    let (p, t) = (&report.passes, &report.times);
+    format!(
+        "{} tokens in {} ({:.1}/s), {} forwards ({} prefill, {} denoise, {} commit), {:.2} tokens per forward; \
+         prefill {}, step {}, head {}, commit {}",
+        report.ids.len(),
+        table::duration(report.total),
+        report.ids.len() as f64 / report.total.as_secs_f64().max(1e-9),
+        p.forward(),
+        p.prefill,
+        p.denoise,
+        p.commit,
+        report.tokens_per_forward(),
+        table::duration(t.prefill),
+        table::duration(t.step),
+        table::duration(t.head),
+        table::duration(t.commit),
+    )
+}
+
+/// A runtime error as the command line shows it: `message; what to do`.
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new("", error.to_string())
 }
 
 fn read_prompt(input: impl Read) -> Result<String, Error> {

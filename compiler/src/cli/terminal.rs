@@ -35,6 +35,12 @@ pub fn interrupt_flag() -> &'static AtomicBool {
     &INTERRUPTED
 }
 
+/// Writes a prompt to stderr, without a line feed.
+pub fn prompt(text: &str) {
+    let mut err = io::stderr();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+}
+
 /// Writes a line to stderr; a closed stderr is nobody's loss.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");

@@ -1,0 +1,40 @@
+//! `dlxc passes`, `ops`, `targets`, `families`: the static tables, as they are.
+
+use dlx_ir::OPS;
+use dlx_passes::PASSES;
+use dlx_targets::TARGETS;
+
+use super::table::{Align, table};
+use super::{Failure, terminal};
+use crate::hf::FAMILIES;
+
+/// Which table to print.
+#[derive(Clone, Copy, Debug)]
+pub enum List {
+    /// Model families.
+    Families,
+    /// Operations of the IR.
+    Ops,
+    /// Passes.
+    Passes,
+    /// Targets.
+    Targets,
+}
+
+/// Prints a table.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn run(list: List) -> Result<(), Failure> {
+    let row = |name: &str, detail: String, doc: &str| vec![name.to_owned(), detail, doc.to_owned()];
+    let (detail, rows): (_, Vec<_>) = match list {
+        List::Families => {
+            let rows = FAMILIES.iter().map(|f| row(f.name, f.model_types.join(", "), f.doc));
+            ("model_type", rows.collect())
+        }
+        List::Ops => ("attributes", OPS.iter().map(|o| row(o.name, o.attrs.join(", "), o.doc)).collect()),
+        List::Passes => ("parameters", PASSES.iter().map(|p| row(p.name, p.params.join(", "), p.doc)).collect()),
+        List::Targets => ("layouts", TARGETS.iter().map(|t| row(t.name, t.lowering.to_owned(), t.doc)).collect()),
+    };
+    terminal::print(&table(&[("name", Align::Left), (detail, Align::Left), ("", Align::Left)], &rows))
+}
