@@ -78,18 +78,17 @@ impl Compile<'_> {
         let checkpoint = Checkpoint::open(self.model)?;
         let text = TextFiles::read(self.model)?;
         let source = hf::Source { checkpoint: &checkpoint, text: &text, block: self.options.block };
-        let Imported { family, mut module, policy, vocab, max_positions, notes } = hf::import(&source)?;
-        check_text(self.model, &text, vocab)?;
+        let mut imported = hf::import(&source)?;
+        check_text(self.model, &text, imported.vocab)?;
+        let parameters = parameters(&imported.module);
         stage("import");
 
-        let max_seq = self.options.max_seq.unwrap_or(max_positions.min(DEFAULT_MAX_SEQ));
-        let parameters = parameters(&module);
         let pipeline = match &self.options.pipeline {
             Some(text) => text.clone(),
-            None => default_pipeline(target, self.options, max_seq, policy.block, policy.mask_id)?,
+            None => default_pipeline(target, self.options, &imported)?,
         };
-        let passes = self.run_passes(&mut module, &pipeline)?;
-        let verified = verify(&module).map_err(first)?;
+        let passes = self.run_passes(&mut imported.module, &pipeline)?;
+        let verified = verify(&imported.module).map_err(first)?;
         target.check(verified).map_err(first)?;
         stage("passes");
 
@@ -105,23 +104,22 @@ impl Compile<'_> {
 
         let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
         let config = std::fs::read(self.model.join("config.json")).unwrap_or_default();
-        let states = golden.executor_bytes - golden.arena_bytes;
         let manifest = Manifest {
             compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
             model: ModelInfo {
-                family: family.into(),
+                family: imported.family.into(),
                 parameters,
-                vocab,
-                max_seq,
+                vocab: imported.vocab,
+                max_seq: max_seq(self.options, &imported),
                 config_hash: hash(&config),
                 tokenizer_hash: hash(&text.tokenizer),
             },
-            options: self.manifest_options(max_seq),
+            options: self.manifest_options(&imported),
             pipeline,
             targets: vec![target.name.into()],
-            memory: Memory { weights: emission.bytes, states, arena: golden.arena_bytes },
-            policy,
-            notes,
+            memory: Memory { weights: emission.bytes, states: golden.states, arena: golden.arena },
+            policy: imported.policy,
+            notes: imported.notes,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
         let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens };
@@ -172,26 +170,28 @@ impl Compile<'_> {
         let mut executor = executor.map_err(|e| Error::new(self.output.display(), e.to_string()))?;
         let vectors = selftest::record(&mut executor);
         let vectors = vectors.map_err(|e| Error::new(self.output.display(), e.to_string()))?;
-        let arena = program.module().graphs.iter().map(dlx_ir::Graph::arena_bytes).max().unwrap_or(0);
-        Ok(Golden { vectors, arena_bytes: arena, executor_bytes: executor.session_bytes() as u64 })
+        let (states, arena) = executor.session_bytes();
+        Ok(Golden { vectors, states: states as u64, arena: arena as u64 })
     }
 
-    fn manifest_options(&self, max_seq: usize) -> BTreeMap<String, String> {
+    fn manifest_options(&self, imported: &Imported) -> BTreeMap<String, String> {
         let keep: Vec<_> = self.options.keep.iter().map(|(name, format)| format!("{name}={format}")).collect();
         let options = [
             ("quant", self.options.quant.to_string()),
             ("keep", keep.join(",")),
             ("kv", kv_type(self.options).to_string()),
-            ("max_seq", max_seq.to_string()),
+            ("max_seq", max_seq(self.options, imported).to_string()),
+            ("block", self.options.block.map_or_else(String::new, |b| b.to_string())),
         ];
         options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
     }
 }
 
+/// What a run of the finished program tells.
 struct Golden {
     vectors: selftest::GoldenVectors,
-    arena_bytes: u64,
-    executor_bytes: u64,
+    states: u64,
+    arena: u64,
 }
 
 /// Rows of the KV caches when neither the user nor the checkpoint asks for fewer.
@@ -215,14 +215,17 @@ fn kv_type(options: &CompileOptions) -> DType {
     options.kv.unwrap_or(if options.quant == QuantSpec::None { DType::F32 } else { DType::F16 })
 }
 
-/// The passes of a target, in order.
-fn default_pipeline(
-    target: &Target,
-    options: &CompileOptions,
-    max_seq: usize,
-    block: usize,
-    mask_id: i32,
-) -> Result<String, Error> {
+/// Rows of the KV caches.
+fn max_seq(options: &CompileOptions, imported: &Imported) -> usize {
+    options.max_seq.unwrap_or(imported.max_positions.min(DEFAULT_MAX_SEQ))
+}
+
+/// The passes of a target, in order, with everything that the model and the options decide.
+///
+/// # Errors
+/// Sizes that do not fit each other.
+pub fn default_pipeline(target: &Target, options: &CompileOptions, imported: &Imported) -> Result<String, Error> {
+    let (max_seq, block) = (max_seq(options, imported), imported.policy.block);
     if max_seq < block {
         return Err(Error::new("--max-seq", format!("{max_seq} rows do not hold one block of {block}"))
             .help("use a longer --max-seq or a smaller --block"));
@@ -244,7 +247,7 @@ fn default_pipeline(
         "fuse-linears".into(),
         "fuse-swiglu".into(),
         "fuse-residual".into(),
-        format!("split-head{{rows={largest}, ban={mask_id}}}"),
+        format!("split-head{{rows={largest}, ban={}}}", imported.policy.mask_id),
         "dce".into(),
         "fuse-norm".into(),
         "hoist-weights".into(),

@@ -31,6 +31,8 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let features =
         hidden.value().and_then(shape).ok_or_else(|| Error::new("graph @step", "hidden states are not rows"))?;
 
+    let names: Vec<String> = tail.iter().map(|n| step.values[n.outputs[0]].name.clone()).collect();
+
     let ty = Type::new(DType::F32, [rows.into(), features]);
     let state = Operand::State(module.states.push(State { name: "hidden".into(), ty }));
     step.nodes.push(Node { op: Op::StoreRows {}, inputs: vec![hidden, state], outputs: vec![] });
@@ -40,16 +42,16 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let rows = Operand::Value(graph.param("rows", Type::new(DType::I32, ["R"])));
         let mut x = graph.emit(module, Op::TakeRows {}, vec![state, rows], &["x"])?[0];
         // A factor on the logits commutes with the head; it is applied to the few features instead.
-        for node in tail.iter().filter(|n| !matches!(n.op, Op::Linear { .. })) {
+        for (node, name) in tail.iter().zip(&names).filter(|(n, _)| !matches!(n.op, Op::Linear { .. })) {
             let inputs = std::iter::once(Operand::Value(x)).chain(node.inputs[1..].iter().copied()).collect();
-            x = graph.emit(module, node.op.clone(), inputs, &["x"])?[0];
+            x = graph.emit(module, node.op.clone(), inputs, &[name])?[0];
         }
-        let op = if stats {
-            Op::HeadStats { norm: None, ban }
+        let (op, outputs): (_, &[&str]) = if stats {
+            (Op::HeadStats { norm: None, ban }, &["best", "stats"])
         } else {
-            Op::Linear { n: 1, bias: false, norm: None, post: Post::None }
+            (Op::Linear { n: 1, bias: false, norm: None, post: Post::None }, &["logits"])
         };
-        graph.results = graph.emit(module, op, vec![Operand::Value(x), head_weight], &["best", "stats"])?;
+        graph.results = graph.emit(module, op, vec![Operand::Value(x), head_weight], outputs)?;
         module.graphs.push(graph);
     }
     Ok(tail.len() + 3)

@@ -5,6 +5,7 @@
 //! nothing here can check is an error, never a pass, and so is a family without cases.
 
 mod generate;
+mod hidden;
 mod logits;
 mod tokenizer;
 mod units;
@@ -18,6 +19,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 pub use generate::policy;
+pub use hidden::run_hidden;
 pub use tokenizer::{chat_template, run_tokenizer};
 pub use units::run_unit;
 

@@ -1,37 +1,94 @@
-//! Golden cases of the model families, on the reference executor.
+//! Runs the golden cases of every model family: on the compiled f32 artifact, on the reference evaluator, and on an
+//! independent f64 implementation.
+//!
+//! Not a libtest harness, so that it always prints how many cases ran; an argument selects checks by part of their name.
+#![allow(clippy::print_stdout, reason = "the report of a test program")]
 
-use dlx_tests::golden::{Case, check_family, run_case, run_tokenizer, run_unit};
+use std::process::ExitCode;
+
+use dlx_runtime::{LoadOptions, Model};
+use dlx_tests::compiled::{self, Interpreted};
+use dlx_tests::golden::{Case, check_family, run_case, run_hidden, run_tokenizer, run_unit};
 use dlx_tests::naive::Naive;
+use dlxc::options::{CompileOptions, QuantSpec};
 
-fn on_naive(case: &Case, buckets: &[usize]) -> Result<(), String> {
+/// Families of cases, alphabetically.
+const FAMILIES: &[&str] = &["sdar"];
+/// Unit cases that have something to be compared with.
+const UNITS: &[&str] = &["dream_sample_tokens", "num_transfer_tokens", "top_p_top_k_filters"];
+/// Rows of the caches; no case is longer.
+const MAX_SEQ: usize = 160;
+
+fn main() -> ExitCode {
+    let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let mut checks: Vec<(String, Box<dyn Fn() -> Result<String, String>>)> = Vec::new();
+    for &family in FAMILIES {
+        let mut add =
+            |what: &str, run: Box<dyn Fn() -> Result<String, String>>| checks.push((format!("{family} {what}"), run));
+        add("artifact", Box::new(move || cases(family, &artifact)));
+        add("artifact-unfused", Box::new(move || hidden(family)));
+        add("evaluator", Box::new(move || cases(family, &evaluator)));
+        add("naive", Box::new(move || cases(family, &naive)));
+        add("tokenizer", Box::new(move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer))));
+    }
+    let unit = |case: &Case| UNITS.contains(&case.name.as_str());
+    checks.push(("units".into(), Box::new(move || summary(check_family("units", unit, run_unit)))));
+    let (mut passed, mut failed) = (0, 0);
+    for (name, check) in checks.iter().filter(|(n, _)| filter.is_empty() || filter.iter().any(|f| n.contains(f))) {
+        match check() {
+            Ok(report) => {
+                passed += 1;
+                println!("ok     {name}: {report}");
+            }
+            Err(error) => {
+                failed += 1;
+                println!("FAILED {name}: {error}");
+            }
+        }
+    }
+    println!("\ngolden: {passed} passed, {failed} failed");
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn summary(outcome: Result<dlx_tests::golden::Summary, String>) -> Result<String, String> {
+    outcome.map(|s| s.to_string())
+}
+
+fn cases(family: &str, check: &dyn Fn(&Case) -> Result<(), String>) -> Result<String, String> {
+    summary(check_family(family, |case| case.exact() && case.kind() != "tokenizer", check))
+}
+
+/// Options of an exact artifact whose attention mask is the case's.
+fn options(case: &Case) -> CompileOptions {
+    CompileOptions { quant: QuantSpec::None, block: case.block(), max_seq: Some(MAX_SEQ), ..CompileOptions::default() }
+}
+
+fn model(case: &Case, pipeline: Option<String>) -> Result<Model, String> {
+    compiled::load(&case.model_dir(), &CompileOptions { pipeline, ..options(case) }, LoadOptions::default())
+}
+
+fn artifact(case: &Case) -> Result<(), String> {
+    let mut executor = model(case, None)?.executor;
+    if case.kind() == "hidden_states" {
+        run_hidden(&mut executor, case, false)?;
+    }
+    run_case(&mut executor, case)
+}
+
+/// Without fusions every recorded value is computed somewhere.
+fn hidden(family: &str) -> Result<String, String> {
+    let check = |case: &Case| {
+        let plain = compiled::pipeline(&case.model_dir(), &options(case), "fuse-").map_err(|e| e.to_string())?;
+        run_hidden(&mut model(case, Some(plain))?.executor, case, true)
+    };
+    summary(check_family(family, |case| case.exact() && case.kind() == "hidden_states", check))
+}
+
+fn evaluator(case: &Case) -> Result<(), String> {
+    run_case(&mut Interpreted::load(&case.model_dir(), &options(case)).map_err(|e| e.to_string())?, case)
+}
+
+fn naive(case: &Case) -> Result<(), String> {
     let block = case.block().ok_or("no block length")?;
-    run_case(&mut Naive::load(&case.model_dir(), block, 128, buckets)?, case)
-}
-
-#[test]
-fn sdar() -> Result<(), String> {
-    let wanted = |case: &Case| case.exact() && case.kind() != "tokenizer";
-    println!("{}", check_family("sdar", wanted, |case| on_naive(case, &[64]))?);
-    Ok(())
-}
-
-#[test]
-fn sdar_prefilled_block_by_block() -> Result<(), String> {
-    let wanted = |case: &Case| case.exact() && case.kind() == "generate";
-    let check = |case: &Case| on_naive(case, &[case.block().ok_or("no block length")?]);
-    println!("{}", check_family("sdar", wanted, check)?);
-    Ok(())
-}
-
-#[test]
-fn sdar_tokenizer() -> Result<(), String> {
-    println!("{}", check_family("sdar", |case| case.kind() == "tokenizer", run_tokenizer)?);
-    Ok(())
-}
-
-#[test]
-fn units() -> Result<(), String> {
-    let checked = ["dream_sample_tokens", "num_transfer_tokens", "top_p_top_k_filters"];
-    println!("{}", check_family("units", |case| checked.contains(&case.name.as_str()), run_unit)?);
-    Ok(())
+    run_case(&mut Naive::load(&case.model_dir(), block, MAX_SEQ, &[64])?, case)
 }

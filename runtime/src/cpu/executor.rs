@@ -198,9 +198,24 @@ impl CpuExecutor {
         self.pool.current_num_threads()
     }
 
-    /// Bytes that the session holds besides the mapped weights: states, arena and scratch.
-    pub fn session_bytes(&self) -> usize {
-        self.states.iter().map(StateBuffer::len).sum::<usize>() + self.arena.len() + self.scratch.len() * 4
+    /// Bytes that the session holds besides the mapped weights: those of the states, and those of arena and scratch.
+    pub fn session_bytes(&self) -> (usize, usize) {
+        (self.states.iter().map(StateBuffer::len).sum(), self.arena.len() + self.scratch.len() * 4)
+    }
+
+    /// As [`Executor::logits`], and shows every value to `observe`.
+    ///
+    /// # Errors
+    /// As [`Executor::logits`].
+    pub fn logits_observed(&mut self, rows: &[usize], out: &mut [f32], observe: Observe<'_>) -> Result<(), ExecError> {
+        let vocab = self.vocab;
+        if rows.len().checked_mul(vocab) != Some(out.len()) {
+            return Err(ExecError::Shape(format!("{} rows of {vocab} do not fit {}", rows.len(), out.len())));
+        }
+        self.run_head(Kind::Logits, rows, observe, &mut |arena, results, range| {
+            let logits = arena.floats(results[0], range.len());
+            out[range.start * vocab..range.end * vocab].copy_from_slice(logits);
+        })
     }
 
     /// As [`Executor::step`], but stops before node `nodes` of the entry and shows every value to `observe`.
@@ -320,7 +335,7 @@ impl CpuExecutor {
     }
 
     /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.
-    fn run_head(&mut self, kind: Kind, rows: &[usize], done: Done<'_>) -> Result<(), ExecError> {
+    fn run_head(&mut self, kind: Kind, rows: &[usize], observe: Observe<'_>, done: Done<'_>) -> Result<(), ExecError> {
         if let Some(row) = rows.iter().find(|r| **r >= self.live) {
             return Err(ExecError::Shape(format!("row {row} was not in the last step, which had {} rows", self.live)));
         }
@@ -330,7 +345,7 @@ impl CpuExecutor {
             let entry = self.entry(kind, chunk.len()).expect("the largest entry holds a chunk");
             let param = self.entries[entry].params[0];
             self.arena.write_with(param, chunk.len(), |r| i32::try_from(chunk[r]).expect("rows of a step fit i32"));
-            self.run(entry, chunk.len(), usize::MAX, &mut |_, _| {});
+            self.run(entry, chunk.len(), usize::MAX, observe);
             let first = i * largest;
             done(&self.arena, &self.entries[entry].results, first..first + chunk.len());
         }
@@ -359,7 +374,7 @@ impl Executor for CpuExecutor {
         if rows.len() != out.len() {
             return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
         }
-        self.run_head(Kind::Head, rows, &mut |arena, results, range| {
+        self.run_head(Kind::Head, rows, &mut |_, _| {}, &mut |arena, results, range| {
             let best = arena.ints(results[0], range.len());
             let numbers = arena.floats(results[1], range.len());
             for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
@@ -369,14 +384,7 @@ impl Executor for CpuExecutor {
     }
 
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
-        let vocab = self.vocab;
-        if rows.len().checked_mul(vocab) != Some(out.len()) {
-            return Err(ExecError::Shape(format!("{} rows of {vocab} do not fit {}", rows.len(), out.len())));
-        }
-        self.run_head(Kind::Logits, rows, &mut |arena, results, range| {
-            let logits = arena.floats(results[0], range.len());
-            out[range.start * vocab..range.end * vocab].copy_from_slice(logits);
-        })
+        self.logits_observed(rows, out, &mut |_, _| {})
     }
 }
 
