@@ -8,7 +8,7 @@ use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{DotArgs, FloatKind, FmaArgs};
-use crate::cpu::pack::{BLOCK, PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
+use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
 use dlx_ir::DType;
 use std::ops::Range;
 
@@ -137,14 +137,13 @@ impl<'a> Operand<'a> {
         totals.fill(0.0);
         let stride = self.weight.tile_stride();
         match self.format {
-            Format::Int { layout, nibbles, .. } => {
+            Format::Int { layout, act: act_spec, nibbles } => {
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
                     let run = if group.len() == 1 { layout.blocks } else { RUN_BLOCKS };
                     for b in (0..layout.blocks).step_by(run) {
                         for t in group.clone() {
                             let r = tiles.rows(t);
-                            let table = b * layout.groups * TILE_COLUMNS * 2;
                             // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
                             // whose lengths are checked above and by `PackedWeight`.
                             unsafe {
@@ -153,9 +152,8 @@ impl<'a> Operand<'a> {
                                     blocks: run.min(layout.blocks - b),
                                     groups: layout.groups,
                                     nibbles,
-                                    codes: tile.add(b * DotArgs::block_bytes(nibbles)),
-                                    scales: tile.add(layout.scales + table).cast(),
-                                    mins: layout.mins.map_or(std::ptr::null(), |at| tile.add(at + table).cast()),
+                                    min: act_spec.zero.is_none(),
+                                    weights: tile.add(b * layout.block_bytes),
                                     act: act
                                         .as_ptr()
                                         .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
@@ -393,5 +391,3 @@ impl Job<'_> {
         }
     }
 }
-
-const _: () = assert!(BLOCK.is_multiple_of(32));
