@@ -10,9 +10,9 @@ use std::arch::x86_64::*;
 /// Rows per register tile.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// Bytes ahead of the weight stream that are fetched into L1. Few rows run at the speed of memory, which the hardware's
-/// own prefetch reaches; more rows leave it too little to look ahead on.
-const PREFETCH: usize = 4096;
+/// Bytes ahead of the weight stream that are fetched into L1, per row. One to three rows run at the speed of memory, which
+/// the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
+const PREFETCH_PER_ROW: usize = 512;
 const PREFETCH_MIN_ROWS: usize = 4;
 
 /// Integer kernel; see [`DotArgs`].
@@ -125,7 +125,7 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
 #[target_feature(enable = "avx512f")]
 fn prefetch<const R: usize>(stream: *const u8) {
     if R >= PREFETCH_MIN_ROWS {
-        _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(PREFETCH).cast());
+        _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(R * PREFETCH_PER_ROW).cast());
     }
 }
 

@@ -3,7 +3,7 @@
 //! Rows are cut into register tiles, tiles are grouped so that a group's activations stay in L2 while every column tile
 //! passes over them. Invariant: an item (row group, few column tiles) writes those output elements and no others.
 
-use super::body::IntAct;
+use super::body::{IntAct, Store, StoreMode};
 use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
@@ -30,8 +30,8 @@ const MAX_WEIGHTS: usize = 3;
 /// Rows per group: bounded by the totals on the stack, and by the share of L2 that activations may take.
 const MAX_GROUP_ROWS: usize = 256;
 const GROUP_ACT_WORDS: usize = 128 * 1024;
-/// Column tiles per item when all rows fit one register tile.
-pub(super) const ITEM_TILES: usize = 4;
+/// Most column tiles per item: neighbors on a row of the output are written together.
+const ITEM_TILES: usize = 4;
 /// Blocks of k per kernel call when several row tiles share the weights: as much as stays in L1.
 const RUN_BLOCKS: usize = 8;
 
@@ -239,8 +239,9 @@ pub fn linear(
     for (s, out) in shared.iter_mut().zip(outs.iter_mut()) {
         *s = Some(SharedMut::new(out));
     }
-    let item_tiles = if tiles.count == 1 { ITEM_TILES } else { 1 };
     let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let group_rows = rows.min(group_tiles * ctx.kernels.max_rows);
+    let item_tiles = (MAX_GROUP_ROWS / group_rows).min(ITEM_TILES);
     let job = Job {
         ctx,
         tiles,
@@ -339,6 +340,7 @@ impl Job<'_> {
         }
         let columns = at * self.item_tiles..((at + 1) * self.item_tiles).min(self.operands[i].weight.tiles());
         let [first, second] = totals;
+        self.prefetch(i, &group, &columns);
         self.product(i, group.clone(), columns.clone(), first);
         if matches!(self.epilogue, Epilogue::SwiGlu) {
             self.product(1, group.clone(), columns.clone(), second);
@@ -346,6 +348,17 @@ impl Job<'_> {
             self.ctx.kernels.portable.silu_mul(&mut first[..len], &second[..len]);
         }
         self.write(i, group, columns, first);
+    }
+
+    /// Asks for the output lines of an item, so that writing them after the products does not wait for them.
+    fn prefetch(&self, i: usize, group: &Range<usize>, columns: &Range<usize>) {
+        let n = self.operands[i].weight.n();
+        let out = self.outs[i].as_ref().expect("one output per weight");
+        for row in self.tiles.start(group.start)..self.tiles.start(group.end) {
+            for column in columns.clone() {
+                out.prefetch(row * n + column * TILE_COLUMNS);
+            }
+        }
     }
 
     /// Products of weight `i` with its bias.
@@ -365,29 +378,21 @@ impl Job<'_> {
 
     fn write(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &Totals) {
         let n = self.operands[i].weight.n();
-        let out = self.outs[i].as_ref().expect("one output per weight");
         let rows = self.tiles.start(group.start)..self.tiles.start(group.end);
-        for (column, totals) in columns.zip(totals.chunks_exact(rows.len() * TILE_COLUMNS)) {
-            let first = column * TILE_COLUMNS;
-            let width = (n - first).min(TILE_COLUMNS);
-            for (row, y) in rows.clone().zip(totals.as_chunks::<TILE_COLUMNS>().0) {
-                let at = row * n + first;
-                // SAFETY: an item owns its rows and columns of the output; items do not overlap.
-                let out = unsafe { out.slice(at, width) };
-                match self.epilogue {
-                    Epilogue::Store | Epilogue::SwiGlu => out.copy_from_slice(&y[..width]),
-                    Epilogue::Add(residual) => {
-                        for ((out, y), r) in out.iter_mut().zip(y).zip(&residual[at..]) {
-                            *out = r + y;
-                        }
-                    }
-                    Epilogue::AddInPlace => {
-                        for (out, y) in out.iter_mut().zip(y) {
-                            *out += y;
-                        }
-                    }
-                }
-            }
-        }
+        let first = columns.start * TILE_COLUMNS;
+        // An item owns its rows and columns of the output; items do not overlap.
+        let to = Store {
+            out: self.outs[i].expect("one output per weight"),
+            at: rows.start * n + first,
+            stride: n,
+            rows: rows.len(),
+            columns: (columns.end * TILE_COLUMNS).min(n) - first,
+            mode: match self.epilogue {
+                Epilogue::Store | Epilogue::SwiGlu => StoreMode::Set,
+                Epilogue::Add(residual) => StoreMode::Add(residual),
+                Epilogue::AddInPlace => StoreMode::AddInPlace,
+            },
+        };
+        self.ctx.kernels.portable.store(totals, &to);
     }
 }
