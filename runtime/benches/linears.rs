@@ -105,6 +105,16 @@ fn timed(work: &mut impl FnMut()) -> Duration {
     start.elapsed()
 }
 
+/// Time that this process has spent on a CPU, where Linux tells: what a shared machine cannot disturb.
+fn cpu_time() -> Option<Duration> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir("/proc/self/task").ok()? {
+        let stat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        nanos += stat.split_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    Some(Duration::from_nanos(nanos))
+}
+
 /// The weights, in one allocation: per layer q, k, v, o, gate, up, down; then the head.
 struct Model {
     dtype: DType,
@@ -178,9 +188,13 @@ impl Model {
         pass(&mut x);
         let mut times = Vec::new();
         let started = Instant::now();
+        let cpu_before = cpu_time();
         while times.len() < 3 || (started.elapsed() < Duration::from_millis(2500) && times.len() < 40) {
             times.push(timed(&mut || pass(&mut x)));
         }
+        let cpu = cpu_time().zip(cpu_before).map_or(f64::NAN, |(after, before)| {
+            (after - before).as_secs_f64() * 1e3 / (times.len() * ctx.threads()) as f64
+        });
         times.sort();
         head_time.sort();
         let (best, median) = (times[0], times[times.len() / 2]);
@@ -189,7 +203,7 @@ impl Model {
         let peak = int8_peak();
         let bandwidth = read_bandwidth(&self.bytes);
         println!(
-            "{:7} M={m:<4} median {:8.1} ms  best {:8.1}  head {:7.1}  {gops:6.0} GOPS = {:3.0} % of {peak:.0}  \
+            "{:7} M={m:<4} median {:8.1} ms  best {:8.1}  on CPU {cpu:8.1}  head {:7.1}  {gops:6.0} GOPS = {:3.0} % of {peak:.0}  \
              {:5.1} GB/s of {bandwidth:.1}",
             self.dtype.to_string(),
             median.as_secs_f64() * 1e3,
