@@ -4,6 +4,7 @@
 //! usage, 130 for Ctrl-C. A reader that closes stdout early (`| head`) is not a failure. Subcommands return, they never
 //! exit, so that temporary files are always removed.
 
+pub mod bench;
 pub mod canvas;
 pub mod compile;
 pub mod inspect;
@@ -67,6 +68,7 @@ enum Command {
     Compile(compile::Args),
     Run(run::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
     Opt(opt::Args),
     Synth(synth::Args),
     /// List the passes that pipelines are made of
@@ -94,6 +96,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Opt(args) => opt::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Passes => lists::run(lists::List::Passes),

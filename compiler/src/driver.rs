@@ -197,7 +197,7 @@ struct Golden {
 /// Rows of the KV caches when neither the user nor the checkpoint asks for fewer.
 const DEFAULT_MAX_SEQ: usize = 4096;
 /// Rows of the largest step: prefill is compute bound well before this many.
-const LARGEST_STEP: usize = 256;
+const LARGEST_STEP: usize = 512;
 
 /// The target of that name.
 ///
