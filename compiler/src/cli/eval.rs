@@ -1,0 +1,194 @@
+//! `dlxc eval`: exact match of an artifact's answers on a file of questions.
+//!
+//! The file has one JSON object per line with `prompt`, `answer` and, if wanted, `task` and `system`. An answer counts when
+//! the generated text is exactly the expected one.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use dlx_ir::Error;
+use dlx_runtime::session::{Prompt, Request, Session};
+use dlx_runtime::text::Message;
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::table::{self, Align};
+use super::{Failure, run, terminal};
+use crate::options::QuantSpec;
+
+/// Measure exact match on a file of questions.
+#[derive(Parser, Debug)]
+#[command(
+    after_help = "Examples:\n  dlxc eval sdar.dlxa questions.jsonl\n  dlxc eval models/sdar questions.jsonl --quant none --json"
+)]
+pub struct Args {
+    /// A .dlxa file, or a model directory to compile first.
+    #[arg(value_name = "ARTIFACT|MODEL")]
+    pub model: PathBuf,
+    /// One JSON object per line: prompt, answer, and optionally task and system.
+    #[arg(value_name = "DATA.jsonl")]
+    pub data: PathBuf,
+    /// How to decode.
+    #[command(flatten)]
+    pub decode: run::Decode,
+    /// Format of the weights when a model directory is compiled first.
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
+    /// List the wrong answers too.
+    #[arg(long)]
+    pub errors: bool,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One question.
+#[derive(Deserialize)]
+struct Question {
+    prompt: String,
+    answer: String,
+    #[serde(default)]
+    task: String,
+    system: Option<String>,
+}
+
+/// Sums over some questions.
+#[derive(Default)]
+struct Tally {
+    asked: usize,
+    exact: usize,
+    tokens: usize,
+    forwards: usize,
+    denoise: usize,
+}
+
+impl Tally {
+    fn exact_match(&self) -> f64 {
+        self.exact as f64 / self.asked.max(1) as f64
+    }
+
+    fn tokens_per_forward(&self) -> f64 {
+        self.tokens as f64 / self.forwards.max(1) as f64
+    }
+}
+
+/// A wrong answer.
+struct Miss {
+    prompt: String,
+    want: String,
+    got: String,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// A model that cannot be loaded, a malformed data file, a prompt that the model cannot take; on Ctrl-C.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let questions = read(&args.data)?;
+    let mut session = super::session(&args.model, args.quant, args.decode.threads)?;
+    let bar = ProgressBar::with_draw_target(Some(questions.len() as u64), ProgressDrawTarget::stderr());
+    let mut tasks: BTreeMap<&str, Tally> = BTreeMap::new();
+    let (mut all, mut misses) = (Tally::default(), Vec::new());
+    for question in &questions {
+        if terminal::interrupted() {
+            return Err(Failure::Interrupted);
+        }
+        let report = ask(&mut session, question, &args.decode)
+            .map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
+        let exact = report.text == question.answer;
+        for tally in [&mut all, tasks.entry(&question.task).or_default()] {
+            tally.asked += 1;
+            tally.exact += usize::from(exact);
+            tally.tokens += report.ids.len() + 1;
+            tally.forwards += report.passes.forward();
+            tally.denoise += report.passes.denoise;
+        }
+        if !exact {
+            let (prompt, want) = (question.prompt.clone(), question.answer.clone());
+            misses.push(Miss { prompt, want, got: report.text });
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    terminal::print(&if args.json {
+        as_json(args, &all, &tasks, &misses)
+    } else {
+        as_table(args, &all, &tasks, &misses)
+    })
+}
+
+fn ask(
+    session: &mut Session,
+    question: &Question,
+    decode: &run::Decode,
+) -> Result<dlx_runtime::session::Report, Error> {
+    let system = question.system.as_deref().map(|s| Message::new("system", s));
+    let messages = system.into_iter().chain([Message::new("user", &question.prompt)]).collect();
+    let mut request = Request::new(Prompt::Chat { messages, variables: serde_json::Map::new() }, decode.max_new());
+    request.overrides = decode.overrides(session.policy());
+    let report = session.generate(&request, &mut |_| {
+        if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    report.map_err(|e| Error::new("", format!("`{}`: {e}", question.prompt)))
+}
+
+fn read(path: &Path) -> Result<Vec<Question>, Error> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::new(path.display(), format!("cannot be read: {e}")))?;
+    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
+    let questions = lines.map(|(i, line)| {
+        serde_json::from_str(line).map_err(|e| {
+            Error::new(format_args!("{}:{}", path.display(), i + 1), format!("is not a question: {e}"))
+                .help("write one object per line: {\"prompt\": \"…\", \"answer\": \"…\"}")
+        })
+    });
+    let questions: Vec<Question> = questions.collect::<Result<_, _>>()?;
+    if questions.is_empty() { Err(Error::new(path.display(), "holds no questions")) } else { Ok(questions) }
+}
+
+fn as_table(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[Miss]) -> String {
+    let row = |name: &str, t: &Tally| {
+        vec![
+            name.to_owned(),
+            format!("{}/{}", t.exact, t.asked),
+            format!("{:.3}", t.exact_match()),
+            t.forwards.to_string(),
+            format!("{:.2}", t.tokens_per_forward()),
+        ]
+    };
+    let mut rows: Vec<_> = tasks.iter().map(|(name, t)| row(name, t)).collect();
+    rows.push(row("all", all));
+    let columns = ["task", "right", "exact match", "forwards", "tokens/forward"];
+    let aligns = columns.iter().enumerate().map(|(i, c)| (*c, if i == 0 { Align::Left } else { Align::Right }));
+    let mut text = table::table(&aligns.collect::<Vec<_>>(), &rows);
+    for m in misses.iter().filter(|_| args.errors) {
+        text.push_str(&format!("\n{:?}\n  want {:?}\n  got  {:?}\n", m.prompt, m.want, m.got));
+    }
+    text
+}
+
+fn as_json(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[Miss]) -> String {
+    let tally = |t: &Tally| {
+        json!({
+            "exact_match": t.exact_match(),
+            "right": t.exact,
+            "asked": t.asked,
+            "tokens": t.tokens,
+            "forwards": t.forwards,
+            "denoise_forwards": t.denoise,
+            "tokens_per_forward": t.tokens_per_forward(),
+            "tokens_per_denoise_forward": t.tokens as f64 / t.denoise.max(1) as f64,
+        })
+    };
+    let mut report = tally(all);
+    report["model"] = args.model.display().to_string().into();
+    report["tasks"] =
+        tasks.iter().map(|(name, t)| ((*name).to_owned(), tally(t))).collect::<serde_json::Map<_, _>>().into();
+    if args.errors {
+        let list = misses.iter().map(|m| json!({"prompt": m.prompt, "want": m.want, "got": m.got}));
+        report["errors"] = list.collect::<Vec<_>>().into();
+    }
+    format!("{report:#}\n")
+}
