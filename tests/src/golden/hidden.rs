@@ -52,6 +52,8 @@ fn value_name(name: &str) -> Option<String> {
         let (layer, part) = name.strip_prefix("layer")?.split_once('.')?;
         let part = match part {
             "input_layernorm" | "attn_norm" => "attn_norm",
+            "q_proj" => "q",
+            "k_proj" => "k",
             "q_norm" => "q_norm",
             "k_norm" => "k_norm",
             "self_attn" | "attn_out" => "attn_out",
