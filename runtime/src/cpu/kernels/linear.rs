@@ -244,10 +244,12 @@ pub fn linear(
         *s = Some(SharedMut::new(out));
     }
     let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let column_tiles: usize = weights.iter().map(PackedWeight::tiles).sum();
     let job = Job {
         ctx,
         tiles,
         group_tiles,
+        item_tiles: (column_tiles / (8 * ctx.threads())).clamp(1, ITEM_TILES),
         operands: &operands[..weights.len()],
         acts: &acts[..weights.len()],
         biases,
@@ -255,8 +257,9 @@ pub fn linear(
         outs: shared,
     };
     let items = job.column_items() * tiles.count.div_ceil(group_tiles);
-    // A few ranges per thread balance the load; long ranges keep each thread on one stretch of weights.
-    let grain = (items / (8 * ctx.threads())).clamp(1, 16);
+    // A single register tile runs at the speed of memory: long ranges keep each thread on one stretch of weights, as long
+    // as a few of them balance the load. More rows have enough to do per item.
+    let grain = if tiles.count == 1 { (items / (8 * ctx.threads())).clamp(1, 16) } else { 1 };
     ctx.parallel(items, grain, |_, range| {
         let mut room: [Totals; 2] = [[MaybeUninit::uninit(); _]; 2];
         for item in range {
@@ -307,6 +310,8 @@ struct Job<'a> {
     tiles: RowTiles,
     /// Register tiles per group of rows.
     group_tiles: usize,
+    /// Column tiles per item.
+    item_tiles: usize,
     operands: &'a [Operand<'a>],
     acts: &'a [&'a [u32]],
     biases: &'a [Option<&'a [f32]>],
@@ -316,7 +321,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn weight_items(&self, operand: &Operand<'_>) -> usize {
-        operand.weight.tiles().div_ceil(ITEM_TILES)
+        operand.weight.tiles().div_ceil(self.item_tiles)
     }
 
     /// Items per group of rows.
@@ -337,7 +342,7 @@ impl Job<'_> {
             at -= self.weight_items(&self.operands[i]);
             i += 1;
         }
-        let columns = at * ITEM_TILES..((at + 1) * ITEM_TILES).min(self.operands[i].weight.tiles());
+        let columns = at * self.item_tiles..((at + 1) * self.item_tiles).min(self.operands[i].weight.tiles());
         self.prefetch(i, &group, &columns);
         let totals = self.product(i, group.clone(), columns.clone(), first);
         if matches!(self.epilogue, Epilogue::SwiGlu) {
