@@ -33,8 +33,8 @@ const MAX_GROUP_ROWS: usize = 128;
 const GROUP_ACT_WORDS: usize = 128 * 1024;
 /// Most column tiles per item: neighbors on a row of the output are written together.
 const ITEM_TILES: usize = 4;
-/// Blocks of k per kernel call when several row tiles share the weights: as much as stays in L1.
-const RUN_BLOCKS: usize = 8;
+/// Bytes of weights per kernel call when several row tiles share them: as much as stays in L1 beside activations.
+const RUN_BYTES: usize = 9216;
 
 /// Room for the sums of one item, `[tiles][rows][16]`.
 type Totals = [MaybeUninit<f32>; MAX_GROUP_ROWS * ITEM_TILES * TILE_COLUMNS];
@@ -143,7 +143,7 @@ impl<'a> Operand<'a> {
             Format::Int { layout, act: act_spec, nibbles } => {
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
-                    let run = if group.len() == 1 { layout.blocks } else { RUN_BLOCKS };
+                    let run = if group.len() == 1 { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
                     for b in (0..layout.blocks).step_by(run) {
                         for t in group.clone() {
                             let r = tiles.rows(t);
