@@ -160,6 +160,16 @@ fn quantize(block: &[f64]) -> Vec<f64> {
     block.iter().map(|v| f64::from((*v as f32 * inverse).round_ties_even()) * f64::from(scale)).collect()
 }
 
+#[test]
+fn instruction_sets_have_names_and_a_scalar_fallback() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.to_string().parse(), Ok(isa));
+        assert_eq!(cpu::kernels(isa).is_ok(), isa.available());
+    }
+    assert!("sse".parse::<Isa>().is_err());
+    assert!(Isa::Scalar.available() && Isa::best().available());
+}
+
 pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
