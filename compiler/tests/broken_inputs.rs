@@ -28,9 +28,13 @@ const CHECKPOINTS: &[Row] = &[
     ("a size that is missing", |m| m.unset("vocab_size"), "`vocab_size`"),
     ("an unknown family", |m| m.set("model_type", json!("mamba")), "`mamba` is not a supported family"),
     ("heads that do not divide", |m| m.set("num_key_value_heads", json!(2)), "2 key heads do not divide 3 heads"),
-    ("an odd head", |m| m.set("head_dim", json!(63)), "63 cannot be rotated"),
+    ("an odd head size", |m| m.set("head_dim", json!(63)), "63 cannot be rotated"),
     ("scaled rotary embeddings", |m| m.set("rope_scaling", json!({"factor": 2.0})), "`rope_scaling`"),
-    ("sizes that contradict the tensors", |m| m.set("intermediate_size", json!(256)), "mlp.gate_proj.weight` has"),
+    (
+        "sizes that contradict the tensors",
+        |m| m.set("intermediate_size", json!(256)),
+        "mlp.gate_proj.weight`: has shape",
+    ),
     ("more layers than tensors", |m| m.set("num_hidden_layers", json!(5)), "model.layers.4.input_layernorm.weight"),
     ("fewer layers than tensors", |m| m.set("num_hidden_layers", json!(3)), "is not a tensor of this family"),
     (
@@ -45,7 +49,11 @@ const CHECKPOINTS: &[Row] = &[
     ("a header length of 2^64 - 1", |m| m.header_len(u64::MAX), "model.safetensors"),
     ("a header longer than the file", |m| m.header_len(1 << 40), "model.safetensors"),
     ("a header that is not JSON", |m| m.header_text("{nonsense"), "model.safetensors"),
-    ("overlapping tensors", |m| m.entry("lm_head.weight", "data_offsets", json!([0, 196_608])), "model.safetensors"),
+    (
+        "overlapping tensors",
+        |m| m.entry("model.embed_tokens.weight", "data_offsets", json!([0, 196_608])),
+        "model.safetensors",
+    ),
     (
         "offsets beyond the file",
         |m| m.entry("lm_head.weight", "data_offsets", json!([1u64 << 50, (1u64 << 50) + 196_608])),
