@@ -11,7 +11,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
 use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
-use dlx_runtime::{LoadOptions, Model};
+use dlx_runtime::{LoadOptions, load_executor, read_manifest};
 use serde_json::json;
 
 use super::table::{self, Align};
@@ -69,9 +69,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let artifact = Artifact::open(&args.artifact).map_err(|e| Error::new("", e.to_string()))?;
     let cpu = CpuOptions { threads: args.threads.map_or(0, usize::from), isa: None };
     let options = LoadOptions { cpu, verify_weights: false, self_test: false };
-    let model = Model::load(&artifact, options).map_err(|e| Error::new("", e.to_string()))?;
+    let mut executor = load_executor(&artifact, options).map_err(|e| Error::new("", e.to_string()))?;
     let open = started.elapsed();
-    let mut executor = model.executor;
     let place = args.artifact.display().to_string();
     let mut lines = Vec::new();
     for depth in &args.depth {
@@ -86,7 +85,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             );
         }
     }
-    let matrices = model.manifest.model.parameters;
+    let manifest = read_manifest(&artifact).map_err(|e| Error::new("", e.to_string()))?;
+    let matrices = manifest.model.parameters;
     if args.json {
         let lines: Vec<_> = lines.iter().map(|l| as_json(l, matrices)).collect();
         let report = json!({
