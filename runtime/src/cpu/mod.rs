@@ -25,6 +25,4 @@ pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;
 pub use kernels::{Kernels, kernels};
-pub use pack::{
-    PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row, zero_point,
-};
+pub use pack::{PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row};

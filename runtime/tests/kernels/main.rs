@@ -97,7 +97,7 @@ impl TestWeight {
         for (t, out) in bytes.chunks_exact_mut(tile).enumerate() {
             let rows = (n - t * 16).min(16);
             if let DType::Quant(fmt) = dtype {
-                let zero = i32::from(cpu::zero_point(fmt));
+                let zero = i32::from(dlx_ir::quant::zero_point(fmt));
                 let levels = if fmt.bits == 4 { 16 } else { 256 };
                 let lowest = usize::from(fmt.bits == 8 && !fmt.min);
                 let codes: Vec<u8> = (0..rows * k).map(|_| (lowest + rng.below(levels - lowest)) as u8).collect();

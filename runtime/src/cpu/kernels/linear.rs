@@ -8,8 +8,9 @@ use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{DotArgs, FloatKind, FmaArgs};
-use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
+use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS};
 use dlx_ir::DType;
+use dlx_ir::quant::zero_point;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
