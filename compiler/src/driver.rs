@@ -120,6 +120,7 @@ impl Compile<'_> {
             memory: Memory { weights: emission.bytes, states: golden.states, arena: golden.arena },
             policy: imported.policy,
             notes: imported.notes,
+            quality: None,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
         let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens };
