@@ -89,12 +89,13 @@ impl Parser<'_> {
 
     fn weight_def(&mut self) -> Result<WeightDef, Error> {
         let op = self.lex.word("an op or `stored`")?;
+        let op_at = self.lex.last();
         if op == "stored" {
             let attrs = self.attrs()?;
             let number = |key: &str| attrs.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.parse().ok());
             return match (number("offset"), number("bytes"), attrs.len()) {
                 (Some(offset), Some(bytes), 2) => Ok(WeightDef::Stored { offset, bytes }),
-                _ => Err(self.lex.error("`stored` takes {offset=N, bytes=N}")),
+                _ => Err(self.lex.error_at(op_at, "`stored` takes {offset=N, bytes=N}")),
             };
         }
         let mut inputs = Vec::new();
@@ -109,7 +110,7 @@ impl Parser<'_> {
             }
         }
         let attrs = self.attrs()?;
-        let op = Op::parse(&op, &attrs).map_err(|e| self.lex.error(e))?;
+        let op = Op::parse(&op, &attrs).map_err(|e| self.lex.error_at(op_at, e))?;
         Ok(WeightDef::Expr(op, inputs))
     }
 
@@ -172,6 +173,7 @@ impl Parser<'_> {
             }
         }
         let name = self.lex.word("an op or `return`")?;
+        let op_at = self.lex.last();
         if name == "return" && names.is_empty() {
             return Ok(false);
         }
@@ -183,7 +185,7 @@ impl Parser<'_> {
             }
         }
         let attrs = self.attrs()?;
-        let op = Op::parse(&name, &attrs).map_err(|e| self.lex.error(e))?;
+        let op = Op::parse(&name, &attrs).map_err(|e| self.lex.error_at(op_at, e))?;
         let mut outputs = Vec::with_capacity(names.len());
         for (i, name) in names.into_iter().enumerate() {
             self.lex.punct(if i == 0 { ':' } else { ',' })?;
