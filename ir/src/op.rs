@@ -19,6 +19,11 @@ pub struct OpInfo {
     pub doc: &'static str,
 }
 
+/// What is wrong with an attribute: a predicate (`is required`), or a sentence that starts with the text found.
+fn attr_error(name: &str, e: &str) -> String {
+    format!("attribute `{name}`{} {e}", if e.starts_with('`') { ":" } else { "" })
+}
+
 /// Attribute list as parsed: name and text after `=`, empty for a flag.
 pub(crate) type AttrList = Vec<(String, String)>;
 
@@ -70,7 +75,7 @@ macro_rules! ops {
                             match text {
                                 $(None => $default,)?
                                 text => <$ty>::parse(text)
-                                    .map_err(|e| format!("attribute `{}` {e}", stringify!($attr)))?,
+                                    .map_err(|e| attr_error(stringify!($attr), &e))?,
                             }
                         }),* })
                     })*
