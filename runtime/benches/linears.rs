@@ -9,7 +9,6 @@ use dlx_runtime::cpu::{
     Ctx, Epilogue, Isa, Norm, PackedWeight, head_logits, int8_peak, kernels, linear, linear_scratch_words,
     packed_bytes, read_bandwidth,
 };
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const LAYERS: usize = 28;
