@@ -91,7 +91,7 @@ pub struct Seen<'a> {
 }
 
 /// Sees every node as it has run.
-pub type Observe<'o> = &'o mut dyn FnMut(Seen<'_>);
+pub type Observe<'o> = &'o mut (dyn FnMut(Seen<'_>) + Send);
 
 /// Takes the results of one head call: where they are, and which of the rows asked for they belong to.
 type Done<'d> = &'d mut dyn FnMut(&Arena, &[Slot], Range<usize>);
@@ -303,12 +303,16 @@ impl CpuExecutor {
             arena: &self.arena,
             live,
         };
-        for instr in self.entries[entry].code.iter().take(nodes) {
-            machine.execute(instr, &mut states, &mut scratch, &mut stats);
-            let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
-            let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
-            observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
-        }
+        let code = self.entries[entry].code.iter().take(nodes);
+        // On a thread of the pool, so that every parallel region starts without waking one.
+        self.pool.install(|| {
+            for instr in code {
+                machine.execute(instr, &mut states, &mut scratch, &mut stats);
+                let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
+                let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
+                observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
+            }
+        });
         (self.scratch, self.stats, self.states) = (scratch, stats, states);
     }
 
