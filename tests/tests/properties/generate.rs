@@ -109,7 +109,7 @@ impl Generator<'_> {
     }
 
     fn step(&mut self) {
-        match self.pick(20) {
+        match self.pick(22) {
             0 | 1 => {
                 let (a, width) = self.any();
                 let b = self.of(width);
@@ -165,12 +165,32 @@ impl Generator<'_> {
                 let ban = [None, Some(2)][self.pick(2)];
                 self.emit(Op::HeadStats { norm: None, ban }, vec![x, head]);
             }
+            19 | 20 => self.siblings(),
             _ => self.again(),
         }
     }
 
-    fn linear(&mut self) {
+    /// What `fuse-linears` looks for: linears of one input, with or without biases, and others between them.
+    fn siblings(&mut self) {
         let (x, width) = self.any();
+        let plain = |bias| Op::Linear { n: 1, bias, norm: None, post: Post::None };
+        for _ in 0..2 + self.pick(3) {
+            let out = [HEAD, 2 * HEAD][self.pick(2)];
+            let mut inputs = vec![x, self.weight(&[out, width])];
+            let bias = self.pick(4) == 0;
+            if bias {
+                inputs.push(self.weight(&[out]));
+            }
+            self.emit(plain(bias), inputs);
+        }
+    }
+
+    fn linear(&mut self) {
+        let (mut x, width) = self.any();
+        if self.pick(3) == 0 {
+            let (w, eps) = (self.weight(&[width]), self.eps());
+            x = Operand::Value(self.emit(Op::RmsNorm { eps }, vec![x, w])[0]);
+        }
         let n = [1, 1, 1, 2, 3][self.pick(5)];
         let out = [HEAD, 2 * HEAD][self.pick(2)];
         let (bias, norm) = (self.pick(4) == 0, self.pick(4) == 0);
@@ -191,7 +211,11 @@ impl Generator<'_> {
         if post == Post::Add {
             inputs.push(self.of(out));
         }
-        self.emit(Op::Linear { n: n as u32, bias, norm, post }, inputs);
+        let residual = self.of(out);
+        let outs = self.emit(Op::Linear { n: n as u32, bias, norm, post }, inputs);
+        if self.pick(3) == 0 {
+            self.emit(Op::Add {}, vec![residual, Operand::Value(outs[0])]);
+        }
     }
 
     /// What `fuse-swiglu` looks for, or nearly.

@@ -73,7 +73,7 @@ fn live_together(graph: &Graph) -> Vec<(ValueId, ValueId)> {
 }
 
 proptest! {
-    #![proptest_config(config(300))]
+    #![proptest_config(config(1500))]
 
     #[test]
     fn nothing_is_overwritten_before_it_is_read(choices in choices(160)) {

@@ -189,7 +189,7 @@ fn evaluate(module: &Module) {
 }
 
 proptest! {
-    #![proptest_config(config(400))]
+    #![proptest_config(config(1000))]
 
     #[test]
     fn printing_round_trips(choices in choices(120), quoted in "\\PC{0,12}") {
@@ -207,7 +207,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(3000))]
+    #![proptest_config(config(20000))]
 
     #[test]
     fn edited_modules_do_no_harm(
