@@ -18,13 +18,13 @@ pub fn path(model: &Path, options: &CompileOptions) -> Result<PathBuf, Error> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(model).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
-        let meta = std::fs::metadata(entry.path()).map_err(unreadable)?;
-        let changed = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        files.push(format!("{:?} {} {:?}", entry.file_name(), meta.len(), changed));
+        files.push(format!("{:?} {}", entry.file_name(), stamp(&entry.path()).map_err(unreadable)?));
     }
     files.sort_unstable();
     let absolute = model.canonicalize().map_err(unreadable)?;
-    let key = format!("{} {options:?} {} {}", env!("CARGO_PKG_VERSION"), absolute.display(), files.join("\n"));
+    // Another build of the compiler may pack weights differently.
+    let compiler = std::env::current_exe().and_then(|exe| stamp(&exe)).unwrap_or_default();
+    let key = format!("{compiler} {options:?} {} {}", absolute.display(), files.join("\n"));
     let key = blake3::hash(key.as_bytes()).to_hex();
     let dir = directory();
     std::fs::create_dir_all(&dir).map_err(|e| {
@@ -33,6 +33,13 @@ pub fn path(model: &Path, options: &CompileOptions) -> Result<PathBuf, Error> {
     })?;
     let name = absolute.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
     Ok(dir.join(format!("{name}-{}.dlxa", &key[..16])))
+}
+
+/// Size and time of change of a file.
+fn stamp(path: &Path) -> std::io::Result<String> {
+    let meta = std::fs::metadata(path)?;
+    let changed = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!("{} {changed:?}", meta.len()))
 }
 
 /// `DLXC_CACHE`, or `dlxc` in the user's cache directory, or in the temporary one.

@@ -4,8 +4,10 @@
 //! usage, 130 for Ctrl-C. A reader that closes stdout early (`| head`) is not a failure. Subcommands return, they never
 //! exit, so that temporary files are always removed.
 
+pub mod bench;
 pub mod canvas;
 pub mod compile;
+pub mod eval;
 pub mod inspect;
 pub mod lists;
 pub mod opt;
@@ -22,6 +24,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
+use dlx_runtime::cpu::CpuOptions;
+use dlx_runtime::session::Session;
+use dlx_runtime::{LoadOptions, Model};
 
 use crate::options::{CompileOptions, QuantSpec};
 use crate::{cache, driver};
@@ -67,6 +72,8 @@ enum Command {
     Compile(compile::Args),
     Run(run::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
+    Eval(eval::Args),
     Opt(opt::Args),
     Synth(synth::Args),
     /// List the passes that pipelines are made of
@@ -94,6 +101,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Opt(args) => opt::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
@@ -118,6 +127,22 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn artifact(model: &Path, quant: QuantSpec) -> Result<Artifact, Failure> {
     let path = if model.is_dir() { compiled(model, quant)? } else { model.to_path_buf() };
     Artifact::open(path).map_err(|e| Error::new("", e.to_string()).into())
+}
+
+/// Loads an artifact, or a model directory that is compiled first.
+fn model(model: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Model, Failure> {
+    let artifact = artifact(model, quant)?;
+    let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };
+    let loaded = Model::load(&artifact, LoadOptions { cpu, ..LoadOptions::default() });
+    loaded.map_err(|e| Error::new("", e.to_string()).into())
+}
+
+/// A session over [`model`].
+fn session(path: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Session, Failure> {
+    let loaded = model(path, quant, threads)?;
+    let policy = loaded.manifest.policy.clone();
+    let session = Session::new(Box::new(loaded.executor), loaded.tokenizer, loaded.template, policy);
+    session.map_err(|e| Error::new(path.display(), e.to_string()).into())
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

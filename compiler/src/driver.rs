@@ -120,6 +120,7 @@ impl Compile<'_> {
             memory: Memory { weights: emission.bytes, states: golden.states, arena: golden.arena },
             policy: imported.policy,
             notes: imported.notes,
+            quality: None,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
         let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens };
@@ -197,7 +198,7 @@ struct Golden {
 /// Rows of the KV caches when neither the user nor the checkpoint asks for fewer.
 const DEFAULT_MAX_SEQ: usize = 4096;
 /// Rows of the largest step: prefill is compute bound well before this many.
-const LARGEST_STEP: usize = 256;
+const LARGEST_STEP: usize = 512;
 
 /// The target of that name.
 ///

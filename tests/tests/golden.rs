@@ -19,12 +19,14 @@ const UNITS: &[&str] = &["dream_sample_tokens", "num_transfer_tokens", "top_p_to
 /// Rows of the caches; no case is longer.
 const MAX_SEQ: usize = 160;
 
+/// What a check found, or what is wrong.
+type Check = Box<dyn Fn() -> Result<String, String>>;
+
 fn main() -> ExitCode {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let mut checks: Vec<(String, Box<dyn Fn() -> Result<String, String>>)> = Vec::new();
+    let mut checks: Vec<(String, Check)> = Vec::new();
     for &family in FAMILIES {
-        let mut add =
-            |what: &str, run: Box<dyn Fn() -> Result<String, String>>| checks.push((format!("{family} {what}"), run));
+        let mut add = |what: &str, run: Check| checks.push((format!("{family} {what}"), run));
         add("artifact", Box::new(move || cases(family, &artifact)));
         add("artifact-unfused", Box::new(move || hidden(family)));
         add("evaluator", Box::new(move || cases(family, &evaluator)));

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::Error;
-use dlx_runtime::cpu::CpuOptions;
-use dlx_runtime::decode::{FinishReason, Overrides, Reveal};
+use dlx_runtime::decode::{DecodePolicy, FinishReason, Overrides, Reveal};
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session};
 use dlx_runtime::text::Message;
-use dlx_runtime::{LoadOptions, Model};
 use serde_json::json;
 
 use super::canvas::{Canvas, Cell};
@@ -36,6 +34,26 @@ pub struct Args {
     /// Give the prompt to the model as it is, without the chat template.
     #[arg(long)]
     pub raw: bool,
+    /// How to decode.
+    #[command(flatten)]
+    pub decode: Decode,
+    /// Stop after this time, such as 30s, 500ms or 2m.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
+    /// Format of the weights when a model directory is compiled first.
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
+    /// Report text and statistics as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Print statistics to stderr.
+    #[arg(long)]
+    pub stats: bool,
+}
+
+/// What a call changes of the model's own way of decoding.
+#[derive(clap::Args, Debug)]
+pub struct Decode {
     /// Most tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_new: u32,
@@ -63,21 +81,9 @@ pub struct Args {
     /// Stop at this text; may be repeated.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Stop after this time, such as 30s, 500ms or 2m.
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub timeout: Option<Duration>,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
     /// Threads to use, one per core if not given. The text does not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Report text and statistics as JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Print statistics to stderr.
-    #[arg(long)]
-    pub stats: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -112,13 +118,8 @@ impl Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let artifact = super::artifact(&args.model, args.quant)?;
-    let cpu = CpuOptions { threads: args.threads.map_or(0, usize::from), isa: None };
-    let model = Model::load(&artifact, LoadOptions { cpu, ..LoadOptions::default() }).map_err(failed)?;
-    let place = args.model.display().to_string();
-    let policy = model.manifest.policy.clone();
-    let session = Session::new(Box::new(model.executor), model.tokenizer, model.template, policy);
-    let mut turn = Turn { args, session: session.map_err(|e| Error::new(&place, e.to_string()))?, history: Vec::new() };
+    let session = super::session(&args.model, args.quant, args.decode.threads)?;
+    let mut turn = Turn { args, session, history: Vec::new() };
     if let Some(system) = &args.system {
         turn.history.push(Message::new("system", system));
     }
@@ -160,8 +161,8 @@ impl Turn<'_> {
             self.history.push(Message::new("user", prompt));
             Prompt::Chat { messages: self.history.clone(), variables: serde_json::Map::new() }
         };
-        let mut request = Request::new(prompt, usize::try_from(args.max_new).unwrap_or(usize::MAX));
-        request.overrides = overrides(args, self.session.policy());
+        let mut request = Request::new(prompt, args.decode.max_new());
+        request.overrides = args.decode.overrides(self.session.policy());
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         let report = self.generate(&request)?;
         if report.finish == FinishReason::Cancelled && terminal::interrupted() {
@@ -213,7 +214,9 @@ impl Turn<'_> {
             broken = shown.err();
             if broken.is_some() || terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let finished = if json { Ok(()) } else { canvas.finish().map(drop) };
+        // Off a terminal nothing has been written before an error, and nothing shall be.
+        let silent = json || (report.is_err() && size.is_none());
+        let finished = if silent { Ok(()) } else { canvas.finish().map(drop) };
         if let Some(e) = broken.or(finished.err()) {
             return Err(terminal::stdout_failure(&e));
         }
@@ -221,30 +224,34 @@ impl Turn<'_> {
     }
 }
 
-/// What the arguments change of the model's own policy.
-fn overrides(args: &Args, policy: &dlx_runtime::decode::DecodePolicy) -> Overrides {
-    let count = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
-    let rule = args.rule.clone().map(|rule| Reveal::new(&rule));
-    let reveal = match (rule, args.threshold) {
-        (rule, None) => rule,
-        (rule, Some(t)) => {
-            let own = if policy.reveal.params.contains_key("threshold") {
-                policy.reveal.clone()
-            } else {
-                Reveal::new("threshold")
-            };
-            Some(rule.unwrap_or(own).with("threshold", t))
+impl Decode {
+    /// Most tokens to generate.
+    pub fn max_new(&self) -> usize {
+        usize::try_from(self.max_new).unwrap_or(usize::MAX)
+    }
+
+    /// What the arguments change of the model's own policy.
+    pub fn overrides(&self, policy: &DecodePolicy) -> Overrides {
+        let count = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
+        let rule = self.rule.as_deref().map(Reveal::new);
+        let reveal = match (rule, self.threshold) {
+            (rule, None) => rule,
+            (rule, Some(t)) => {
+                let has_threshold = policy.reveal.params.contains_key("threshold");
+                let own = if has_threshold { policy.reveal.clone() } else { Reveal::new("threshold") };
+                Some(rule.unwrap_or(own).with("threshold", t))
+            }
+        };
+        Overrides {
+            reveal,
+            steps: count(self.steps),
+            temperature: self.temperature,
+            top_k: count(self.top_k),
+            top_p: self.top_p,
+            seed: Some(self.seed),
+            stop_strings: (!self.stop.is_empty()).then(|| self.stop.clone()),
+            ..Overrides::default()
         }
-    };
-    Overrides {
-        reveal,
-        steps: count(args.steps),
-        temperature: args.temperature,
-        top_k: count(args.top_k),
-        top_p: args.top_p,
-        seed: Some(args.seed),
-        stop_strings: (!args.stop.is_empty()).then(|| args.stop.clone()),
-        ..Overrides::default()
     }
 }
 
@@ -287,11 +294,6 @@ fn statistics(report: &Report) -> String {
         table::duration(t.head),
         table::duration(t.commit),
     )
-}
-
-/// A runtime error as the command line shows it: `message; what to do`.
-fn failed(error: impl std::fmt::Display) -> Error {
-    Error::new("", error.to_string())
 }
 
 fn read_prompt(input: impl Read) -> Result<String, Error> {
@@ -344,8 +346,11 @@ mod tests {
     fn values_are_checked() {
         let parse = |rest: &str| Args::try_parse_from(format!("run m.dlxa hello {rest}").split_whitespace());
         let args = parse("--threshold 0.9 --temperature 0 --top-p 1 --timeout 500ms --stop a --stop b").unwrap();
-        assert_eq!((args.threshold, args.temperature, args.top_p), (Some(0.9), Some(0.0), Some(1.0)));
-        assert_eq!((args.timeout, args.stop.len()), (Some(Duration::from_millis(500)), 2));
+        assert_eq!(
+            (args.decode.threshold, args.decode.temperature, args.decode.top_p),
+            (Some(0.9), Some(0.0), Some(1.0))
+        );
+        assert_eq!((args.timeout, args.decode.stop.len()), (Some(Duration::from_millis(500)), 2));
         assert_eq!(args.prompt().unwrap(), "hello");
         for wrong in [
             "--threshold 0",

@@ -6,16 +6,19 @@
 //!
 //! Float tile: `[k][16]` elements, then zero padding.
 //!
-//! Quantized tile, with K padded to blocks of 128 and `G` groups per block (4, 2, 1 for groups of 32, 64, 128; the
-//! whole-row format `q8` repeats its scale per block):
+//! Quantized tile: K is padded to blocks of 128 with `G` groups each (4, 2, 1 for groups of 32, 64, 128; the whole-row
+//! format `q8` repeats its scale per block). A block is, in one stream of memory:
 //! * 8-bit codes: one 64-byte vector per 4 consecutive k, `[16 columns][4 k]`, stored code = code + 128 (or the bare
 //!   code when the format has a minimum);
-//! * 4-bit codes: one such vector per 8 consecutive k; low nibbles are the first four k, high nibbles the other four;
-//!   stored code = code + 8 (or the bare code when the format has a minimum);
-//! * then f16 scales `[block][G][16]`, then f16 minima likewise if the format has them, then zero padding.
+//! * or 4-bit codes: one such vector per 8 consecutive k; low nibbles are the first four k, high nibbles the other
+//!   four; stored code = code + 8 (or the bare code when the format has a minimum);
+//! * then f16 scales `[G][16]`, then f16 minima likewise if the format has them.
+//!
+//! The last block is followed by zero padding.
 //!
 //! Invariant: [`packed_bytes`] is the only authority on sizes, and every read below stays within it.
 
+use dlx_ir::quant::zero_point;
 use dlx_ir::{DType, QuantFormat};
 use half::{bf16, f16};
 
@@ -79,12 +82,14 @@ pub(crate) struct QuantTile {
     pub(crate) blocks: usize,
     /// Weight groups per block.
     pub(crate) groups: usize,
-    /// Offset of the scales.
-    pub(crate) scales: usize,
-    /// Offset of the minima, if any.
-    pub(crate) mins: Option<usize>,
+    /// Bytes from one block to the next.
+    pub(crate) block_bytes: usize,
+    /// Offset of the scales in a block.
+    scales: usize,
+    /// Offset of the minima in a block, if any.
+    mins: Option<usize>,
     /// Tile size.
-    pub(crate) bytes: usize,
+    bytes: usize,
 }
 
 impl QuantTile {
@@ -96,11 +101,22 @@ impl QuantTile {
             (4 | 8, Some(g @ (32 | 64 | 128))) => BLOCK / g as usize,
             _ => return None,
         };
-        let codes = blocks.checked_mul(BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8)?;
-        let table = blocks.checked_mul(groups * TILE_COLUMNS * 2)?;
-        let mins = if fmt.min { Some(codes.checked_add(table)?) } else { None };
-        let end = mins.unwrap_or(codes).checked_add(table)?;
-        Some(QuantTile { blocks, groups, scales: codes, mins, bytes: end.checked_next_multiple_of(64)? })
+        let scales = BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8;
+        let table = groups * TILE_COLUMNS * 2;
+        let mins = fmt.min.then_some(scales + table);
+        let block_bytes = mins.unwrap_or(scales) + table;
+        let bytes = blocks.checked_mul(block_bytes)?.checked_next_multiple_of(64)?;
+        Some(QuantTile { blocks, groups, block_bytes, scales, mins, bytes })
+    }
+
+    /// Offset of the vector that holds weight `kk`, with `per_vector` k to a vector.
+    fn vector(&self, kk: usize, per_vector: usize) -> usize {
+        kk / BLOCK * self.block_bytes + kk % BLOCK / per_vector * 64
+    }
+
+    /// Offset of the entry of group `slot` (counted over all blocks) and column `col` in the table at `table`.
+    fn entry(&self, table: usize, slot: usize, col: usize) -> usize {
+        slot / self.groups * self.block_bytes + table + (slot % self.groups * TILE_COLUMNS + col) * 2
     }
 }
 
@@ -118,15 +134,6 @@ pub fn tile_bytes(dtype: DType, k: usize) -> Option<usize> {
 /// Bytes of a packed `[n, k]` weight; `None` on overflow or if `dtype` cannot be packed.
 pub fn packed_bytes(dtype: DType, n: usize, k: usize) -> Option<usize> {
     tile_bytes(dtype, k)?.checked_mul(n.div_ceil(TILE_COLUMNS))
-}
-
-/// What is added to a code before it is stored: 8 or 128 for symmetric formats, 0 with a minimum.
-pub fn zero_point(fmt: QuantFormat) -> u8 {
-    match (fmt.min, fmt.bits) {
-        (true, _) => 0,
-        (false, 4) => 8,
-        (false, _) => 128,
-    }
 }
 
 /// Packs up to 16 rows of a float weight into one tile.
@@ -169,29 +176,29 @@ pub fn pack_tile_quant(fmt: QuantFormat, codes: &[u8], scales: &[f16], mins: &[f
         if fmt.bits == 4 {
             for (pair, eight) in row.chunks(8).enumerate() {
                 for (j, &code) in eight.iter().enumerate() {
-                    out[pair * 64 + col * 4 + j % 4] |= (code & 15) << (4 * (j / 4));
+                    out[layout.vector(pair * 8, 8) + col * 4 + j % 4] |= (code & 15) << (4 * (j / 4));
                 }
             }
         } else {
             for (quad, four) in row.chunks(4).enumerate() {
-                out[quad * 64 + col * 4..][..four.len()].copy_from_slice(four);
+                out[layout.vector(quad * 4, 4) + col * 4..][..four.len()].copy_from_slice(four);
             }
         }
     }
-    let mut table = |at: usize, values: &[f16]| {
+    let mut write_table = |at: usize, values: &[f16]| {
         for (col, row) in values.chunks_exact(row_groups).enumerate() {
             // A whole-row format has one entry per row and one table entry per block: it is repeated.
             for slot in 0..layout.blocks * layout.groups {
                 let group = if fmt.group.is_none() { 0 } else { slot };
                 if let Some(v) = row.get(group) {
-                    out[at + (slot * TILE_COLUMNS + col) * 2..][..2].copy_from_slice(&v.to_le_bytes());
+                    out[layout.entry(at, slot, col)..][..2].copy_from_slice(&v.to_le_bytes());
                 }
             }
         }
     };
-    table(layout.scales, scales);
+    write_table(layout.scales, scales);
     if let Some(at) = layout.mins {
-        table(at, mins);
+        write_table(at, mins);
     }
 }
 
@@ -227,15 +234,15 @@ pub fn unpack_row(weight: &PackedWeight<'_>, row: usize, out: &mut [f32]) {
             let zero = i32::from(zero_point(fmt));
             let group_len = BLOCK / layout.groups;
             for (slot, group) in out.chunks_mut(group_len).enumerate() {
-                let entry = (slot * TILE_COLUMNS + col) * 2;
-                let scale = f16::from_le_bytes(half_at(layout.scales + entry)).to_f32();
-                let min = layout.mins.map_or(0.0, |at| f16::from_le_bytes(half_at(at + entry)).to_f32());
+                let entry = |table| f16::from_le_bytes(half_at(layout.entry(table, slot, col))).to_f32();
+                let scale = entry(layout.scales);
+                let min = layout.mins.map_or(0.0, entry);
                 for (j, v) in group.iter_mut().enumerate() {
                     let kk = slot * group_len + j;
                     let stored = if fmt.bits == 4 {
-                        (tile[kk / 8 * 64 + col * 4 + kk % 4] >> (kk % 8 / 4 * 4)) & 15
+                        (tile[layout.vector(kk, 8) + col * 4 + kk % 4] >> (kk % 8 / 4 * 4)) & 15
                     } else {
-                        tile[kk / 4 * 64 + col * 4 + kk % 4]
+                        tile[layout.vector(kk, 4) + col * 4 + kk % 4]
                     };
                     *v = scale.mul_add((i32::from(stored) - zero) as f32, min);
                 }

@@ -31,11 +31,11 @@ unsafe fn dot_rows<const R: usize>(p: &DotArgs) {
     for half in 0..2 {
         // SAFETY: as `dot`; a half is columns `8 * half..8 * half + 8` of each vector of 16.
         unsafe {
-            match (p.nibbles, p.mins.is_null()) {
-                (true, true) => dot_half::<R, true, false>(p, half),
-                (true, false) => dot_half::<R, true, true>(p, half),
-                (false, true) => dot_half::<R, false, false>(p, half),
-                (false, false) => dot_half::<R, false, true>(p, half),
+            match (p.nibbles, p.min) {
+                (true, false) => dot_half::<R, true, false>(p, half),
+                (true, true) => dot_half::<R, true, true>(p, half),
+                (false, false) => dot_half::<R, false, false>(p, half),
+                (false, true) => dot_half::<R, false, true>(p, half),
             }
         }
     }
@@ -47,12 +47,14 @@ unsafe fn dot_half<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
     unsafe {
         let low = _mm256_set1_epi8(15);
         let ones = _mm256_set1_epi16(1);
-        let (mut codes, mut scales, mut act) = (p.codes.add(32 * half), p.scales.add(8 * half), p.act);
-        let mut mins = p.mins.wrapping_add(8 * half);
+        let (mut weights, mut act) = (p.weights, p.act);
         for _ in 0..p.blocks {
             let mut block = [_mm256_setzero_ps(); R];
             let mut correction = act.add(BLOCK / 4 * R);
             let act_scale = correction.add(p.groups * R);
+            let mut codes = weights.add(32 * half);
+            let mut scales = weights.add(BLOCK * 16 / if NIBBLES { 2 } else { 1 });
+            let mut mins = scales.add(p.groups * 32);
             for _ in 0..p.groups {
                 let mut sum = [_mm256_setzero_si256(); R];
                 if !MIN {
@@ -91,14 +93,14 @@ unsafe fn dot_half<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                         }
                     }
                 }
-                let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
-                scales = scales.wrapping_add(16);
+                let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.add(16 * half).cast()));
+                scales = scales.add(32);
                 for r in 0..R {
                     block[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), scale, block[r]);
                 }
                 if MIN {
-                    let min = _mm256_cvtph_ps(_mm_loadu_si128(mins.cast()));
-                    mins = mins.wrapping_add(16);
+                    let min = _mm256_cvtph_ps(_mm_loadu_si128(mins.add(16 * half).cast()));
+                    mins = mins.add(32);
                     for r in 0..R {
                         block[r] = _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*correction.add(r))), min, block[r]);
                     }
@@ -111,6 +113,7 @@ unsafe fn dot_half<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                 _mm256_storeu_ps(total, _mm256_fmadd_ps(block[r], a, _mm256_loadu_ps(total)));
             }
             act = act_scale.add(R);
+            weights = if MIN { mins } else { scales };
         }
     }
 }

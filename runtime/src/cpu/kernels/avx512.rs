@@ -10,8 +10,10 @@ use std::arch::x86_64::*;
 /// Rows per register tile.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// Bytes ahead of the code stream that are fetched into L2, so that a single row runs at the speed of memory.
-const PREFETCH: usize = 4096;
+/// Bytes ahead of the weight stream that are fetched into L1, per row. One to three rows run at the speed of memory, which
+/// the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
+const PREFETCH_PER_ROW: usize = 512;
+const PREFETCH_MIN_ROWS: usize = 4;
 
 /// Integer kernel; see [`DotArgs`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -36,11 +38,11 @@ pub(super) unsafe fn dot(p: &DotArgs) {
 unsafe fn dot_rows<const R: usize>(p: &DotArgs) {
     // SAFETY: as `dot`.
     unsafe {
-        match (p.nibbles, p.mins.is_null()) {
-            (true, true) => dot_tile::<R, true, false>(p),
-            (true, false) => dot_tile::<R, true, true>(p),
-            (false, true) => dot_tile::<R, false, false>(p),
-            (false, false) => dot_tile::<R, false, true>(p),
+        match (p.nibbles, p.min) {
+            (true, false) => dot_tile::<R, true, false>(p),
+            (true, true) => dot_tile::<R, true, true>(p),
+            (false, false) => dot_tile::<R, false, false>(p),
+            (false, true) => dot_tile::<R, false, true>(p),
         }
     }
 }
@@ -50,11 +52,13 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
     // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R`.
     unsafe {
         let low = _mm512_set1_epi8(15);
-        let (mut codes, mut scales, mut mins, mut act) = (p.codes, p.scales, p.mins, p.act);
+        let (mut codes, mut act) = (p.weights, p.act);
         for _ in 0..p.blocks {
             let mut block = [_mm512_setzero_ps(); R];
             let mut correction = act.add(BLOCK / 4 * R);
             let act_scale = correction.add(p.groups * R);
+            let mut scales = codes.add(BLOCK * 16 / if NIBBLES { 2 } else { 1 });
+            let mut mins = scales.add(p.groups * 32);
             for _ in 0..p.groups {
                 let mut sum = [_mm512_setzero_si512(); R];
                 if !MIN {
@@ -66,7 +70,7 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                 for _ in 0..4 / p.groups {
                     if NIBBLES {
                         for _ in 0..4 {
-                            _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(PREFETCH).cast());
+                            prefetch::<R>(codes);
                             let w = _mm512_loadu_si512(codes.cast());
                             codes = codes.add(64);
                             let first = _mm512_and_si512(w, low);
@@ -82,7 +86,7 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                         }
                     } else {
                         for _ in 0..8 {
-                            _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(PREFETCH).cast());
+                            prefetch::<R>(codes);
                             let w = _mm512_loadu_si512(codes.cast());
                             codes = codes.add(64);
                             for r in 0..R {
@@ -93,13 +97,13 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                     }
                 }
                 let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-                scales = scales.add(16);
+                scales = scales.add(32);
                 for r in 0..R {
                     block[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, block[r]);
                 }
                 if MIN {
                     let min = _mm512_cvtph_ps(_mm256_loadu_si256(mins.cast()));
-                    mins = mins.add(16);
+                    mins = mins.add(32);
                     for r in 0..R {
                         block[r] = _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(*correction.add(r))), min, block[r]);
                     }
@@ -112,7 +116,16 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &Dot
                 _mm512_storeu_ps(total, _mm512_fmadd_ps(block[r], a, _mm512_loadu_ps(total)));
             }
             act = act_scale.add(R);
+            codes = if MIN { mins } else { scales };
         }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<const R: usize>(stream: *const u8) {
+    if R >= PREFETCH_MIN_ROWS {
+        _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(R * PREFETCH_PER_ROW).cast());
     }
 }
 

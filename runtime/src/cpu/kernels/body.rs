@@ -9,9 +9,11 @@ mod pointwise;
 mod quantize;
 mod softmax;
 mod stats;
+mod store;
 
 pub(super) use quantize::IntAct;
 pub(super) use stats::{ChunkStats, STATS_WORDS};
+pub(super) use store::{Store, StoreMode};
 
 use super::elementwise::Norm;
 use crate::exec::RowStats;
@@ -84,4 +86,6 @@ portable! {
     stats::chunk_stats(logits: &[f32], rows: usize, row: usize, first_id: u32, banned: u32) -> ChunkStats;
     /// Merges the chunk statistics of one row.
     stats::merge_stats(chunks: &[u32]) -> RowStats;
+    /// Writes products to their rows.
+    store::store(totals: &[f32], to: &Store<'_>);
 }

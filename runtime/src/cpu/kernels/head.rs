@@ -10,6 +10,7 @@ use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use crate::cpu::pack::{PackedWeight, TILE_COLUMNS};
 use crate::exec::RowStats;
+use std::mem::MaybeUninit;
 
 /// Column tiles per chunk of the vocabulary.
 const CHUNK_TILES: usize = 16;
@@ -56,15 +57,14 @@ pub fn head_stats(
     let group_tiles = operand.group_tiles(ctx.kernels.max_rows).min(ITEM_ROWS / ctx.kernels.max_rows);
     let groups = tiles.count.div_ceil(group_tiles);
     ctx.parallel(chunks * groups, 1, |_, range| {
-        let mut logits = [0f32; ITEM_ROWS * CHUNK_TILES * TILE_COLUMNS];
+        let mut room: [_; ITEM_ROWS * CHUNK_TILES * TILE_COLUMNS] = [MaybeUninit::uninit(); _];
         for item in range {
             let (group, chunk) = (item / chunks, item % chunks);
             let group = group * group_tiles..((group + 1) * group_tiles).min(tiles.count);
             let columns = chunk * CHUNK_TILES..((chunk + 1) * CHUNK_TILES).min(head.tiles());
             let first = tiles.start(group.start);
             let item_rows = tiles.start(group.end) - first;
-            let logits = &mut logits[..columns.len() * item_rows * TILE_COLUMNS];
-            operand.multiply(ctx, tiles, group, columns.clone(), act, logits);
+            let logits = operand.multiply(ctx, tiles, group, columns.clone(), act, &mut room);
             let missing = columns.end * TILE_COLUMNS - head.n().min(columns.end * TILE_COLUMNS);
             let last = (columns.len() - 1) * item_rows * TILE_COLUMNS;
             for row in logits[last..].as_chunks_mut::<TILE_COLUMNS>().0 {

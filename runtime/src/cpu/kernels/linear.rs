@@ -3,13 +3,15 @@
 //! Rows are cut into register tiles, tiles are grouped so that a group's activations stay in L2 while every column tile
 //! passes over them. Invariant: an item (row group, few column tiles) writes those output elements and no others.
 
-use super::body::IntAct;
+use super::body::{IntAct, Store, StoreMode};
 use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{DotArgs, FloatKind, FmaArgs};
-use crate::cpu::pack::{BLOCK, PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
+use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS};
 use dlx_ir::DType;
+use dlx_ir::quant::zero_point;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// What happens to the products.
@@ -27,16 +29,16 @@ pub enum Epilogue<'a> {
 
 /// Most weights that share one input.
 const MAX_WEIGHTS: usize = 3;
-/// Rows per group: bounded by the totals on the stack, and by the share of L2 that activations may take.
-const MAX_GROUP_ROWS: usize = 256;
+/// Most rows per group, and the share of L2 that a group's activations may take.
+const MAX_GROUP_ROWS: usize = 128;
 const GROUP_ACT_WORDS: usize = 128 * 1024;
-/// Column tiles per item when all rows fit one register tile.
-pub(super) const ITEM_TILES: usize = 4;
-/// Blocks of k per kernel call when several row tiles share the weights: as much as stays in L1.
-const RUN_BLOCKS: usize = 8;
+/// Most column tiles per item: neighbors on a row of the output are written together.
+const ITEM_TILES: usize = 4;
+/// Bytes of weights per kernel call when several row tiles share them: as much as stays in L1 beside activations.
+const RUN_BYTES: usize = 9216;
 
-/// Sums of one item, `[tiles][rows][16]`.
-pub(super) type Totals = [f32; MAX_GROUP_ROWS * TILE_COLUMNS];
+/// Room for the sums of one item, `[tiles][rows][16]`.
+type Totals = [MaybeUninit<f32>; MAX_GROUP_ROWS * ITEM_TILES * TILE_COLUMNS];
 
 /// How a weight wants its activations. Weights that agree share one prepared copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,32 +121,33 @@ impl<'a> Operand<'a> {
 
     /// `totals[tile][row][16]` = products of column tiles `columns` and the rows of register tiles `group`.
     ///
-    /// `act` is the whole prepared activation.
-    pub(super) fn multiply(
+    /// `act` is the whole prepared activation. `room` is for at least the totals, which are returned.
+    pub(super) fn multiply<'t>(
         &self,
         ctx: &Ctx<'_>,
         tiles: RowTiles,
         group: Range<usize>,
         columns: Range<usize>,
         act: &[u32],
-        totals: &mut [f32],
-    ) {
+        room: &'t mut [MaybeUninit<f32>],
+    ) -> &'t mut [f32] {
         let first = tiles.start(group.start);
         let rows = tiles.start(group.end) - first;
         let words = self.act_words();
         assert!(columns.end <= self.weight.tiles() && act.len() >= (first + rows) * words, "operands");
-        let totals = &mut totals[..columns.len() * rows * TILE_COLUMNS];
-        totals.fill(0.0);
+        let room = &mut room[..columns.len() * rows * TILE_COLUMNS];
+        room.fill(MaybeUninit::new(0.0));
+        // SAFETY: every element has just been written.
+        let totals = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<f32>(), room.len()) };
         let stride = self.weight.tile_stride();
         match self.format {
-            Format::Int { layout, nibbles, .. } => {
+            Format::Int { layout, act: act_spec, nibbles } => {
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
-                    let run = if group.len() == 1 { layout.blocks } else { RUN_BLOCKS };
+                    let run = if group.len() == 1 { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
                     for b in (0..layout.blocks).step_by(run) {
                         for t in group.clone() {
                             let r = tiles.rows(t);
-                            let table = b * layout.groups * TILE_COLUMNS * 2;
                             // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
                             // whose lengths are checked above and by `PackedWeight`.
                             unsafe {
@@ -153,9 +156,8 @@ impl<'a> Operand<'a> {
                                     blocks: run.min(layout.blocks - b),
                                     groups: layout.groups,
                                     nibbles,
-                                    codes: tile.add(b * DotArgs::block_bytes(nibbles)),
-                                    scales: tile.add(layout.scales + table).cast(),
-                                    mins: layout.mins.map_or(std::ptr::null(), |at| tile.add(at + table).cast()),
+                                    min: act_spec.zero.is_none(),
+                                    weights: tile.add(b * layout.block_bytes),
                                     act: act
                                         .as_ptr()
                                         .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
@@ -189,6 +191,7 @@ impl<'a> Operand<'a> {
                 }
             }
         }
+        totals
     }
 }
 
@@ -241,13 +244,13 @@ pub fn linear(
     for (s, out) in shared.iter_mut().zip(outs.iter_mut()) {
         *s = Some(SharedMut::new(out));
     }
-    let item_tiles = if tiles.count == 1 { ITEM_TILES } else { 1 };
     let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let column_tiles: usize = weights.iter().map(PackedWeight::tiles).sum();
     let job = Job {
         ctx,
         tiles,
         group_tiles,
-        item_tiles,
+        item_tiles: (column_tiles / (8 * ctx.threads())).clamp(1, ITEM_TILES),
         operands: &operands[..weights.len()],
         acts: &acts[..weights.len()],
         biases,
@@ -255,12 +258,13 @@ pub fn linear(
         outs: shared,
     };
     let items = job.column_items() * tiles.count.div_ceil(group_tiles);
-    // A few ranges per thread balance the load; long ranges keep each thread on one stretch of weights.
-    let grain = (items / (8 * ctx.threads())).clamp(1, 16);
+    // A single register tile runs at the speed of memory: long ranges keep each thread on one stretch of weights, as long
+    // as a few of them balance the load. More rows have enough to do per item.
+    let grain = if tiles.count == 1 { (items / (8 * ctx.threads())).clamp(1, 16) } else { 1 };
     ctx.parallel(items, grain, |_, range| {
-        let mut totals = [[0f32; MAX_GROUP_ROWS * TILE_COLUMNS]; 2];
+        let mut room: [Totals; 2] = [[MaybeUninit::uninit(); _]; 2];
         for item in range {
-            job.run(item, &mut totals);
+            job.run(item, &mut room);
         }
     });
 }
@@ -329,7 +333,7 @@ impl Job<'_> {
         }
     }
 
-    fn run(&self, item: usize, totals: &mut [Totals; 2]) {
+    fn run(&self, item: usize, [first, second]: &mut [Totals; 2]) {
         let per_group = self.column_items();
         let start = item / per_group * self.group_tiles;
         let group = start..(start + self.group_tiles).min(self.tiles.count);
@@ -340,20 +344,31 @@ impl Job<'_> {
             i += 1;
         }
         let columns = at * self.item_tiles..((at + 1) * self.item_tiles).min(self.operands[i].weight.tiles());
-        let [first, second] = totals;
-        self.product(i, group.clone(), columns.clone(), first);
+        self.prefetch(i, &group, &columns);
+        let totals = self.product(i, group.clone(), columns.clone(), first);
         if matches!(self.epilogue, Epilogue::SwiGlu) {
-            self.product(1, group.clone(), columns.clone(), second);
-            let len = columns.len() * (self.tiles.start(group.end) - self.tiles.start(group.start)) * TILE_COLUMNS;
-            self.ctx.kernels.portable.silu_mul(&mut first[..len], &second[..len]);
+            let up = self.product(1, group.clone(), columns.clone(), second);
+            self.ctx.kernels.portable.silu_mul(totals, up);
         }
-        self.write(i, group, columns, first);
+        self.write(i, group, columns, totals);
+    }
+
+    /// Asks for the output lines of an item, so that writing them after the products does not wait for them.
+    fn prefetch(&self, i: usize, group: &Range<usize>, columns: &Range<usize>) {
+        let n = self.operands[i].weight.n();
+        let out = self.outs[i].as_ref().expect("one output per weight");
+        for row in self.tiles.start(group.start)..self.tiles.start(group.end) {
+            for column in columns.clone() {
+                out.prefetch(row * n + column * TILE_COLUMNS);
+            }
+        }
     }
 
     /// Products of weight `i` with its bias.
-    fn product(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &mut Totals) {
-        self.operands[i].multiply(self.ctx, self.tiles, group.clone(), columns.clone(), self.acts[i], totals);
-        let Some(bias) = self.biases.get(i).copied().flatten() else { return };
+    fn product<'t>(&self, i: usize, group: Range<usize>, columns: Range<usize>, room: &'t mut Totals) -> &'t mut [f32] {
+        let (operand, act) = (&self.operands[i], self.acts[i]);
+        let totals = operand.multiply(self.ctx, self.tiles, group.clone(), columns.clone(), act, room);
+        let Some(bias) = self.biases.get(i).copied().flatten() else { return totals };
         let rows = self.tiles.start(group.end) - self.tiles.start(group.start);
         for (column, totals) in columns.zip(totals.chunks_exact_mut(rows * TILE_COLUMNS)) {
             let bias = &bias[column * TILE_COLUMNS..];
@@ -363,35 +378,26 @@ impl Job<'_> {
                 }
             }
         }
+        totals
     }
 
-    fn write(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &Totals) {
+    fn write(&self, i: usize, group: Range<usize>, columns: Range<usize>, totals: &[f32]) {
         let n = self.operands[i].weight.n();
-        let out = self.outs[i].as_ref().expect("one output per weight");
         let rows = self.tiles.start(group.start)..self.tiles.start(group.end);
-        for (column, totals) in columns.zip(totals.chunks_exact(rows.len() * TILE_COLUMNS)) {
-            let first = column * TILE_COLUMNS;
-            let width = (n - first).min(TILE_COLUMNS);
-            for (row, y) in rows.clone().zip(totals.as_chunks::<TILE_COLUMNS>().0) {
-                let at = row * n + first;
-                // SAFETY: an item owns its rows and columns of the output; items do not overlap.
-                let out = unsafe { out.slice(at, width) };
-                match self.epilogue {
-                    Epilogue::Store | Epilogue::SwiGlu => out.copy_from_slice(&y[..width]),
-                    Epilogue::Add(residual) => {
-                        for ((out, y), r) in out.iter_mut().zip(y).zip(&residual[at..]) {
-                            *out = r + y;
-                        }
-                    }
-                    Epilogue::AddInPlace => {
-                        for (out, y) in out.iter_mut().zip(y) {
-                            *out += y;
-                        }
-                    }
-                }
-            }
-        }
+        let first = columns.start * TILE_COLUMNS;
+        // An item owns its rows and columns of the output; items do not overlap.
+        let to = Store {
+            out: self.outs[i].expect("one output per weight"),
+            at: rows.start * n + first,
+            stride: n,
+            rows: rows.len(),
+            columns: (columns.end * TILE_COLUMNS).min(n) - first,
+            mode: match self.epilogue {
+                Epilogue::Store | Epilogue::SwiGlu => StoreMode::Set,
+                Epilogue::Add(residual) => StoreMode::Add(residual),
+                Epilogue::AddInPlace => StoreMode::AddInPlace,
+            },
+        };
+        self.ctx.kernels.portable.store(totals, &to);
     }
 }
-
-const _: () = assert!(BLOCK.is_multiple_of(32));

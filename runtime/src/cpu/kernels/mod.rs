@@ -18,6 +18,7 @@ mod avx512;
 mod body;
 pub(crate) mod elementwise;
 pub(crate) mod head;
+pub(crate) mod limits;
 pub(crate) mod linear;
 pub(crate) mod parallel;
 pub(crate) mod quantize;
@@ -25,7 +26,7 @@ mod scalar;
 mod tiles;
 
 use super::isa::Isa;
-use super::pack::{BLOCK, TILE_COLUMNS};
+use super::pack::BLOCK;
 use body::Portable;
 use parallel::Ctx;
 
@@ -89,14 +90,12 @@ struct DotArgs {
     groups: usize,
     /// 4-bit codes (two per byte) rather than 8-bit ones.
     nibbles: bool,
-    /// `[blocks][vectors][64]` bytes.
-    codes: *const u8,
-    /// `[blocks][groups][16]` f16 bits.
-    scales: *const u16,
-    /// As `scales`, or null for the symmetric formats.
-    mins: *const u16,
-    /// Per block: `[32 quads][rows]` packed int8, then `[groups][rows]` i32 corrections (f32 sums if `mins` is not
-    /// null), then `[rows]` f32 scales. One word each.
+    /// Whether groups have a minimum.
+    min: bool,
+    /// Blocks of a quantized tile, one after the other: codes, scales, minima.
+    weights: *const u8,
+    /// Per block: `[32 quads][rows]` packed int8, then `[groups][rows]` i32 corrections (f32 sums if `min`),
+    /// then `[rows]` f32 scales. One word each.
     act: *const u32,
     /// `[rows][16]`.
     total: *mut f32,
@@ -106,11 +105,6 @@ impl DotArgs {
     /// Words of one row in one block of `act`.
     const fn act_words(groups: usize) -> usize {
         BLOCK / 4 + groups + 1
-    }
-
-    /// Bytes of one block of codes.
-    const fn block_bytes(nibbles: bool) -> usize {
-        BLOCK * TILE_COLUMNS / if nibbles { 2 } else { 1 }
     }
 }
 

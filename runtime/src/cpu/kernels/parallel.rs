@@ -92,6 +92,20 @@ impl<'a, T> SharedMut<'a, T> {
         SharedMut { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
+    /// Hints that element `at` is about to be written.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, at: usize) {
+        let address = self.start.wrapping_add(at).cast::<i8>();
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect on the program.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(address);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
+
     /// The part `at..at + len`.
     ///
     /// # Safety

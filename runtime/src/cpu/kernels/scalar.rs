@@ -10,18 +10,23 @@ use half::{bf16, f16};
 pub(super) unsafe fn dot(p: &DotArgs) {
     let words = DotArgs::act_words(p.groups);
     let quads = BLOCK / 4 / p.groups;
+    let codes_bytes = BLOCK * TILE_COLUMNS / if p.nibbles { 2 } else { 1 };
+    let table_bytes = p.groups * TILE_COLUMNS * 2;
+    let block_bytes = codes_bytes + table_bytes * if p.min { 2 } else { 1 };
     for b in 0..p.blocks {
         for r in 0..p.rows {
             for col in 0..TILE_COLUMNS {
                 // SAFETY: the caller's buffers have the extents that `DotArgs` documents; all indices stay below them.
                 unsafe {
                     let act = p.act.add(b * words * p.rows);
-                    let codes = p.codes.add(b * DotArgs::block_bytes(p.nibbles));
+                    let codes = p.weights.add(b * block_bytes);
+                    let scales = codes.add(codes_bytes).cast::<u16>();
+                    let mins = codes.add(codes_bytes + table_bytes).cast::<u16>();
                     let mut block = 0f32;
                     for g in 0..p.groups {
-                        let entry = (b * p.groups + g) * TILE_COLUMNS + col;
+                        let entry = g * TILE_COLUMNS + col;
                         let correction = *act.add((BLOCK / 4 + g) * p.rows + r);
-                        let mut sum = if p.mins.is_null() { correction as i32 } else { 0 };
+                        let mut sum = if p.min { 0 } else { correction as i32 };
                         for q in g * quads..(g + 1) * quads {
                             let a = (*act.add(q * p.rows + r)).to_le_bytes();
                             for (j, a) in a.into_iter().enumerate() {
@@ -33,10 +38,10 @@ pub(super) unsafe fn dot(p: &DotArgs) {
                                 sum += i32::from(code) * i32::from(a as i8);
                             }
                         }
-                        let scale = f16::from_bits(p.scales.add(entry).read_unaligned()).to_f32();
+                        let scale = f16::from_bits(scales.add(entry).read_unaligned()).to_f32();
                         block = (sum as f32).mul_add(scale, block);
-                        if !p.mins.is_null() {
-                            let min = f16::from_bits(p.mins.add(entry).read_unaligned()).to_f32();
+                        if p.min {
+                            let min = f16::from_bits(mins.add(entry).read_unaligned()).to_f32();
                             block = f32::from_bits(correction).mul_add(min, block);
                         }
                     }

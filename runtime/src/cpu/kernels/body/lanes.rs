@@ -19,24 +19,31 @@ const EXP_MAX: f32 = 88.0;
 
 /// Sum of the lanes.
 #[inline(always)]
-pub(super) fn sum(mut v: Lanes) -> f32 {
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            v[i] += v[i + width];
-        }
-    }
-    v[0]
+pub(super) fn sum(v: Lanes) -> f32 {
+    fold(v, |a, b| a + b)
 }
 
 /// Greatest lane.
 #[inline(always)]
-pub(super) fn max(mut v: Lanes) -> f32 {
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            v[i] = greater(v[i], v[i + width]);
+pub(super) fn max(v: Lanes) -> f32 {
+    fold(v, greater)
+}
+
+/// Folds upper halves onto lower halves: the one tree of all reductions.
+#[inline(always)]
+fn fold(v: Lanes, f: impl Fn(f32, f32) -> f32) -> f32 {
+    #[inline(always)]
+    fn halve<const N: usize, const H: usize>(v: [f32; N], f: &impl Fn(f32, f32) -> f32) -> [f32; H] {
+        let mut out = [0f32; H];
+        for i in 0..H {
+            out[i] = f(v[i], v[i + H]);
         }
+        out
     }
-    v[0]
+    let v: [f32; 8] = halve(v, &f);
+    let v: [f32; 4] = halve(v, &f);
+    let v: [f32; 2] = halve(v, &f);
+    f(v[0], v[1])
 }
 
 /// The greater of two numbers (`a` when they compare equal or `b` is not a number).
@@ -45,12 +52,10 @@ pub(super) fn greater(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// The nearest integer (ties to even) of a number below 2²² in magnitude: as a float, and as the low bits of its sum
-/// with [`ROUND`].
+/// The nearest integer (ties to even) of a number below 2²² in magnitude, as the low 22 bits in two's complement.
 #[inline(always)]
-pub(super) fn round(x: f32) -> (f32, u32) {
-    let t = x + ROUND;
-    (t - ROUND, t.to_bits())
+pub(super) fn round(x: f32) -> u32 {
+    (x + ROUND).to_bits()
 }
 
 /// e^x within two units in the last place; exactly 0 below -87.3 and infinite above 88.

@@ -2,7 +2,7 @@
 
 use super::super::DotArgs;
 use super::super::elementwise::Norm;
-use super::lanes::{LANES, greater, max, rms_factor, round};
+use super::lanes::{rms_factor, round};
 use crate::cpu::pack::BLOCK;
 
 /// Blocks whose greatest magnitude is below this count as zero: the reciprocal of the scale would overflow.
@@ -35,29 +35,33 @@ pub(super) fn quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec
                     *y = w * (*y * factor);
                 }
             }
-            let mut peak = [0f32; LANES];
-            for chunk in y.as_chunks::<LANES>().0 {
-                for i in 0..LANES {
-                    peak[i] = greater(peak[i], chunk[i].abs());
-                }
+            // The bits of non-negative floats are ordered as they are, and integers may be reduced in any order.
+            let mut peak = 0u32;
+            for y in &y {
+                peak = peak.max(y.to_bits() & 0x7fff_ffff);
             }
-            let peak = max(peak);
+            let peak = f32::from_bits(peak);
             let (scale, inverse) = if peak < TINY { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) };
             let mut q = [0u8; BLOCK];
             for (q, y) in q.iter_mut().zip(&y) {
-                *q = round(y * inverse).1 as u8;
+                *q = round(y * inverse) as u8;
             }
             let (quads, rest) = out.split_at_mut(BLOCK / 4 * rows);
             for (to, quad) in quads[r..].iter_mut().step_by(rows).zip(q.as_chunks::<4>().0) {
                 *to = u32::from_le_bytes(*quad);
             }
             let (corrections, scales) = rest.split_at_mut(spec.groups * rows);
-            for (g, group) in q.chunks_exact(BLOCK / spec.groups).enumerate() {
-                let mut sum = 0i32;
-                for &q in group {
-                    sum += i32::from(q as i8);
+            let mut sums = [0i32; BLOCK / 32];
+            for (sum, group) in sums.iter_mut().zip(q.as_chunks::<32>().0) {
+                for q in group {
+                    *sum += i32::from(*q as i8);
                 }
-                corrections[g * rows + r] = match spec.zero {
+            }
+            for (to, group) in
+                corrections[r..].iter_mut().step_by(rows).zip(sums.chunks_exact(sums.len() / spec.groups))
+            {
+                let sum: i32 = group.iter().sum();
+                *to = match spec.zero {
                     Some(zero) => (-zero * sum) as u32,
                     None => (sum as f32).to_bits(),
                 };

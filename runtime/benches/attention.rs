@@ -1,0 +1,105 @@
+//! Times attention of a 1.7 B diffusion model (16 query heads, 8 KV heads of 128) at several depths, and what a parallel
+//! region costs.
+//!
+//! `cargo bench -p dlx-runtime --bench attention -- [--threads 2] [M...]`.
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
+use dlx_ir::{DType, Mask};
+use dlx_runtime::cpu::{
+    AttentionShape, Ctx, Isa, KvShape, attention, attention_scratch_words, k_state_bytes, kernels, kv_write,
+    v_state_bytes,
+};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+const HEADS: usize = 16;
+const KV_HEADS: usize = 8;
+const HEAD_DIM: usize = 128;
+
+fn main() {
+    let mut rows = Vec::new();
+    let mut threads = 2;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--bench" => {}
+            "--threads" => threads = args.next().and_then(|n| n.parse().ok()).expect("--threads takes a number"),
+            m => rows.push(m.parse::<usize>().expect("a number of rows")),
+        }
+    }
+    if rows.is_empty() {
+        rows = vec![1, 4, 32, 512];
+    }
+    let isa = Isa::from_env().expect("DLX_ISA");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let ctx = Ctx { kernels: kernels(isa).expect("instruction set"), pool: &pool };
+    println!("kernels: {isa}, {threads} threads");
+    pool.install(|| {
+        for pause in [0, 20, 200] {
+            let cost = fork_join(Duration::from_micros(pause));
+            println!("a parallel region costs {:.1} us after {pause} us without one", cost.as_secs_f64() * 1e6);
+        }
+        for dtype in [DType::F16, DType::F32] {
+            for &m in &rows {
+                for depth in [512, 2048] {
+                    time(&ctx, dtype, m, depth);
+                }
+            }
+        }
+    });
+}
+
+fn spin(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// What a join of two equal parts of work takes beyond one part, when the last one was `pause` ago.
+fn fork_join(pause: Duration) -> Duration {
+    let part = Duration::from_micros(50);
+    let mut times: Vec<Duration> = (0..200)
+        .map(|_| {
+            spin(pause);
+            let start = Instant::now();
+            rayon::join(|| spin(part), || spin(part));
+            start.elapsed().saturating_sub(part)
+        })
+        .collect();
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn time(ctx: &Ctx<'_>, dtype: DType, m: usize, depth: usize) {
+    let kv = KvShape { dtype, max_seq: 4096, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+    let visible = depth + m;
+    let mut k_state = vec![0u8; k_state_bytes(kv).expect("a size")];
+    let mut v_state = vec![0u8; v_state_bytes(kv).expect("a size")];
+    let values = |n: usize| (0..n).map(|i| ((i * 37) % 101) as f32 * 0.02 - 1.0).collect::<Vec<_>>();
+    let new = values(visible * KV_HEADS * HEAD_DIM);
+    let started = Instant::now();
+    kv_write(ctx, kv, &new, &new, 0, &mut k_state, &mut v_state);
+    let write = started.elapsed();
+    let q = values(m * HEADS * HEAD_DIM);
+    let mut out = vec![0f32; q.len()];
+    let mut scratch = vec![0u32; attention_scratch_words(ctx.threads(), kv)];
+    let shape = AttentionShape { kv, heads: HEADS, mask: Mask::Full, at: depth, from: 0, visible };
+    let mut times: Vec<Duration> = (0..20)
+        .map(|_| {
+            let start = Instant::now();
+            attention(ctx, shape, &q, &k_state, &v_state, black_box(&mut out), &mut scratch);
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let best = times[0].as_secs_f64();
+    let flops = (4 * m * HEADS * HEAD_DIM * visible) as f64;
+    println!(
+        "{dtype} M={m:<4} depth {depth:<5} best {:8.1} us  median {:8.1} us  {:6.1} GFLOP/s   kv_write {:.2} ns/value",
+        best * 1e6,
+        times[10].as_secs_f64() * 1e6,
+        flops / best / 1e9,
+        write.as_secs_f64() * 1e9 / (2 * new.len()) as f64,
+    );
+}
