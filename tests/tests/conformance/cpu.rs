@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use dlx_ir::{DType, Dim, Error, Graph, Module, Op, Operand, Post, Tensor, Type, WeightDef, verify};
 use dlx_passes::{parse_pipeline, run_pipeline};
-use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa};
+use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
 use dlx_runtime::exec::{Executor, RowStats, StepCall};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{TARGETS, WeightSource, emit};
@@ -114,7 +114,7 @@ fn add_logits(module: &mut Module) -> Result<(), Error> {
 fn check(executor: &mut CpuExecutor, call: &Call) -> Result<(), String> {
     let ints = |i: usize| call.args.get(i).ok_or("an argument is missing".to_owned()).and_then(|t| t.ints());
     let mut seen: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    let mut observe = |name: &str, values: &[f32]| drop(seen.insert(name.into(), values.to_vec()));
+    let mut observe = |node: Seen<'_>| drop(seen.insert(node.name.into(), node.value.to_vec()));
     let mut results = Vec::new();
     if call.graph.starts_with("step") {
         let position = |i: usize| Ok::<_, String>(usize::try_from(ints(i)?[0]).expect("positions are not negative"));

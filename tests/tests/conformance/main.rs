@@ -21,13 +21,16 @@ fn root() -> PathBuf {
 
 /// Every file with the op that it is named after.
 fn files() -> Vec<(String, File)> {
-    let mut paths: Vec<_> = std::fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut paths: Vec<_> = std::fs::read_dir(root())
+        .expect("the workspace can be read")
+        .map(|e| e.expect("the workspace can be read").path())
+        .collect();
     paths.sort();
     paths.retain(|p| p.extension().is_some_and(|e| e == "dlx"));
     assert!(!paths.is_empty(), "there are no conformance files in {}", root().display());
     let read = |path: PathBuf| {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let file = format::read(&std::fs::read_to_string(&path).unwrap());
+        let name = path.file_stem().expect("the workspace can be read").to_string_lossy().into_owned();
+        let file = format::read(&std::fs::read_to_string(&path).expect("the workspace can be read"));
         let file = file.unwrap_or_else(|e| panic!("{name}: {e}"));
         (name, file)
     };
