@@ -129,12 +129,12 @@ pub fn linear_schedule(tokens: usize, steps: usize) -> Vec<usize> {
     counts
 }
 
-/// Dream's timesteps: `steps` + 1 of them from 1 to `eps`, equally spaced in f32, counted from both ends as PyTorch's
-/// `linspace` does.
+/// Dream's timesteps: `steps` + 1 of them from 1 to `eps`, equally spaced in f32, counted from both ends and rounded once,
+/// as PyTorch's `linspace` does.
 pub fn timesteps(steps: usize, eps: f32) -> Vec<f32> {
     let step = (eps - 1.0) / steps.max(1) as f32;
-    let from_start = |index: usize| 1.0 + step * index as f32;
-    let from_end = |index: usize| eps - step * (steps - index) as f32;
+    let from_start = |index: usize| step.mul_add(index as f32, 1.0);
+    let from_end = |index: usize| (-step).mul_add((steps - index) as f32, eps);
     (0..=steps).map(|index| if index < steps.div_ceil(2) { from_start(index) } else { from_end(index) }).collect()
 }
 

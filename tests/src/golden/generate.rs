@@ -26,7 +26,7 @@ pub(super) fn run(executor: &mut dyn Executor, case: &Case) -> Result<(), String
         decode(executor, &policy, prompt, max_new(case)?, &noise, &mut observe).map_err(|error| error.to_string())?;
 
     if let Some(reference) = trace::reference(case, &policy)? {
-        let ours = trace::join_prefills(ours);
+        let ours = trace::join_prefills(ours, &policy);
         for (index, (ours, reference)) in ours.iter().zip(&reference).enumerate() {
             if !ours.matches(reference, policy.mask_id) {
                 return Err(format!("forward pass {index}:\n  ours      {ours:?}\n  reference {reference:?}"));

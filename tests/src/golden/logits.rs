@@ -10,8 +10,8 @@ use super::{Case, LOGIT_TOLERANCE};
 /// Feeds the whole sequence in as few chunks as the compiled steps and the mask allow.
 pub(super) fn forward(executor: &mut dyn Executor, case: &Case) -> Result<(), String> {
     let ids = case.ints("input_ids")?;
-    if let Ok(valid) = case.ints("pad_mask") {
-        return left_padded(executor, case, ids, valid);
+    if let Ok(mask) = case.floats("pad_mask") {
+        return left_padded(executor, case, ids, mask);
     }
     if case.param("attention").is_ok_and(|attention| attention == "block staircase") {
         return staircase(executor, case, ids);
@@ -37,8 +37,8 @@ pub(super) fn forward(executor: &mut dyn Executor, case: &Case) -> Result<(), St
 }
 
 /// Dream with padding on the left: the padded cache rows are never attended.
-fn left_padded(executor: &mut dyn Executor, case: &Case, ids: &[i32], mask: &[i32]) -> Result<(), String> {
-    let from = mask.iter().position(|&real| real != 0).ok_or("nothing but padding")?;
+fn left_padded(executor: &mut dyn Executor, case: &Case, ids: &[i32], mask: &[f32]) -> Result<(), String> {
+    let from = mask.iter().position(|&real| real != 0.0).ok_or("nothing but padding")?;
     let pos = &case.ints("tok_idx")?[from..];
     let call = StepCall { ids: &ids[from..], pos, at: from, from, visible: ids.len() };
     compare(executor, call, case.floats("logits_valid")?)

@@ -130,15 +130,19 @@ fn decides_nothing(pass: &Pass, policy: &DecodePolicy) -> bool {
     matches!(pass.kind, "suffix" | "dual_block" | "block") && !pass.before[block].contains(&policy.mask_id)
 }
 
-/// Compiled steps may need several passes for a prefill that the reference does in one.
-pub(super) fn join_prefills(passes: Vec<Pass>) -> Vec<Pass> {
+/// Compiled steps may need several passes for a prefill that the reference does in one; with guidance the two sequences
+/// take turns.
+pub(super) fn join_prefills(passes: Vec<Pass>, policy: &DecodePolicy) -> Vec<Pass> {
+    let sequences = if policy.cfg_scale > 0.0 { 2 } else { 1 };
     let mut joined: Vec<Pass> = Vec::new();
     for pass in passes {
-        match joined.last_mut() {
-            Some(last) if last.kind == "prefill" && pass.kind == "prefill" && last.end() == pass.q_start => {
-                last.q_len += pass.q_len;
-            }
-            _ => joined.push(pass),
+        let recent = joined.len().saturating_sub(sequences);
+        let continues = |last: &&mut Pass| {
+            last.kind == "prefill" && pass.kind == "prefill" && pass.q_start > 0 && last.end() == pass.q_start
+        };
+        match joined[recent..].iter_mut().find(continues) {
+            Some(last) => last.q_len += pass.q_len,
+            None => joined.push(pass),
         }
     }
     joined
