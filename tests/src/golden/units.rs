@@ -158,9 +158,10 @@ fn fd_transfer_index(case: &Case) -> Result<(), String> {
         for change in &changes {
             ours[change.position] = 1;
             if let Ok(tokens) = case.ints(&format!("{name}.x0"))
-                && tokens[change.position] != change.token {
-                    return Err(format!("{name}: token {} at {}", change.token, change.position));
-                }
+                && tokens[change.position] != change.token
+            {
+                return Err(format!("{name}: token {} at {}", change.token, change.position));
+            }
         }
         let expected = case.ints(&format!("{name}.transfer"))?;
         if ours != expected {
