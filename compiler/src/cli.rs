@@ -129,15 +129,20 @@ fn artifact(model: &Path, quant: QuantSpec) -> Result<Artifact, Failure> {
     Artifact::open(path).map_err(|e| Error::new("", e.to_string()).into())
 }
 
-/// A session over an artifact, or over a model directory that is compiled first.
-fn session(model: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Session, Failure> {
+/// Loads an artifact, or a model directory that is compiled first.
+fn model(model: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Model, Failure> {
     let artifact = artifact(model, quant)?;
     let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };
     let loaded = Model::load(&artifact, LoadOptions { cpu, ..LoadOptions::default() });
-    let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
+    loaded.map_err(|e| Error::new("", e.to_string()).into())
+}
+
+/// A session over [`model`].
+fn session(path: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Session, Failure> {
+    let loaded = model(path, quant, threads)?;
     let policy = loaded.manifest.policy.clone();
     let session = Session::new(Box::new(loaded.executor), loaded.tokenizer, loaded.template, policy);
-    session.map_err(|e| Error::new(model.display(), e.to_string()).into())
+    session.map_err(|e| Error::new(path.display(), e.to_string()).into())
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

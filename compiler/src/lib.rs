@@ -8,4 +8,5 @@ pub mod cli;
 pub mod driver;
 pub mod hf;
 pub mod options;
+pub mod quality;
 pub mod synth;

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
 use crate::op::Op;
 use crate::quant::{QuantizedRow, quantize_row};
-use crate::types::{DType, Type};
+use crate::types::{DType, Dim, Type};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -99,12 +99,16 @@ impl<'m> Evaluator<'m> {
             return Err(Error::new(place, format!("takes {} arguments, not {}", graph.params.len(), args.len())));
         }
         let mut env: BTreeMap<ValueId, Rc<Tensor>> = BTreeMap::new();
+        let mut sizes = BTreeMap::new();
         for (&p, arg) in graph.params.iter().zip(args) {
+            let value = &graph.values[p];
+            accepts(&value.ty, arg, &mut sizes).map_err(|e| Error::new(format!("{place}: %{}", value.name), e))?;
             env.insert(p, Rc::new(arg.clone()));
         }
         for node in &graph.nodes {
             let outs = self.node(graph, node, &env).map_err(|e| Error::new(self.module.node_text(graph, node), e))?;
             for (&id, out) in node.outputs.iter().zip(outs) {
+                let out = rounded(out, graph.values[id].ty.dtype);
                 observe(&graph.values[id].name, &out);
                 env.insert(id, Rc::new(out));
             }
@@ -133,7 +137,7 @@ impl<'m> Evaluator<'m> {
             WeightDef::Expr(op, inputs) => {
                 let args = inputs.iter().map(|&i| self.weight(i)).collect::<Result<Vec<_>, _>>()?;
                 let args: Vec<&Tensor> = args.iter().map(|t| &**t).collect();
-                compute(op, &args)?.pop().ok_or("a weight expression needs a result")?
+                rounded(compute(op, &args)?.pop().ok_or("a weight expression needs a result")?, w.ty.dtype)
             }
             WeightDef::Stored { .. } => {
                 return Err(format!("@{} is packed; evaluate the module before emission", w.name));
@@ -193,6 +197,9 @@ impl<'m> Evaluator<'m> {
             Op::StoreRows {} => {
                 let state = self.states.get_mut(&states[0]).expect("created above");
                 let x = args[0].floats()?;
+                if x.len() > state.len() {
+                    return Err(format!("{} rows do not fit a state of {rows}", args[0].shape[0]));
+                }
                 state[..x.len()].copy_from_slice(&round_all(x, dtype));
                 Ok(vec![])
             }
@@ -237,7 +244,8 @@ fn compute(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
     match op {
         Op::Add {} => zip(&|a, b| a + b),
         Op::Mul {} => zip(&|a, b| a * b),
-        Op::Cast { to } => map(arg(0)?, &|v| round(v, *to)),
+        // Every result is rounded to its type.
+        Op::Cast { .. } => map(arg(0)?, &|v| v),
         Op::Scale { by } => map(arg(0)?, &|v| v * by),
         Op::Silu {} => map(arg(0)?, &silu),
         Op::Concat {} => {
@@ -475,6 +483,14 @@ fn round(v: f32, dtype: DType) -> f32 {
     }
 }
 
+/// A result as its written type holds it.
+fn rounded(mut tensor: Tensor, dtype: DType) -> Tensor {
+    if let (Data::F32(data), DType::F16 | DType::BF16) = (&mut tensor.data, dtype) {
+        data.iter_mut().for_each(|v| *v = round(*v, dtype));
+    }
+    tensor
+}
+
 fn round_all(row: &[f32], dtype: DType) -> Vec<f32> {
     row.iter().map(|&v| round(v, dtype)).collect()
 }
@@ -486,6 +502,26 @@ fn matrix(t: &Tensor) -> Result<(usize, usize), String> {
 fn index(t: &Tensor) -> Result<usize, String> {
     let v = t.ints()?.first().copied().ok_or("a position is missing")?;
     usize::try_from(v).map_err(|_| format!("position {v} is negative"))
+}
+
+/// Whether an argument is of a parameter's type; equal names must be equal sizes.
+fn accepts<'g>(ty: &'g Type, t: &Tensor, sizes: &mut BTreeMap<&'g str, usize>) -> Result<(), String> {
+    let len = match (&t.data, ty.dtype) {
+        (Data::F32(x), d) if d.is_float() => x.len(),
+        (Data::I32(x), DType::I32) => x.len(),
+        (Data::Bool(x), DType::Bool) => x.len(),
+        _ => return Err(format!("the argument has other elements than {ty}")),
+    };
+    let size = |(n, dim): (&usize, &'g Dim)| match dim {
+        Dim::Fixed(fixed) => n == fixed,
+        Dim::Named(name) => sizes.entry(&**name).or_insert(*n) == n,
+    };
+    let matches = t.shape.len() == ty.dims.len() && t.shape.iter().zip(&ty.dims).all(size);
+    if matches && t.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) == Some(len) {
+        Ok(())
+    } else {
+        Err(format!("an argument of shape {:?} with {len} elements is not {ty}", t.shape))
+    }
 }
 
 fn fits(t: &Tensor, ty: &Type) -> Result<(), String> {

@@ -5,6 +5,7 @@
 
 use crate::attr::Post;
 use crate::op::Op;
+use crate::print::plain_name_char;
 use crate::types::{DType, Dim, Type};
 
 /// What kind of thing an operand is.
@@ -47,6 +48,9 @@ impl<'a> Rule<'a> {
                 let a = self.float("left")?;
                 let b = self.float("right")?;
                 same(&a.dims, &b.dims)?;
+                if a.dtype != b.dtype {
+                    return Err(format!("element types {} and {} differ; cast one of them", a.dtype, b.dtype));
+                }
                 vec![a.clone()]
             }
             Op::Cast { to } => {
@@ -178,14 +182,17 @@ impl<'a> Rule<'a> {
                 vec![Type::new(DType::F32, [r, f.clone()])]
             }
             Op::Pack { layout } => {
-                let x = self.weight("operand")?;
+                let x = self.row_major_weight()?;
+                if !layout.chars().all(plain_name_char) {
+                    return Err(format!("`{layout}` is not the name of a layout"));
+                }
                 vec![Type { layout: Some(layout.clone()), ..x.clone() }]
             }
             Op::Quantize { to } => {
                 if !matches!(to, DType::Quant(_)) {
                     return Err(format!("{to} is not a quantized format"));
                 }
-                let x = self.weight("operand")?;
+                let x = self.row_major_weight()?;
                 rank2(x)?;
                 if !x.dtype.is_float() {
                     return Err(format!("{} cannot be quantized", x.dtype));
@@ -299,6 +306,11 @@ impl<'a> Rule<'a> {
 
     fn weight(&mut self, what: &str) -> Result<&'a Type, String> {
         self.kind(ArgKind::Weight, what)
+    }
+
+    fn row_major_weight(&mut self) -> Result<&'a Type, String> {
+        let ty = self.weight("operand")?;
+        if ty.layout.is_none() { Ok(ty) } else { Err(format!("{ty} has a layout already")) }
     }
 
     fn state(&mut self, what: &str) -> Result<&'a Type, String> {

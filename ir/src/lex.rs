@@ -46,7 +46,12 @@ impl<'t> Lexer<'t> {
         self.error_at(self.last, message)
     }
 
-    fn error_at(&self, offset: usize, message: impl Into<String>) -> Error {
+    /// Offset of the last token taken, for an error that shows later.
+    pub(crate) fn last(&self) -> usize {
+        self.last
+    }
+
+    pub(crate) fn error_at(&self, offset: usize, message: impl Into<String>) -> Error {
         let before = &self.text[..offset.min(self.text.len())];
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;

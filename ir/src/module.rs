@@ -113,8 +113,20 @@ impl Module {
 
     /// Adds a weight under `name`, or under a numbered name when that is taken.
     pub fn add_weight(&mut self, name: &str, ty: Type, def: WeightDef) -> WeightId {
-        let name = fresh_name(name, |n| self.weights.iter().any(|(_, w)| w.name == n));
+        let name = self.fresh_global(name);
         self.weights.push(Weight { name, ty, def })
+    }
+
+    /// Adds a state under `name`, or under a numbered name when that is taken.
+    pub fn add_state(&mut self, name: &str, ty: Type) -> StateId {
+        let name = self.fresh_global(name);
+        self.states.push(State { name, ty })
+    }
+
+    /// A name that neither a weight nor a state has.
+    fn fresh_global(&self, wanted: &str) -> String {
+        let weight = |n: &str| self.weights.iter().any(|(_, w)| w.name == n);
+        fresh_name(wanted, |n| weight(n) || self.states.iter().any(|(_, s)| s.name == n))
     }
 
     /// The weight of that name.

@@ -19,11 +19,16 @@ pub struct OpInfo {
     pub doc: &'static str,
 }
 
+/// What is wrong with an attribute: a predicate (`is required`), or a sentence that starts with the text found.
+fn attr_error(name: &str, e: &str) -> String {
+    format!("attribute `{name}`{} {e}", if e.starts_with('`') { ":" } else { "" })
+}
+
 /// Attribute list as parsed: name and text after `=`, empty for a flag.
 pub(crate) type AttrList = Vec<(String, String)>;
 
 macro_rules! ops {
-    ($($name:literal $variant:ident { $($attr:ident : $ty:ty),* } $doc:literal;)*) => {
+    ($($name:literal $variant:ident { $($attr:ident : $ty:ty $(= $default:literal)?),* } $doc:literal;)*) => {
         /// An operation with its attributes.
         #[derive(Clone, PartialEq, Debug)]
         #[allow(missing_docs, reason = "the attributes are documented by the row's text")]
@@ -44,7 +49,9 @@ macro_rules! ops {
             pub(crate) fn attrs(&self) -> Vec<(&'static str, String)> {
                 match self {
                     $(Op::$variant { $($attr),* } => {
-                        let all: Vec<(&'static str, Option<String>)> = vec![$((stringify!($attr), $attr.print())),*];
+                        let all: Vec<(&'static str, Option<String>)> = vec![$(
+                            (stringify!($attr), $attr.print()$(.filter(|_| *$attr != $default))?)
+                        ),*];
                         all.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
                     })*
                 }
@@ -65,7 +72,11 @@ macro_rules! ops {
                         }
                         Ok(Op::$variant { $($attr: {
                             let text = attrs.iter().find(|(a, _)| a == stringify!($attr)).map(|(_, t)| t.as_str());
-                            <$ty>::parse(text).map_err(|e| format!("attribute `{}` {e}", stringify!($attr)))?
+                            match text {
+                                $(None => $default,)?
+                                text => <$ty>::parse(text)
+                                    .map_err(|e| attr_error(stringify!($attr), &e))?,
+                            }
                         }),* })
                     })*
                     _ => Err(format!("there is no op `{name}`; `dlxc ops` lists them")),
@@ -77,11 +88,11 @@ macro_rules! ops {
 
 ops! {
     // Portable ops.
-    "add" Add {} "`add %a, %b` – element-wise sum of equal shapes.";
+    "add" Add {} "`add %a, %b` – element-wise sum of equal types.";
     "cast" Cast { to: DType } "`cast %x {to}` – converts to another float type, rounding to nearest even.";
     "concat" Concat {} "`concat @a, @b, …` – joins along the first dimension.";
     "matmul" Matmul {} "`matmul %a, %b` – `[M, K] · [K, N]`.";
-    "mul" Mul {} "`mul %a, %b` – element-wise product of equal shapes.";
+    "mul" Mul {} "`mul %a, %b` – element-wise product of equal types.";
     "scale" Scale { by: f32 } "`scale %x {by}` – multiplies by a constant.";
     "silu" Silu {} "`silu %x` – `x · sigmoid(x)`.";
     "softmax" Softmax {} "`softmax %x` – along the last dimension.";
@@ -93,8 +104,8 @@ ops! {
     "embed" Embed {} "`embed %ids, @table` – rows of the table as f32.";
     "head_stats" HeadStats { norm: Option<f32>, ban: Option<u32> }
         "`head_stats %x, @w[, @norm] {norm, ban}` – LM head without materialised logits: `i32[R]` most likely token (never `ban`; ties to the lowest id) and `f32[R, 3]` its probability, the margin to the second, and the entropy in nats.";
-    "linear" Linear { n: u32, bias: bool, norm: Option<f32>, post: Post }
-        "`linear %x, @w… [, @b…][, @norm][, %residual] {n, bias, norm, post}` – `y = x Wᵀ + b` for n weights `[N, K]` that share the input. `norm=eps` applies RMSNorm to the input first; `post=add` adds the residual; `post=swiglu` takes (gate, up) and gives `silu(gate) · up`.";
+    "linear" Linear { n: u32 = 1, bias: bool, norm: Option<f32>, post: Post }
+        "`linear %x, @w… [, @b…][, @norm][, %residual] {n, bias, norm, post}` – `y = x Wᵀ + b` for n (1 unless given) weights `[N, K]` that share the input. `norm=eps` applies RMSNorm to the input first; `post=add` adds the residual; `post=swiglu` takes (gate, up) and gives `silu(gate) · up`.";
     "mask" Mask { rule: Mask } "`mask %x {rule}` – the `bool[T, T]` mask tensor of a rule, for T rows of x.";
     "rms_norm" RmsNorm { eps: f32 }
         "`rms_norm %x, @w {eps}` – `w · x / sqrt(mean(x²) + eps)` over each consecutive chunk of len(w) features; statistics in f32.";

@@ -71,30 +71,32 @@ impl Parser<'_> {
         }
     }
 
-    fn declare(&mut self, name: &str, global: Global) -> Result<(), Error> {
+    fn declare(&mut self, name: &str, at: usize, global: Global) -> Result<(), Error> {
         match self.globals.insert(name.to_owned(), global) {
             None => Ok(()),
-            Some(_) => Err(self.lex.error(format!("@{name} is defined twice"))),
+            Some(_) => Err(self.lex.error_at(at, format!("@{name} is defined twice"))),
         }
     }
 
     fn weight(&mut self) -> Result<(), Error> {
         let name = self.lex.global("the weight's name")?;
+        let name_at = self.lex.last();
         self.lex.punct(':')?;
         let ty = self.ty()?;
         let def = if self.lex.eat('=') { self.weight_def()? } else { WeightDef::Source };
         let id = self.module.weights.push(Weight { name: name.clone(), ty, def });
-        self.declare(&name, Global::Weight(id))
+        self.declare(&name, name_at, Global::Weight(id))
     }
 
     fn weight_def(&mut self) -> Result<WeightDef, Error> {
         let op = self.lex.word("an op or `stored`")?;
+        let op_at = self.lex.last();
         if op == "stored" {
             let attrs = self.attrs()?;
             let number = |key: &str| attrs.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.parse().ok());
             return match (number("offset"), number("bytes"), attrs.len()) {
                 (Some(offset), Some(bytes), 2) => Ok(WeightDef::Stored { offset, bytes }),
-                _ => Err(self.lex.error("`stored` takes {offset=N, bytes=N}")),
+                _ => Err(self.lex.error_at(op_at, "`stored` takes {offset=N, bytes=N}")),
             };
         }
         let mut inputs = Vec::new();
@@ -109,16 +111,17 @@ impl Parser<'_> {
             }
         }
         let attrs = self.attrs()?;
-        let op = Op::parse(&op, &attrs).map_err(|e| self.lex.error(e))?;
+        let op = Op::parse(&op, &attrs).map_err(|e| self.lex.error_at(op_at, e))?;
         Ok(WeightDef::Expr(op, inputs))
     }
 
     fn state(&mut self) -> Result<(), Error> {
         let name = self.lex.global("the state's name")?;
+        let name_at = self.lex.last();
         self.lex.punct(':')?;
         let ty = self.ty()?;
         let id = self.module.states.push(State { name: name.clone(), ty });
-        self.declare(&name, Global::State(id))
+        self.declare(&name, name_at, Global::State(id))
     }
 
     fn graph(&mut self) -> Result<(), Error> {
@@ -129,7 +132,7 @@ impl Parser<'_> {
         }
         self.lex.punct('(')?;
         while !self.lex.eat(')') {
-            let name = self.lex.local("a parameter")?;
+            let name = (self.lex.local("a parameter")?, self.lex.last());
             self.lex.punct(':')?;
             let (ty, slot) = self.ty_and_slot()?;
             let id = self.define(&mut scope, name, ty, slot)?;
@@ -153,9 +156,12 @@ impl Parser<'_> {
             }
         }
         self.lex.punct('}')?;
-        let types = scope.graph.results.iter().map(|&r| &scope.graph.values[r].ty);
-        if !types.eq(result_types.iter()) {
-            return Err(self.lex.error(format!("graph @{} returns other types than it declares", scope.graph.name)));
+        let types: Vec<_> = scope.graph.results.iter().map(|&r| scope.graph.values[r].ty.clone()).collect();
+        if types != result_types {
+            let [returned, declared] =
+                [types, result_types].map(|t| t.iter().map(Type::to_string).collect::<Vec<_>>().join(", "));
+            let message = format!("graph @{} returns ({returned}), but declares ({declared})", scope.graph.name);
+            return Err(self.lex.error(message));
         }
         self.module.graphs.push(scope.graph);
         Ok(())
@@ -165,13 +171,14 @@ impl Parser<'_> {
     fn node(&mut self, scope: &mut Scope) -> Result<bool, Error> {
         let mut names = Vec::new();
         while let Token::Local(_) = self.lex.peek() {
-            names.push(self.lex.local("a result")?);
+            names.push((self.lex.local("a result")?, self.lex.last()));
             if !self.lex.eat(',') {
                 self.lex.punct('=')?;
                 break;
             }
         }
         let name = self.lex.word("an op or `return`")?;
+        let op_at = self.lex.last();
         if name == "return" && names.is_empty() {
             return Ok(false);
         }
@@ -183,7 +190,7 @@ impl Parser<'_> {
             }
         }
         let attrs = self.attrs()?;
-        let op = Op::parse(&name, &attrs).map_err(|e| self.lex.error(e))?;
+        let op = Op::parse(&name, &attrs).map_err(|e| self.lex.error_at(op_at, e))?;
         let mut outputs = Vec::with_capacity(names.len());
         for (i, name) in names.into_iter().enumerate() {
             self.lex.punct(if i == 0 { ':' } else { ',' })?;
@@ -194,11 +201,18 @@ impl Parser<'_> {
         Ok(true)
     }
 
-    fn define(&mut self, scope: &mut Scope, name: String, ty: Type, slot: Option<u64>) -> Result<ValueId, Error> {
+    /// Adds a value whose name stands at an offset of the text.
+    fn define(
+        &mut self,
+        scope: &mut Scope,
+        (name, at): (String, usize),
+        ty: Type,
+        slot: Option<u64>,
+    ) -> Result<ValueId, Error> {
         let id = scope.graph.values.push(Value { name: name.clone(), ty, slot });
         match scope.names.insert(name, id) {
             None => Ok(id),
-            Some(_) => Err(self.lex.error(format!("%{} is defined twice", scope.graph.values[id].name))),
+            Some(_) => Err(self.lex.error_at(at, format!("%{} is defined twice", scope.graph.values[id].name))),
         }
     }
 
@@ -240,10 +254,10 @@ impl Parser<'_> {
         let mut dims = Vec::new();
         while !self.lex.eat(']') {
             let word = self.lex.word("a dimension")?;
-            dims.push(if word.starts_with(|c: char| c.is_ascii_digit()) {
-                Dim::Fixed(word.parse().map_err(|_| self.lex.error(format!("`{word}` is not a size")))?)
-            } else {
+            dims.push(if word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
                 Dim::Named(word.into())
+            } else {
+                Dim::Fixed(word.parse().map_err(|_| self.lex.error(format!("`{word}` is not a size")))?)
             });
             self.comma_or(']')?;
         }

@@ -9,6 +9,9 @@ use crate::module::{Graph, Value};
 /// Alignment of every slot in bytes: one cache line, one AVX-512 register.
 pub const SLOT_ALIGN: u64 = 64;
 
+/// Largest value that is planned; sums over fewer than 2^22 values of this size cannot overflow.
+const MAX_BYTES: usize = 1 << 40;
+
 /// First and last time at which each value holds its bytes, both inclusive.
 fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
     let mut live = vec![(0, 0); graph.values.len()];
@@ -26,10 +29,10 @@ fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
     live
 }
 
-/// Assigns a slot to every value. Values must have static plain types; returns the first that has not.
+/// Assigns a slot to every value.
 ///
 /// # Errors
-/// The name of a value whose size is not static.
+/// The name of the first value whose size is not static, or absurd.
 pub fn plan_memory(graph: &mut Graph) -> Result<(), String> {
     let live = live_ranges(graph);
     let mut placed: Vec<ValueId> = Vec::new();
@@ -48,7 +51,13 @@ pub fn plan_memory(graph: &mut Graph) -> Result<(), String> {
 }
 
 fn size(values: &Arena<ValueId, Value>, id: ValueId) -> Result<u64, String> {
-    let bytes = values[id].ty.bytes().ok_or_else(|| format!("%{} has no static size", values[id].name))?;
+    let bytes = values[id]
+        .ty
+        .bytes()
+        .ok_or_else(|| format!("%{} has no static size; run specialize first", values[id].name))?;
+    if bytes > MAX_BYTES {
+        return Err(format!("%{} has {bytes} bytes, more than an arena can hold", values[id].name));
+    }
     Ok((bytes as u64).next_multiple_of(SLOT_ALIGN))
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn plain_name_char(c: char) -> bool {
 }
 
 /// A name with its sigil, quoted when it has other characters.
-fn name(sigil: char, text: &str) -> String {
+pub(crate) fn name(sigil: char, text: &str) -> String {
     if !text.is_empty() && text.chars().all(plain_name_char) {
         return format!("{sigil}{text}");
     }

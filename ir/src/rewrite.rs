@@ -29,6 +29,7 @@ pub struct Rewriter<'m> {
     /// Index of the current node in the old graph.
     pub index: usize,
     defs: Vec<Option<usize>>,
+    old_uses: Vec<usize>,
 }
 
 impl Rewriter<'_> {
@@ -36,6 +37,17 @@ impl Rewriter<'_> {
     pub fn pure_def(&self, operand: Operand) -> Option<&Node> {
         let at = self.defs.get(operand.value()?.index()).copied().flatten()?;
         Some(&self.graph.nodes[at]).filter(|n| !n.op.touches_state())
+    }
+
+    /// Whether the current node is the only reader of its operand `input`, so that fusing the two computes nothing twice.
+    pub fn read_once(&self, input: usize) -> bool {
+        let operand = self.old.nodes[self.index].inputs[input].value();
+        operand.is_some_and(|v| self.uses(v) == 1)
+    }
+
+    /// How often a value of the old graph is read or returned.
+    pub fn uses(&self, old: ValueId) -> usize {
+        self.old_uses[old.index()]
     }
 
     /// Appends a node; the results get inferred types and, in order, these names.
@@ -46,6 +58,11 @@ impl Rewriter<'_> {
         let outputs = self.graph.emit(self.module, op, inputs, names)?;
         self.note_definition();
         Ok(outputs)
+    }
+
+    /// The text of the current node in the old graph, for messages.
+    pub fn old_text(&self) -> String {
+        self.module.node_text(self.old, &self.old.nodes[self.index])
     }
 
     /// Name that a result of `node` (as given to the callback) has in the old graph.
@@ -74,7 +91,8 @@ pub fn rewrite(
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<usize, Error> {
     let old = std::mem::take(&mut module.graphs[index]);
-    let mut rw = Rewriter { module, graph: Graph::new(old.name.clone()), old: &old, index: 0, defs: Vec::new() };
+    let (graph, old_uses) = (Graph::new(old.name.clone()), old.use_counts());
+    let mut rw = Rewriter { module, graph, old: &old, index: 0, defs: Vec::new(), old_uses };
     let outcome = copy(&mut rw, decide);
     let new = std::mem::take(&mut rw.graph);
     // A failing pass leaves the module as it was, so that the caller can write it to a repro file.

@@ -3,6 +3,7 @@
 //! Invariant: a [`Type`] prints to exactly the text that parses back to it. Nothing here knows about bytes in a file;
 //! the packed size of a laid-out weight belongs to the runtime that reads it.
 
+use crate::print::name as quoted;
 use std::fmt;
 use std::str::FromStr;
 
@@ -225,7 +226,7 @@ impl fmt::Display for Type {
         }
         write!(f, "]")?;
         match &self.layout {
-            Some(l) => write!(f, " @{l}"),
+            Some(l) => write!(f, " {}", quoted('@', l)),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 //! * a weight expression reads only earlier weights, its op has one result, touches no state, and its written type is
 //!   the inferred one; a stored weight has a layout or a plain type of exactly its bytes;
 //! * states have static shapes;
+//! * values are row-major and not quantized;
 //! * every value is a parameter or the result of exactly one node, and is defined before it is read;
 //! * every node's written result types are the inferred ones;
 //! * arena slots: all values of a graph have one or none has; slots are 64-byte aligned; values that are live at the
@@ -134,7 +135,11 @@ impl<'m> Verifier<'m> {
         let place = format!("graph @{}", graph.name);
         self.unique(graph.values.iter().map(|(_, v)| v.name.as_str()), '%', &place);
         for (_, v) in graph.values.iter() {
-            self.well_formed(&v.ty, &format!("{place}: %{}", v.name));
+            let text = format!("{place}: %{}", v.name);
+            self.well_formed(&v.ty, &text);
+            if v.ty.layout.is_some() || v.ty.dtype.size().is_none() {
+                self.report(text, format!("a value cannot be {}: only weights and caches are packed", v.ty));
+            }
         }
         let mut defined = graph.values.side_table(false);
         for &p in &graph.params {

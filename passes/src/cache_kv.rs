@@ -11,7 +11,7 @@
 //! Parameters: `max_seq` (cache rows), `kv` (f32 or f16).
 
 use crate::{Params, PassInfo};
-use dlx_ir::{DType, Error, Module, Op, Operand, Rewrite, State, Type, rewrite};
+use dlx_ir::{DType, Error, Module, Op, Operand, Rewrite, Type, rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "cache-kv",
@@ -23,7 +23,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
 fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let max_seq: usize = params.require("max_seq")?;
     let kv: DType = params.require("kv")?;
-    let missing = || Error::new("module", "there is no graph @forward");
+    let missing =
+        || Error::new("module", "there is no graph @forward").help("cache-kv runs once, on an imported model");
     let index = module.graphs.iter().position(|g| g.name == "forward").ok_or_else(missing)?;
     let graph = &mut module.graphs[index];
     graph.name = "step".into();
@@ -37,15 +38,12 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let Op::Attention { head_dim, mask } = &node.op else { return Ok(Rewrite::Keep) };
         let ([q, k, v], Some(mask)) = (&node.inputs[..], mask) else {
             let help = "run block-attention first; a mask that is not made by a rule cannot be cached";
-            return Err(Error::new(rw.module.node_text(&rw.graph, node), "the attention has no static mask").help(help));
+            return Err(Error::new(rw.old_text(), "the attention has no static mask").help(help));
         };
         let hd = *head_dim as usize;
         let features = rw.module.operand_type(&rw.graph, *k).dims.last().and_then(|d| d.fixed()).unwrap_or(0);
         let ty = Type::new(kv, [max_seq, features / hd, hd]);
-        let mut state = |kind: &str| {
-            let name = format!("kv.{layer}.{kind}");
-            Operand::State(rw.module.states.push(State { name, ty: ty.clone() }))
-        };
+        let mut state = |kind: &str| Operand::State(rw.module.add_state(&format!("kv.{layer}.{kind}"), ty.clone()));
         let (k_state, v_state) = (state("k"), state("v"));
         layer += 1;
         let [at, from, visible] = [at, from, visible].map(|i| Operand::Value(rw.graph.params[i]));

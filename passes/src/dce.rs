@@ -1,6 +1,7 @@
 //! `dce`: nodes whose results nobody reads go, then weights and states that nobody reads.
 //!
 //! Reachability runs on the petgraph view: from the results and from nodes that write a state which is read somewhere.
+//! A write that only fed a dead read goes too, so a sweep that removed a node is followed by another.
 
 use crate::PassInfo;
 use dlx_ir::{Arena, Error, Id, Module, Operand, Rewrite, StateId, WeightDef, WeightId, dataflow, rewrite};
@@ -12,11 +13,30 @@ pub(crate) const PASS: PassInfo =
 
 fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
     let mut changes = 0;
-    for g in 0..module.graphs.len() {
-        let live = live_nodes(module, g);
-        changes += rewrite(module, g, &mut |rw, _| Ok(if live[rw.index] { Rewrite::Keep } else { Rewrite::Drop }))?;
+    loop {
+        let mut dropped = 0;
+        for g in 0..module.graphs.len() {
+            // Dead writes go first: a node with an effect is never left without its operands.
+            dropped += drop_dead(module, g, true)?;
+            dropped += drop_dead(module, g, false)?;
+        }
+        if dropped == 0 {
+            break;
+        }
+        changes += dropped;
     }
     Ok(changes + drop_weights(module) + drop_states(module))
+}
+
+/// Removes the dead nodes of a graph that have an effect, or those that have none.
+fn drop_dead(module: &mut Module, g: usize, effect: bool) -> Result<usize, Error> {
+    let live = live_nodes(module, g);
+    let dead: Vec<bool> =
+        live.iter().zip(&module.graphs[g].nodes).map(|(l, n)| !l && n.op.has_effect() == effect).collect();
+    if !dead.contains(&true) {
+        return Ok(0);
+    }
+    rewrite(module, g, &mut |rw, _| Ok(if dead[rw.index] { Rewrite::Drop } else { Rewrite::Keep }))
 }
 
 fn live_nodes(module: &Module, g: usize) -> Vec<bool> {

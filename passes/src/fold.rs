@@ -1,7 +1,7 @@
 //! `fold`: what does nothing goes, and constant factors join.
 //!
 //! * `cast` to the type that is there, `scale` by 1, `transpose` of a `transpose` → their operand;
-//! * `scale` of a `scale` → one scale;
+//! * `scale` of a `scale` → one scale, unless the product leaves the range of f32;
 //! * `matmul %x, (transpose @w)` → `linear %x, @w`, which needs no transposed copy.
 
 use crate::{PassInfo, rewrite_all};
@@ -19,7 +19,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
                 (Op::Cast { to }, _) if rw.module.operand_type(&rw.graph, x).dtype == *to => Ok(same(x)),
                 (Op::Scale { by: 1.0 }, _) => Ok(same(x)),
                 (Op::Transpose {}, Some((Op::Transpose {}, Some(inner)))) => Ok(same(inner)),
-                (Op::Scale { by }, Some((Op::Scale { by: first }, Some(inner)))) => {
+                // A product that overflows or vanishes is not the same as two steps.
+                (Op::Scale { by }, Some((Op::Scale { by: first }, Some(inner)))) if (by * first).is_normal() => {
                     let name = rw.old_name(node, 0);
                     Ok(Rewrite::Replace(rw.emit(Op::Scale { by: by * first }, vec![inner], &[&name])?))
                 }

@@ -4,11 +4,11 @@
 //! %n = rms_norm %x, @norm {eps=1e-6}: f32[4, 192]
 //! %y = linear %n, @w: f32[4, 512]
 //! ```
-//! becomes `%y = linear %x, @w, @norm {n=1, norm=1e-6}: f32[4, 512]`; `dce` removes the norm.
+//! becomes `%y = linear %x, @w, @norm {norm=1e-6}: f32[4, 512]`; `dce` removes the norm.
 //! A norm that several nodes read stays: it would be computed once for each.
 
 use crate::{PassInfo, rewrite_all};
-use dlx_ir::{Id, Op, Post, Rewrite};
+use dlx_ir::{Op, Post, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-norm",
@@ -16,7 +16,6 @@ pub(crate) const PASS: PassInfo = PassInfo {
     params: &[],
     run: |module, _| {
         rewrite_all(module, &mut |rw, node| {
-            let uses = rw.old.use_counts();
             let Some(Op::RmsNorm { eps }) = node.inputs.first().and_then(|x| rw.pure_def(*x)).map(|d| &d.op) else {
                 return Ok(Rewrite::Keep);
             };
@@ -28,12 +27,11 @@ pub(crate) const PASS: PassInfo = PassInfo {
                 Op::HeadStats { norm: None, ban } => Op::HeadStats { norm: eps, ban },
                 _ => return Ok(Rewrite::Keep),
             };
-            let read_once = rw.old.nodes[rw.index].inputs[0].value().is_some_and(|v| uses[v.index()] == 1);
             let def = rw.pure_def(node.inputs[0]).expect("matched above");
             let (x, weight) = (def.inputs[0], def.inputs[1]);
             // A per-head norm works on chunks of the features and is no prologue of the whole row.
             let features = rw.module.operand_type(&rw.graph, x).dims.get(1);
-            if !read_once || features != rw.module.operand_type(&rw.graph, weight).dims.first() {
+            if !rw.read_once(0) || features != rw.module.operand_type(&rw.graph, weight).dims.first() {
                 return Ok(Rewrite::Keep);
             }
             let mut inputs = node.inputs.clone();

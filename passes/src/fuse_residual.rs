@@ -4,10 +4,11 @@
 //! %y = linear %a, @w: f32[4, 192]
 //! %h = add %x, %y: f32[4, 192]
 //! ```
-//! becomes `%h = linear %a, @w, %x {n=1, post=add}: f32[4, 192]`; `dce` removes the first linear.
+//! becomes `%h = linear %a, @w, %x {post=add}: f32[4, 192]`; `dce` removes the first linear.
+//! A linear that something else reads too stays: it would be computed twice.
 
 use crate::{PassInfo, rewrite_all};
-use dlx_ir::{Id, Op, Operand, Post, Rewrite};
+use dlx_ir::{Op, Operand, Post, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-residual",
@@ -18,13 +19,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
             if !matches!(node.op, Op::Add {}) {
                 return Ok(Rewrite::Keep);
             }
-            let uses = rw.old.use_counts();
-            let read_once = |i: usize| {
-                let old = rw.old.nodes[rw.index].inputs[i].value();
-                old.is_some_and(|v| uses[v.index()] == 1)
-            };
             for (y, residual) in [(1, 0), (0, 1)] {
-                let Some(def) = rw.pure_def(node.inputs[y]).filter(|_| read_once(y)) else { continue };
+                let Some(def) = rw.pure_def(node.inputs[y]).filter(|_| rw.read_once(y)) else { continue };
                 let Op::Linear { n: 1, bias, norm, post: Post::None } = def.op else { continue };
                 if !matches!(node.inputs[residual], Operand::Value(_)) {
                     continue;

@@ -5,6 +5,7 @@
 //! %r = rope %n, %table {head_dim=64}: f32[4, 192]
 //! ```
 //! becomes `%r = rope %q, %table, @q_norm {head_dim=64, norm=1e-6}: f32[4, 192]`; `dce` removes the norm.
+//! A norm that something else reads too stays, as does one over other chunks than the heads.
 
 use crate::{PassInfo, rewrite_all};
 use dlx_ir::{Dim, Op, Rewrite};
@@ -16,7 +17,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run: |module, _| {
         rewrite_all(module, &mut |rw, node| {
             let Op::Rope { head_dim, norm: None } = node.op else { return Ok(Rewrite::Keep) };
-            let Some(def) = rw.pure_def(node.inputs[0]) else { return Ok(Rewrite::Keep) };
+            let Some(def) = rw.pure_def(node.inputs[0]).filter(|_| rw.read_once(0)) else { return Ok(Rewrite::Keep) };
             let Op::RmsNorm { eps } = def.op else { return Ok(Rewrite::Keep) };
             let (x, weight) = (def.inputs[0], def.inputs[1]);
             if rw.module.operand_type(&rw.graph, weight).dims != [Dim::Fixed(head_dim as usize)] {

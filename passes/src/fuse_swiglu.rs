@@ -6,9 +6,10 @@
 //! %m = mul %s, %u: f32[4, 512]
 //! ```
 //! becomes `%m = linear %x, @gate, @up {n=2, post=swiglu}: f32[4, 512]`; `dce` removes the rest.
+//! A gate, its SiLU or an up that something else reads too stays: the linear would be computed twice.
 
 use crate::{PassInfo, rewrite_all};
-use dlx_ir::{Op, Operand, Post, Rewrite, Rewriter};
+use dlx_ir::{Id, Op, Operand, Post, Rewrite, Rewriter};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-swiglu",
@@ -21,6 +22,9 @@ pub(crate) const PASS: PassInfo = PassInfo {
             }
             for (s, u) in [(0, 1), (1, 0)] {
                 let Some((op, inputs)) = gated(rw, node.inputs[s], node.inputs[u]) else { continue };
+                if !(rw.read_once(s) && rw.read_once(u) && gate_read_once(rw, s)) {
+                    continue;
+                }
                 let name = rw.old_name(node, 0);
                 return Ok(Rewrite::Replace(rw.emit(op, inputs, &[&name])?));
             }
@@ -28,6 +32,14 @@ pub(crate) const PASS: PassInfo = PassInfo {
         })
     },
 };
+
+/// Whether only the SiLU, operand `s` of the current node, reads the gate.
+fn gate_read_once(rw: &Rewriter<'_>, s: usize) -> bool {
+    let silu = rw.old.nodes[rw.index].inputs[s].value();
+    let def = silu.and_then(|v| rw.old.definitions()[v.index()]);
+    let gate = def.and_then(|i| rw.old.nodes[i].inputs[0].value());
+    gate.is_some_and(|v| rw.uses(v) == 1)
+}
 
 fn gated(rw: &Rewriter<'_>, silu: Operand, up: Operand) -> Option<(Op, Vec<Operand>)> {
     let silu = rw.pure_def(silu).filter(|d| matches!(d.op, Op::Silu {}))?;

@@ -9,8 +9,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     params: &[],
     run: |module, _| {
         for graph in &mut module.graphs {
-            plan_memory(graph)
-                .map_err(|e| Error::new(format!("graph @{}", graph.name), e).help("run specialize first"))?;
+            plan_memory(graph).map_err(|e| Error::new(format!("graph @{}", graph.name), e))?;
         }
         Ok(module.graphs.len())
     },

@@ -5,6 +5,7 @@
 use crate::PASSES;
 use dlx_ir::{Error, Module, verify};
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// One row of the pass table.
@@ -31,19 +32,19 @@ impl Params {
     }
 
     /// A required parameter, parsed.
-    pub(crate) fn require<T: std::str::FromStr>(&self, key: &str) -> Result<T, Error> {
+    pub(crate) fn require<T: FromStr<Err: fmt::Display>>(&self, key: &str) -> Result<T, Error> {
         let text = self.get(key).ok_or_else(|| Error::new(format!("parameter `{key}`"), "is required"))?;
         parse(key, text)
     }
 
     /// An optional parameter, parsed.
-    pub(crate) fn optional<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, Error> {
+    pub(crate) fn optional<T: FromStr<Err: fmt::Display>>(&self, key: &str) -> Result<Option<T>, Error> {
         self.get(key).map(|text| parse(key, text)).transpose()
     }
 }
 
-pub(crate) fn parse<T: std::str::FromStr>(key: &str, text: &str) -> Result<T, Error> {
-    text.parse().map_err(|_| Error::new(format!("parameter `{key}`"), format!("`{text}` is not a valid value")))
+pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
+    text.parse().map_err(|e| Error::new(format!("parameter `{key}`"), format!("`{text}` is not a valid value ({e})")))
 }
 
 /// A pass with its parameters.
@@ -82,6 +83,12 @@ pub fn parse_pipeline(text: &str) -> Result<Vec<Step>, Error> {
             for pair in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
                 let (k, v) = pair.split_once('=').ok_or_else(|| bad(format!("`{pair}` is not key=value")))?;
                 let (k, v) = (k.trim().to_owned(), v.trim().to_owned());
+                if k.is_empty() || v.is_empty() {
+                    return Err(bad(format!("`{pair}` is not key=value")));
+                }
+                if params.get(&k).is_some() && pass.params != ["*"] {
+                    return Err(bad(format!("`{name}` is given `{k}` twice")));
+                }
                 if !pass.params.contains(&k.as_str()) && !pass.params.contains(&"*") {
                     return Err(bad(format!("`{name}` has no parameter `{k}`")));
                 }

@@ -1,9 +1,9 @@
 //! `quantize`: the matrices of linears, heads and embeddings become quantized (or converted) weight expressions.
 //!
 //! ```text
-//! %y = linear %x, @w {n=1}: f32[4, 192]
+//! %y = linear %x, @w: f32[4, 192]
 //! ```
-//! becomes `%y = linear %x, @w.q4g64 {n=1}: f32[4, 192]` with
+//! becomes `%y = linear %x, @w.q4g64: f32[4, 192]` with
 //! `weight @w.q4g64: q4g64[192, 192] = quantize @w {to=q4g64}`.
 //!
 //! Parameters: `to` (a quantized format or float type; absent = as stored), and any number of `part-of-a-name=format`

@@ -14,6 +14,15 @@ pub(crate) const PASS: PassInfo = PassInfo {
 };
 
 fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+    for (i, (name, _)) in params.0.iter().enumerate() {
+        if params.0[..i].iter().any(|(earlier, _)| earlier == name) {
+            return Err(Error::new(format!("parameter `{name}`"), "is given twice; join its sizes by `:`"));
+        }
+        let dims = module.graphs.iter().flat_map(|g| g.values.iter()).flat_map(|(_, v)| &v.ty.dims);
+        if !dims.into_iter().any(|d| *d == Dim::from(name.as_str())) {
+            return Err(Error::new(format!("parameter `{name}`"), "is a dimension of no graph"));
+        }
+    }
     let mut changes = 0;
     for graph in std::mem::take(&mut module.graphs) {
         let dims = graph.values.iter().flat_map(|(_, v)| &v.ty.dims);

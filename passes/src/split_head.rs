@@ -5,7 +5,7 @@
 //! Parameters: `rows` (rows of `@hidden`: the largest step), `ban` (token that is never the best one: the mask id).
 
 use crate::{Params, PassInfo};
-use dlx_ir::{DType, Error, Graph, Module, Node, Op, Operand, Post, State, Type};
+use dlx_ir::{DType, Error, Graph, Module, Node, Op, Operand, Post, Type};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "split-head",
@@ -19,11 +19,16 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let ban: Option<u32> = params.optional("ban")?;
     let missing = || Error::new("module", "there is no graph @step").help("run cache-kv first");
     let index = module.graphs.iter().position(|g| g.name == "step").ok_or_else(missing)?;
-    let step = &mut module.graphs[index];
+    let step = &module.graphs[index];
+    if step.results.len() != 1 {
+        return Err(Error::new("graph @step", format!("returns {} values, not the logits alone", step.results.len())));
+    }
     let tail = row_wise_tail(step);
     let head = tail.iter().find(|n| matches!(n.op, Op::Linear { .. }));
     let (Some(Node { inputs, .. }), Some(head)) = (tail.first(), head) else {
-        return Err(Error::new("graph @step", "does not end in a linear LM head"));
+        return Err(Error::new("graph @step", "does not end in a linear LM head").help(
+            "the head is a linear of one weight without bias, on an optional norm; run split-head before fuse-norm",
+        ));
     };
     let hidden = inputs[0];
     let head_weight = head.inputs[1];
@@ -31,10 +36,13 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let features =
         hidden.value().and_then(shape).ok_or_else(|| Error::new("graph @step", "hidden states are not rows"))?;
 
-    let names: Vec<String> = tail.iter().map(|n| step.values[n.outputs[0]].name.clone()).collect();
-
+    // Before the head a node keeps its name; a factor behind it is no longer what it was called.
+    let before = tail.iter().take_while(|n| !matches!(n.op, Op::Linear { .. }));
+    let names = before.map(|n| step.values[n.outputs[0]].name.clone()).chain(std::iter::repeat("scaled".into()));
+    let names: Vec<String> = names.take(tail.len()).collect();
     let ty = Type::new(DType::F32, [rows.into(), features]);
-    let state = Operand::State(module.states.push(State { name: "hidden".into(), ty }));
+    let state = Operand::State(module.add_state("hidden", ty));
+    let step = &mut module.graphs[index];
     step.nodes.push(Node { op: Op::StoreRows {}, inputs: vec![hidden, state], outputs: vec![] });
     step.results.clear();
     for (name, stats) in [("head", true), ("logits", false)] {
@@ -57,14 +65,18 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     Ok(tail.len() + 3)
 }
 
-/// The norm, head and scale at the end of the graph, in execution order.
+/// The norm, head and scale at the end of the graph, in execution order. Only a scale may follow the head: nothing else
+/// commutes with it.
 fn row_wise_tail(step: &Graph) -> Vec<Node> {
     let defs: Vec<_> = step.definitions();
-    let mut tail = Vec::new();
+    let mut tail: Vec<Node> = Vec::new();
+    let mut head_found = false;
     let mut at = step.results.first().copied();
     while let Some(node) = at.and_then(|v| defs[dlx_ir::Id::index(v)]).map(|i| &step.nodes[i]) {
         match node.op {
-            Op::RmsNorm { .. } | Op::Scale { .. } | Op::Linear { n: 1, bias: false, norm: None, post: Post::None } => {}
+            Op::Scale { .. } => {}
+            Op::RmsNorm { .. } if head_found => {}
+            Op::Linear { n: 1, bias: false, norm: None, post: Post::None } if !head_found => head_found = true,
             _ => break,
         }
         at = node.inputs[0].value();

@@ -4,9 +4,9 @@
 //! `cargo bench -p dlx-runtime --bench attention -- [--threads 2] [M...]`.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
-use dlx_ir::DType;
+use dlx_ir::{DType, Mask};
 use dlx_runtime::cpu::{
-    AttentionShape, Ctx, Isa, KvShape, Mask, attention, attention_scratch_words, k_state_bytes, kernels, kv_write,
+    AttentionShape, Ctx, Isa, KvShape, attention, attention_scratch_words, k_state_bytes, kernels, kv_write,
     v_state_bytes,
 };
 use std::hint::black_box;

@@ -12,4 +12,4 @@ pub mod selftest;
 pub mod session;
 pub mod text;
 
-pub use model::{LoadOptions, Model, ModelError, TextSection, read_manifest};
+pub use model::{LoadOptions, Model, ModelError, TextSection, load_executor, read_manifest};

@@ -24,6 +24,29 @@ pub struct Manifest {
     pub policy: DecodePolicy,
     /// What the user should know, such as tensors left out for a reason.
     pub notes: Vec<String>,
+    /// How it compares with a less compressed artifact, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
+}
+
+/// Distance from a baseline on the baseline's own trajectories.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quality {
+    /// Questions answered.
+    pub questions: usize,
+    /// Masked rows compared.
+    pub rows: u64,
+    /// Mean KL divergence of the distributions of a masked row from the baseline's, in nats.
+    pub mean_kl: f64,
+    /// Largest KL divergence.
+    pub max_kl: f64,
+    /// Share of masked rows whose most likely token differs.
+    pub flip_rate: f64,
+    /// Forward passes for all questions.
+    pub forwards: usize,
+    /// Forward passes of the baseline for all questions.
+    pub baseline_forwards: usize,
 }
 
 /// Where a model comes from and its sizes.

@@ -99,37 +99,50 @@ pub fn read_manifest(artifact: &Artifact) -> Result<Manifest, ModelError> {
     json(artifact, artifact::MANIFEST)
 }
 
+/// Loads the CPU program of an artifact, without its text side.
+///
+/// # Errors
+/// A damaged artifact, a program that this version or machine cannot run, or a failed self-test.
+pub fn load_executor(artifact: &Artifact, options: LoadOptions) -> Result<CpuExecutor, ModelError> {
+    if options.verify_weights {
+        artifact.verify_weights()?;
+    }
+    let path = || artifact.path().to_path_buf();
+    let name = artifact::program_section("cpu");
+    let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
+    let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
+    let verified = dlx_ir::verify(&program).map_err(|e| broken(e[0].to_string()))?;
+    let (file, weights) = artifact.mapped_weights();
+    let executor = CpuExecutor::new(verified, file, weights, options.cpu);
+    let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
+    if options.self_test {
+        let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
+        let failed = |source| ModelError::SelfTest { path: path(), source };
+        selftest::check(&mut executor, &golden).map_err(failed)?;
+    }
+    Ok(executor)
+}
+
 impl Model {
-    /// Loads the CPU program of an artifact.
+    /// Loads the CPU program of an artifact and its text side.
     ///
     /// # Errors
-    /// A damaged artifact, a program that this version or machine cannot run, or a failed self-test.
+    /// As [`load_executor`], or a broken tokenizer or template.
     pub fn load(artifact: &Artifact, options: LoadOptions) -> Result<Self, ModelError> {
-        if options.verify_weights {
-            artifact.verify_weights()?;
-        }
-        let path = || artifact.path().to_path_buf();
-        let manifest = read_manifest(artifact)?;
-        let name = artifact::program_section("cpu");
-        let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
-        let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
-        let verified = dlx_ir::verify(&program).map_err(|e| broken(e[0].to_string()))?;
-        let (file, weights) = artifact.mapped_weights();
-        let executor = CpuExecutor::new(verified, file, weights, options.cpu);
-        let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
-        if options.self_test {
-            let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
-            let failed = |source| ModelError::SelfTest { path: path(), source };
-            selftest::check(&mut executor, &golden).map_err(failed)?;
-        }
-        let text: TextSection = json(artifact, artifact::TEXT)?;
-        let bad_text = |source| ModelError::Text { path: path(), source };
-        let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
-        let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
-        let template = text.chat_template.map(|t| ChatTemplate::new(&t, text.special_tokens));
-        let template = template.transpose().map_err(bad_text)?;
-        Ok(Model { manifest, executor, tokenizer, template })
+        // A large vocabulary takes longer to read than everything else: it is read beside it.
+        let (executor, text) = rayon::join(|| load_executor(artifact, options), || load_text(artifact));
+        let (tokenizer, template) = text?;
+        Ok(Model { manifest: read_manifest(artifact)?, executor: executor?, tokenizer, template })
     }
+}
+
+fn load_text(artifact: &Artifact) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
+    let text: TextSection = json(artifact, artifact::TEXT)?;
+    let bad_text = |source| ModelError::Text { path: artifact.path().to_path_buf(), source };
+    let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
+    let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
+    let template = text.chat_template.map(|t| ChatTemplate::new(&t, text.special_tokens));
+    Ok((tokenizer, template.transpose().map_err(bad_text)?))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(artifact: &Artifact, section: &str) -> Result<T, ModelError> {

@@ -212,7 +212,6 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use dlx_runtime::artifact::{Artifact, GOLDEN, MANIFEST};
-    use dlx_runtime::mapped::Mapped;
     use rayon::prelude::*;
 
     fn files(dir: &Path) -> Vec<String> {

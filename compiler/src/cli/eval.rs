@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use dlx_ir::Error;
+use dlx_runtime::manifest::Quality;
 use dlx_runtime::session::{Prompt, Request, Session};
 use dlx_runtime::text::Message;
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -18,6 +20,7 @@ use serde_json::json;
 use super::table::{self, Align};
 use super::{Failure, run, terminal};
 use crate::options::QuantSpec;
+use crate::quality::{self, Paired, Tally};
 
 /// Measure exact match on a file of questions.
 #[derive(Parser, Debug)]
@@ -37,6 +40,12 @@ pub struct Args {
     /// Format of the weights when a model directory is compiled first.
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
+    /// Compare with this artifact (or model directory, unquantized): the quality card.
+    #[arg(long, value_name = "ARTIFACT|MODEL")]
+    pub against: Option<PathBuf>,
+    /// Write the quality card into the artifact's manifest.
+    #[arg(long, requires = "against")]
+    pub write: bool,
     /// List the wrong answers too.
     #[arg(long)]
     pub errors: bool,
@@ -57,7 +66,7 @@ struct Question {
 
 /// Sums over some questions.
 #[derive(Default)]
-struct Tally {
+struct Score {
     asked: usize,
     exact: usize,
     tokens: usize,
@@ -65,7 +74,7 @@ struct Tally {
     denoise: usize,
 }
 
-impl Tally {
+impl Score {
     fn exact_match(&self) -> f64 {
         self.exact as f64 / self.asked.max(1) as f64
     }
@@ -89,15 +98,51 @@ struct Miss {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let questions = read(&args.data)?;
     let mut session = super::session(&args.model, args.quant, args.decode.threads)?;
+    let answered = answer_all(args, &questions, &mut session)?;
+    let card = match &args.against {
+        Some(baseline) => Some(card(args, &questions, baseline, answered.all.forwards)?),
+        None => None,
+    };
+    if let Some(card) = card.as_ref().filter(|_| args.write) {
+        quality::write_card(&args.model, card.clone())?;
+    }
+    terminal::print(&if args.json { as_json(args, &answered, card) } else { as_table(args, &answered, card) })
+}
+
+/// Answers the questions with the baseline while the model under test looks at the same states.
+fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -> Result<Quality, Failure> {
+    let ours = super::model(&args.model, args.quant, args.decode.threads)?;
+    let base = super::model(baseline, QuantSpec::None, args.decode.threads)?;
+    if ours.manifest.model.tokenizer_hash != base.manifest.model.tokenizer_hash {
+        let message = format!("has another tokenizer than {}", args.model.display());
+        return Err(Error::new(baseline.display(), message).help("compare artifacts of the same model").into());
+    }
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let paired = Paired { baseline: base.executor, other: ours.executor, tally: Arc::clone(&tally) };
+    let session = Session::new(Box::new(paired), base.tokenizer, base.template, base.manifest.policy);
+    let mut session = session.map_err(|e| Error::new(baseline.display(), e.to_string()))?;
+    let answered = answer_all(args, questions, &mut session)?;
+    let tally = tally.lock().expect("no holder panics");
+    Ok(tally.quality(questions.len(), forwards, answered.all.forwards))
+}
+
+/// All answers, counted.
+struct Answered<'q> {
+    all: Score,
+    tasks: BTreeMap<&'q str, Score>,
+    misses: Vec<Miss>,
+}
+
+fn answer_all<'q>(args: &Args, questions: &'q [Question], session: &mut Session) -> Result<Answered<'q>, Failure> {
     let bar = ProgressBar::with_draw_target(Some(questions.len() as u64), ProgressDrawTarget::stderr());
-    let mut tasks: BTreeMap<&str, Tally> = BTreeMap::new();
-    let (mut all, mut misses) = (Tally::default(), Vec::new());
-    for question in &questions {
+    let mut tasks: BTreeMap<&str, Score> = BTreeMap::new();
+    let (mut all, mut misses) = (Score::default(), Vec::new());
+    for question in questions {
         if terminal::interrupted() {
             return Err(Failure::Interrupted);
         }
-        let report = ask(&mut session, question, &args.decode)
-            .map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
+        let report =
+            ask(session, question, &args.decode).map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
         let exact = report.text == question.answer;
         for tally in [&mut all, tasks.entry(&question.task).or_default()] {
             tally.asked += 1;
@@ -113,11 +158,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    terminal::print(&if args.json {
-        as_json(args, &all, &tasks, &misses)
-    } else {
-        as_table(args, &all, &tasks, &misses)
-    })
+    Ok(Answered { all, tasks, misses })
 }
 
 fn ask(
@@ -148,8 +189,9 @@ fn read(path: &Path) -> Result<Vec<Question>, Error> {
     if questions.is_empty() { Err(Error::new(path.display(), "holds no questions")) } else { Ok(questions) }
 }
 
-fn as_table(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[Miss]) -> String {
-    let row = |name: &str, t: &Tally| {
+fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> String {
+    let Answered { all, tasks, misses } = answered;
+    let row = |name: &str, t: &Score| {
         vec![
             name.to_owned(),
             format!("{}/{}", t.exact, t.asked),
@@ -166,11 +208,23 @@ fn as_table(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[M
     for m in misses.iter().filter(|_| args.errors) {
         text.push_str(&format!("\n{:?}\n  want {:?}\n  got  {:?}\n", m.prompt, m.want, m.got));
     }
+    if let Some(card) = card {
+        text.push_str(&format!(
+            "\nagainst the baseline, on {} masked rows: KL {:.5} nats (largest {:.3}), {:.2} % other best tokens, {} forwards for {}\n",
+            card.rows,
+            card.mean_kl,
+            card.max_kl,
+            100.0 * card.flip_rate,
+            card.forwards,
+            card.baseline_forwards,
+        ));
+    }
     text
 }
 
-fn as_json(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[Miss]) -> String {
-    let tally = |t: &Tally| {
+fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> String {
+    let Answered { all, tasks, misses } = answered;
+    let tally = |t: &Score| {
         json!({
             "exact_match": t.exact_match(),
             "right": t.exact,
@@ -186,6 +240,9 @@ fn as_json(args: &Args, all: &Tally, tasks: &BTreeMap<&str, Tally>, misses: &[Mi
     report["model"] = args.model.display().to_string().into();
     report["tasks"] =
         tasks.iter().map(|(name, t)| ((*name).to_owned(), tally(t))).collect::<serde_json::Map<_, _>>().into();
+    if let Some(card) = card {
+        report["quality"] = json!(card);
+    }
     if args.errors {
         let list = misses.iter().map(|m| json!({"prompt": m.prompt, "want": m.want, "got": m.got}));
         report["errors"] = list.collect::<Vec<_>>().into();

@@ -214,7 +214,9 @@ impl Turn<'_> {
             broken = shown.err();
             if broken.is_some() || terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let finished = if json { Ok(()) } else { canvas.finish().map(drop) };
+        // Off a terminal nothing has been written before an error, and nothing shall be.
+        let silent = json || (report.is_err() && size.is_none());
+        let finished = if silent { Ok(()) } else { canvas.finish().map(drop) };
         if let Some(e) = broken.or(finished.err()) {
             return Err(terminal::stdout_failure(&e));
         }

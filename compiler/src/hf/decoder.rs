@@ -27,6 +27,10 @@ pub(super) struct Decoder {
     pub qk_norm: bool,
     /// Whether the embedding is the head too.
     pub tied: bool,
+    /// Factor on the embeddings.
+    pub embed_scale: f32,
+    /// Factor on the logits.
+    pub logit_scale: f32,
     pub mask: Mask,
     pub names: &'static Names,
 }
@@ -106,6 +110,8 @@ impl Decoder {
             qkv_bias,
             qk_norm,
             tied: config.opt_bool("tie_word_embeddings")?.unwrap_or(false),
+            embed_scale: 1.0,
+            logit_scale: 1.0,
             mask,
             names: &QWEN,
         })
@@ -125,6 +131,9 @@ impl Decoder {
         let pos = b.graph.param("pos", Type::new(dlx_ir::DType::I32, ["T"]));
         let table = b.weight(self.names.embed, "weight", &[self.vocab, self.hidden])?;
         let mut h = b.node(Op::Embed {}, vec![Operand::Value(ids), table], "embed")?;
+        if self.embed_scale != 1.0 {
+            h = b.node(Op::Scale { by: self.embed_scale }, vec![Operand::Value(h)], "embed_scaled")?;
+        }
         let mask = b.node(Op::Mask { rule: self.mask }, vec![Operand::Value(ids)], "mask")?;
         let rope = Op::RopeTable { theta: self.theta, head_dim: self.head_dim as u32 };
         let rope = b.node(rope, vec![Operand::Value(pos)], "rope")?;
@@ -135,7 +144,10 @@ impl Decoder {
         b.prefix.clear();
         let norm = b.norm(h, self.names.final_norm, self.hidden, self.eps, "final_norm")?;
         let head = if self.tied { table } else { b.weight(self.names.head, "weight", &[self.vocab, self.hidden])? };
-        let logits = b.node(PLAIN, vec![Operand::Value(norm), head], "logits")?;
+        let mut logits = b.node(PLAIN, vec![Operand::Value(norm), head], "logits")?;
+        if self.logit_scale != 1.0 {
+            logits = b.node(Op::Scale { by: self.logit_scale }, vec![Operand::Value(logits)], "logits_scaled")?;
+        }
         b.graph.results = vec![logits];
         let notes = self.leftovers(&b)?;
         b.module.graphs.push(b.graph);

@@ -13,6 +13,10 @@ const ALIGN: usize = 64;
 
 /// Zeroed, aligned bytes that do not move.
 struct Buffer {
+    /// What was allocated: up to `ALIGN` bytes more than asked for, at the allocator's own alignment. An over-aligned zeroed
+    /// allocation would be cleared by hand, touching every page.
+    base: NonNull<u8>,
+    layout: Layout,
     start: NonNull<u8>,
     len: usize,
 }
@@ -25,14 +29,18 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     fn new(len: usize, what: &str) -> Result<Self, LoadError> {
         let failed = || LoadError::Memory { what: what.to_owned(), bytes: len };
-        let layout = Layout::from_size_align(len.max(ALIGN), ALIGN).map_err(|_| failed())?;
+        let size = len.checked_add(ALIGN).ok_or_else(failed)?;
+        let layout = Layout::from_size_align(size, align_of::<u64>()).map_err(|_| failed())?;
         // SAFETY: the layout has a positive size.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
-        Ok(Buffer { start, len })
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
+        let skip = base.as_ptr().align_offset(ALIGN);
+        // SAFETY: aligning a byte pointer to 64 skips fewer than the 64 bytes that were added.
+        let start = unsafe { base.add(skip) };
+        Ok(Buffer { base, layout, start, len })
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: the buffer owns `len` initialised bytes.
+        // SAFETY: `start` is followed by `len` initialised bytes that the buffer owns.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
@@ -44,9 +52,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let layout = Layout::from_size_align(self.len.max(ALIGN), ALIGN).expect("it was valid at allocation");
         // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), layout) }
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 

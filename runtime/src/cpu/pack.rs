@@ -18,6 +18,7 @@
 //!
 //! Invariant: [`packed_bytes`] is the only authority on sizes, and every read below stays within it.
 
+use dlx_ir::quant::zero_point;
 use dlx_ir::{DType, QuantFormat};
 use half::{bf16, f16};
 
@@ -133,15 +134,6 @@ pub fn tile_bytes(dtype: DType, k: usize) -> Option<usize> {
 /// Bytes of a packed `[n, k]` weight; `None` on overflow or if `dtype` cannot be packed.
 pub fn packed_bytes(dtype: DType, n: usize, k: usize) -> Option<usize> {
     tile_bytes(dtype, k)?.checked_mul(n.div_ceil(TILE_COLUMNS))
-}
-
-/// What is added to a code before it is stored: 8 or 128 for symmetric formats, 0 with a minimum.
-pub fn zero_point(fmt: QuantFormat) -> u8 {
-    match (fmt.min, fmt.bits) {
-        (true, _) => 0,
-        (false, 4) => 8,
-        (false, _) => 128,
-    }
 }
 
 /// Packs up to 16 rows of a float weight into one tile.

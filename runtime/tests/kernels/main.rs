@@ -97,7 +97,7 @@ impl TestWeight {
         for (t, out) in bytes.chunks_exact_mut(tile).enumerate() {
             let rows = (n - t * 16).min(16);
             if let DType::Quant(fmt) = dtype {
-                let zero = i32::from(cpu::zero_point(fmt));
+                let zero = i32::from(dlx_ir::quant::zero_point(fmt));
                 let levels = if fmt.bits == 4 { 16 } else { 256 };
                 let lowest = usize::from(fmt.bits == 8 && !fmt.min);
                 let codes: Vec<u8> = (0..rows * k).map(|_| (lowest + rng.below(levels - lowest)) as u8).collect();
@@ -158,6 +158,16 @@ fn quantize(block: &[f64]) -> Vec<f64> {
     let peak = block.iter().fold(0f32, |m, v| m.max(v.abs() as f32));
     let (scale, inverse) = if peak == 0.0 { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) };
     block.iter().map(|v| f64::from((*v as f32 * inverse).round_ties_even()) * f64::from(scale)).collect()
+}
+
+#[test]
+fn instruction_sets_have_names_and_a_scalar_fallback() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.to_string().parse(), Ok(isa));
+        assert_eq!(cpu::kernels(isa).is_ok(), isa.available());
+    }
+    assert!("sse".parse::<Isa>().is_err());
+    assert!(Isa::Scalar.available() && Isa::best().available());
 }
 
 pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dlx_runtime::cpu::CpuExecutor;
+use dlx_runtime::cpu::{CpuExecutor, Seen};
 use dlx_runtime::exec::{Executor, StepCall};
 
 use super::logits::close;
@@ -18,7 +18,7 @@ pub fn run_hidden(executor: &mut CpuExecutor, case: &Case, all: bool) -> Result<
     let pos: Vec<i32> = (0..).take(ids.len()).collect();
     let call = StepCall { ids, pos: &pos, at: 0, from: 0, visible: ids.len() };
     let mut seen: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    let mut keep = |name: &str, value: &[f32]| drop(seen.insert(name.to_owned(), value.to_vec()));
+    let mut keep = |node: Seen<'_>| drop(seen.insert(node.name.to_owned(), node.value.to_vec()));
     executor.step_observed(call, usize::MAX, &mut keep).map_err(|e| e.to_string())?;
     let rows: Vec<usize> = (0..ids.len()).collect();
     let mut logits = vec![0.0; ids.len() * executor.vocab()];
@@ -52,6 +52,8 @@ fn value_name(name: &str) -> Option<String> {
         let (layer, part) = name.strip_prefix("layer")?.split_once('.')?;
         let part = match part {
             "input_layernorm" | "attn_norm" => "attn_norm",
+            "q_proj" => "q",
+            "k_proj" => "k",
             "q_norm" => "q_norm",
             "k_norm" => "k_norm",
             "self_attn" | "attn_out" => "attn_out",

@@ -8,8 +8,9 @@ use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{DotArgs, FloatKind, FmaArgs};
-use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS, zero_point};
+use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS};
 use dlx_ir::DType;
+use dlx_ir::quant::zero_point;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -33,8 +34,8 @@ const MAX_GROUP_ROWS: usize = 128;
 const GROUP_ACT_WORDS: usize = 128 * 1024;
 /// Most column tiles per item: neighbors on a row of the output are written together.
 const ITEM_TILES: usize = 4;
-/// Blocks of k per kernel call when several row tiles share the weights: as much as stays in L1.
-const RUN_BLOCKS: usize = 8;
+/// Bytes of weights per kernel call when several row tiles share them: as much as stays in L1 beside activations.
+const RUN_BYTES: usize = 9216;
 
 /// Room for the sums of one item, `[tiles][rows][16]`.
 type Totals = [MaybeUninit<f32>; MAX_GROUP_ROWS * ITEM_TILES * TILE_COLUMNS];
@@ -143,7 +144,7 @@ impl<'a> Operand<'a> {
             Format::Int { layout, act: act_spec, nibbles } => {
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
-                    let run = if group.len() == 1 { layout.blocks } else { RUN_BLOCKS };
+                    let run = if group.len() == 1 { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
                     for b in (0..layout.blocks).step_by(run) {
                         for t in group.clone() {
                             let r = tiles.rows(t);
@@ -244,10 +245,12 @@ pub fn linear(
         *s = Some(SharedMut::new(out));
     }
     let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let column_tiles: usize = weights.iter().map(PackedWeight::tiles).sum();
     let job = Job {
         ctx,
         tiles,
         group_tiles,
+        item_tiles: (column_tiles / (8 * ctx.threads())).clamp(1, ITEM_TILES),
         operands: &operands[..weights.len()],
         acts: &acts[..weights.len()],
         biases,
@@ -255,8 +258,9 @@ pub fn linear(
         outs: shared,
     };
     let items = job.column_items() * tiles.count.div_ceil(group_tiles);
-    // A few ranges per thread balance the load; long ranges keep each thread on one stretch of weights.
-    let grain = (items / (8 * ctx.threads())).clamp(1, 16);
+    // A single register tile runs at the speed of memory: long ranges keep each thread on one stretch of weights, as long
+    // as a few of them balance the load. More rows have enough to do per item.
+    let grain = if tiles.count == 1 { (items / (8 * ctx.threads())).clamp(1, 16) } else { 1 };
     ctx.parallel(items, grain, |_, range| {
         let mut room: [Totals; 2] = [[MaybeUninit::uninit(); _]; 2];
         for item in range {
@@ -307,6 +311,8 @@ struct Job<'a> {
     tiles: RowTiles,
     /// Register tiles per group of rows.
     group_tiles: usize,
+    /// Column tiles per item.
+    item_tiles: usize,
     operands: &'a [Operand<'a>],
     acts: &'a [&'a [u32]],
     biases: &'a [Option<&'a [f32]>],
@@ -316,7 +322,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn weight_items(&self, operand: &Operand<'_>) -> usize {
-        operand.weight.tiles().div_ceil(ITEM_TILES)
+        operand.weight.tiles().div_ceil(self.item_tiles)
     }
 
     /// Items per group of rows.
@@ -337,7 +343,7 @@ impl Job<'_> {
             at -= self.weight_items(&self.operands[i]);
             i += 1;
         }
-        let columns = at * ITEM_TILES..((at + 1) * ITEM_TILES).min(self.operands[i].weight.tiles());
+        let columns = at * self.item_tiles..((at + 1) * self.item_tiles).min(self.operands[i].weight.tiles());
         self.prefetch(i, &group, &columns);
         let totals = self.product(i, group.clone(), columns.clone(), first);
         if matches!(self.epilogue, Epilogue::SwiGlu) {
