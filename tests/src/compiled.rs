@@ -152,7 +152,7 @@ impl Executor for Interpreted {
             Tensor::i32(&[bucket], x)
         };
         let scalar = |v: usize| Tensor::i32(&[], vec![i32::try_from(v).expect("rows fit")]);
-        let scalars = [call.at, call.from, call.visible].map(scalar);
+        let scalars = [call.at, call.at + rows, call.from, call.visible].map(scalar);
         let args: Vec<Tensor> = [padded(call.ids), padded(call.pos)].into_iter().chain(scalars).collect();
         self.run(&format!("step_{bucket}"), &args)?;
         self.live = rows;

@@ -1,7 +1,7 @@
 //! Fast_dLLM v2 (`Fast_dLLM_QwenForCausalLM`): Qwen2.5-shaped, block-causal, logits shifted by one inside the window.
 //!
-//! Reference: Efficient-Large-Model/Fast_dLLM_v2 `modeling.py`. The mask id is not in the config; it is the id of the
-//! tokenizer's mask token.
+//! Reference: Efficient-Large-Model/Fast_dLLM_v2 `modeling.py`. The mask id is not in the published configs; it is
+//! that of the tokenizer's mask token.
 
 use dlx_ir::{Error, Mask};
 use dlx_runtime::decode::DecodePolicy;
@@ -17,6 +17,9 @@ pub(super) const FAMILY: Family = Family {
     import,
 };
 
+/// The mask token of the published tokenizers.
+const MASK_TOKEN: &str = "|<MASK>|";
+
 fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
     let block = match source.block {
@@ -25,7 +28,11 @@ fn import(source: &Source<'_>) -> Result<Imported, Error> {
     };
     let decoder = Decoder::from_qwen_config(config, true, false, Mask::BlockCausal(super::small(block)))?;
     let (module, notes) = decoder.build("fast-dllm-v2", source.checkpoint)?;
-    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let mask_id = match source.text.token_id(MASK_TOKEN) {
+        // Published configs name no mask token at all.
+        Some(id) if source.text.special_token_id("mask_token").is_none() => id,
+        _ => super::mask_id(source, decoder.vocab)?,
+    };
     let policy = DecodePolicy {
         stop_ids: super::stop_ids(source, decoder.vocab)?,
         ..DecodePolicy::fast_dllm_v2(mask_id, block)

@@ -207,7 +207,7 @@ impl CpuExecutor {
         let scalar = |v: usize| [i32::try_from(v).expect("cache rows were checked to fit i32")];
         self.arena.write(params[0], call.ids);
         self.arena.write(params[1], call.pos);
-        for (slot, value) in params[2..].iter().zip([call.at, call.from, call.visible]) {
+        for (slot, value) in params[2..].iter().zip([call.at, call.at + call.ids.len(), call.from, call.visible]) {
             self.arena.write(*slot, &scalar(value));
         }
         self.run(entry, call.ids.len(), nodes, observe);

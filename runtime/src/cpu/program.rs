@@ -114,8 +114,8 @@ impl Entry {
         let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
         let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
         let rows = match (kind, shapes.as_deref()) {
-            (Kind::Step, Some([ids, pos, at, from, visible]))
-                if ids.len() == 1 && ids == pos && [at, from, visible].iter().all(|s| s.is_empty()) =>
+            (Kind::Step, Some([ids, pos, at, end, from, visible]))
+                if ids.len() == 1 && ids == pos && [at, end, from, visible].iter().all(|s| s.is_empty()) =>
             {
                 ids[0]
             }
