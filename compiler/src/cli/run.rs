@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::Error;
-use dlx_runtime::decode::policy::Attention;
+use dlx_runtime::decode::policy::{Attention, CacheMode};
 use dlx_runtime::decode::{DecodePolicy, FinishReason, Overrides, Reveal};
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session};
 use dlx_runtime::text::Message;
@@ -68,6 +68,15 @@ pub struct Decode {
     /// Which tokens to reveal; the model's own rule if not given.
     #[arg(long, value_name = "RULE")]
     pub rule: Option<String>,
+    /// How sure the model is of a token: probability, margin, neg-entropy.
+    #[arg(long, value_name = "MEASURE")]
+    pub confidence: Option<String>,
+    /// Cache of models with full attention: none, prefix or dual. The last two are faster and approximate.
+    #[arg(long, value_name = "CACHE", value_parser = cache_mode)]
+    pub cache: Option<CacheMode>,
+    /// Classifier-free guidance away from the answer without the prompt; 0 is off.
+    #[arg(long, value_name = "W", value_parser = temperature)]
+    pub cfg: Option<f32>,
     /// Randomness; 0 always takes the most likely token.
     #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f32>,
@@ -248,6 +257,9 @@ impl Decode {
         Overrides {
             reveal,
             steps: count(self.steps),
+            confidence: self.confidence.clone(),
+            cache: self.cache,
+            cfg_scale: self.cfg,
             temperature: self.temperature,
             top_k: count(self.top_k),
             top_p: self.top_p,
@@ -315,6 +327,15 @@ fn read_prompt(input: impl Read) -> Result<String, Error> {
         return Err(Error::new("standard input", "is empty").help("give a prompt as an argument or on standard input"));
     }
     Ok(text)
+}
+
+fn cache_mode(text: &str) -> Result<CacheMode, String> {
+    match text {
+        "none" => Ok(CacheMode::None),
+        "prefix" => Ok(CacheMode::Prefix),
+        "dual" => Ok(CacheMode::Dual),
+        _ => Err("use none, prefix or dual; block-causal models keep an exact cache by themselves".into()),
+    }
 }
 
 fn probability(text: &str) -> Result<f32, String> {
