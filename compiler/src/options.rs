@@ -127,7 +127,7 @@ pub struct CompileOptions {
     pub max_seq: Option<usize>,
     /// Block length of block-causal models; that of the checkpoint if not given.
     pub block: Option<usize>,
-    /// Element type of the KV caches; f32 for unquantized models and f16 otherwise if not given.
+    /// Element type of the KV caches: f32, f16 or [`DType::CACHE_Q8`]; f32 for unquantized models and f16 otherwise if not given.
     pub kv: Option<DType>,
     /// Rows of the compiled steps; chosen by the block length if empty.
     pub buckets: Vec<usize>,

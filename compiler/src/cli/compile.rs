@@ -38,7 +38,7 @@ pub struct Args {
     /// Block length, for models that decode in blocks.
     #[arg(long, value_name = "N", value_parser = size(4096))]
     pub block: Option<u32>,
-    /// Element type of the KV caches: f16 or f32; f32 for unquantized models and f16 otherwise if not given.
+    /// Element type of the KV caches: f32, f16 or int8; f32 for unquantized models and f16 otherwise if not given.
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
     /// Rows of the compiled steps, smallest first; a call runs in the next larger one.
@@ -183,7 +183,8 @@ fn kv_type(text: &str) -> Result<DType, String> {
     match text {
         "f16" => Ok(DType::F16),
         "f32" => Ok(DType::F32),
-        _ => Err("use f16 or f32".into()),
+        "int8" => Ok(DType::CACHE_Q8),
+        _ => Err("use f16, f32 or int8".into()),
     }
 }
 
@@ -206,7 +207,7 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        for wrong in ["--quant int3", "--max-seq 0", "--max-seq 2000000", "--kv int8", "--keep =f16", "--threads -1"] {
+        for wrong in ["--quant int3", "--max-seq 0", "--max-seq 2000000", "--kv int4", "--keep =f16", "--threads -1"] {
             let line = format!("compile m -o m.dlxa {wrong}");
             assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
         }
