@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use dlx_ir::{DType, Error, Module, WeightDef, verify};
 use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
+use dlx_runtime::decode::policy::{Attention, DecodePolicy};
 use dlx_runtime::manifest::{Manifest, Memory, ModelInfo};
 use dlx_runtime::text::{ChatTemplate, Tokenizer};
 use dlx_runtime::{TextSection, artifact, selftest};
@@ -77,7 +78,12 @@ impl Compile<'_> {
         let target = find_target(&self.options.target)?;
         let checkpoint = Checkpoint::open(self.model)?;
         let text = TextFiles::read(self.model)?;
-        let source = hf::Source { checkpoint: &checkpoint, text: &text, block: self.options.block };
+        let source = hf::Source {
+            checkpoint: &checkpoint,
+            text: &text,
+            block: self.options.block,
+            sampler: self.options.sampler.as_deref(),
+        };
         let mut imported = hf::import(&source)?;
         check_text(self.model, &text, imported.vocab)?;
         let parameters = parameters(&imported.module);
@@ -183,6 +189,7 @@ impl Compile<'_> {
             ("kv", kv_type(self.options).to_string()),
             ("max_seq", max_seq(self.options, imported).to_string()),
             ("block", self.options.block.map_or_else(String::new, |b| b.to_string())),
+            ("sampler", self.options.sampler.clone().unwrap_or_default()),
         ];
         options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
     }
@@ -231,9 +238,11 @@ pub fn default_pipeline(target: &Target, options: &CompileOptions, imported: &Im
         return Err(Error::new("--max-seq", format!("{max_seq} rows do not hold one block of {block}"))
             .help("use a longer --max-seq or a smaller --block"));
     }
-    let steps = buckets(options, block, max_seq)?;
+    let steps = buckets(options, &imported.policy, max_seq)?;
     let largest = steps.iter().copied().max().unwrap_or(block);
     let heads: Vec<usize> = steps.iter().copied().filter(|s| *s <= LARGEST_HEAD.max(block)).collect();
+    // A causal model has no mask token, and nothing to ban.
+    let ban = if imported.policy.mask_id < 0 { String::new() } else { format!(", ban={}", imported.policy.mask_id) };
     let join = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
     let mut quantize: Vec<String> = options.quant.dtype().map(|d| format!("to={d}")).into_iter().collect();
     for (name, format) in &options.keep {
@@ -248,7 +257,7 @@ pub fn default_pipeline(target: &Target, options: &CompileOptions, imported: &Im
         "fuse-linears".into(),
         "fuse-swiglu".into(),
         "fuse-residual".into(),
-        format!("split-head{{rows={largest}, ban={}}}", imported.policy.mask_id),
+        format!("split-head{{rows={largest}{ban}}}"),
         "dce".into(),
         "fuse-norm".into(),
         "hoist-weights".into(),
@@ -264,14 +273,14 @@ pub fn default_pipeline(target: &Target, options: &CompileOptions, imported: &Im
 /// Rows of the largest head entry; more rows run in several calls.
 const LARGEST_HEAD: usize = 64;
 
-/// Step sizes: those asked for, or the block and powers of four above it.
-fn buckets(options: &CompileOptions, block: usize, max_seq: usize) -> Result<Vec<usize>, Error> {
+/// Step sizes: those asked for, or the block and powers of four above it. Full attention sees a whole sequence at once, so
+/// its largest step holds one.
+fn buckets(options: &CompileOptions, policy: &DecodePolicy, max_seq: usize) -> Result<Vec<usize>, Error> {
+    let block = policy.block;
     if options.buckets.is_empty() {
-        let largest = LARGEST_STEP.max(block).min(max_seq);
-        let mut sizes: Vec<usize> =
-            std::iter::successors(Some(block), |s| Some(s * 4)).take_while(|s| *s < largest).collect();
-        sizes.push(largest);
-        return Ok(sizes);
+        let largest = if policy.attention == Attention::Full { max_seq } else { LARGEST_STEP.max(block).min(max_seq) };
+        let growing = std::iter::successors(Some(block), |s| s.checked_mul(4)).take_while(|s| *s < largest);
+        return Ok(growing.chain([largest]).collect());
     }
     let mut sizes = options.buckets.clone();
     sizes.sort_unstable();

@@ -127,6 +127,8 @@ pub struct CompileOptions {
     pub max_seq: Option<usize>,
     /// Block length of block-causal models; that of the checkpoint if not given.
     pub block: Option<usize>,
+    /// Sampler, for checkpoints that do not say which one they were trained for.
+    pub sampler: Option<String>,
     /// Element type of the KV caches: f32, f16 or [`DType::CACHE_Q8`]; f32 for unquantized models and f16 otherwise if not given.
     pub kv: Option<DType>,
     /// Rows of the compiled steps; chosen by the block length if empty.
@@ -152,6 +154,7 @@ impl Default for CompileOptions {
             keep: Vec::new(),
             max_seq: None,
             block: None,
+            sampler: None,
             kv: None,
             buckets: Vec::new(),
             pipeline: None,

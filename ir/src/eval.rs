@@ -186,10 +186,10 @@ impl<'m> Evaluator<'m> {
         };
         match op {
             Op::KvWrite {} => {
-                let (at, visible) = (index(args[2])?, index(args[3])?);
+                let (at, end) = (index(args[2])?, index(args[3])?);
                 for (place, (x, s)) in args.iter().zip(states).take(2).enumerate() {
                     let state = self.states.get_mut(s).expect("created above");
-                    for (i, row) in x.floats()?.chunks(width).enumerate().filter(|(i, _)| at + i < visible) {
+                    for (i, row) in x.floats()?.chunks(width).enumerate().filter(|(i, _)| at + i < end) {
                         if at + i >= rows {
                             return Err(format!("row {} is beyond the cache's {rows} rows", at + i));
                         }

@@ -164,7 +164,7 @@ impl<'a> Rule<'a> {
                     _ => return Err(format!("{f} features do not fill {heads} heads of {hd}")),
                 }
                 self.position("at")?;
-                self.position("visible")?;
+                self.position("end")?;
                 vec![]
             }
             Op::StoreRows {} => {

@@ -118,7 +118,7 @@ ops! {
     "cached_attention" CachedAttention { head_dim: u32, mask: Mask }
         "`cached_attention %q, @k, @v, %at, %from, %visible {head_dim, mask}` – attention of new rows at cache rows `at…` over rows `from…visible` under the mask.";
     "kv_write" KvWrite {}
-        "`kv_write %k, %v, @k, @v, %at, %visible` – writes keys and values to cache rows `at…`, as far as they lie below visible.";
+        "`kv_write %k, %v, @k, @v, %at, %end` – writes keys and values to cache rows `at…`, as far as they lie below end.";
     "store_rows" StoreRows {} "`store_rows %x, @state` – keeps x in the first rows of a state.";
     "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
 

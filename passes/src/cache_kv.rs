@@ -5,7 +5,7 @@
 //! ```
 //! becomes
 //! ```text
-//! kv_write %k, %v, @kv.0.k, @kv.0.v, %at, %visible
+//! kv_write %k, %v, @kv.0.k, @kv.0.v, %at, %end
 //! %a = cached_attention %q, @kv.0.k, @kv.0.v, %at, %from, %visible {head_dim=64, mask=causal}: f32[T, 192]
 //! ```
 //! Parameters: `max_seq` (cache rows), `kv` (f32, f16, or q8: int8 with one scale per row and head).
@@ -28,11 +28,11 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let index = module.graphs.iter().position(|g| g.name == "forward").ok_or_else(missing)?;
     let graph = &mut module.graphs[index];
     graph.name = "step".into();
-    let [at, from, visible] = ["at", "from", "visible"].map(|n| graph.param(n, Type::scalar(DType::I32)));
+    let [at, end, from, visible] = ["at", "end", "from", "visible"].map(|n| graph.param(n, Type::scalar(DType::I32)));
     // The new parameters keep their numbers: a rewrite copies parameters first and in order.
     let params = graph.params.clone();
     let position = |v| params.iter().position(|p| *p == v).expect("just added");
-    let [at, from, visible] = [at, from, visible].map(position);
+    let [at, end, from, visible] = [at, end, from, visible].map(position);
     let mut layer = 0;
     rewrite(module, index, &mut |rw, node| {
         let Op::Attention { head_dim, mask } = &node.op else { return Ok(Rewrite::Keep) };
@@ -46,8 +46,8 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let mut state = |kind: &str| Operand::State(rw.module.add_state(&format!("kv.{layer}.{kind}"), ty.clone()));
         let (k_state, v_state) = (state("k"), state("v"));
         layer += 1;
-        let [at, from, visible] = [at, from, visible].map(|i| Operand::Value(rw.graph.params[i]));
-        rw.emit(Op::KvWrite {}, vec![*k, *v, k_state, v_state, at, visible], &[])?;
+        let [at, end, from, visible] = [at, end, from, visible].map(|i| Operand::Value(rw.graph.params[i]));
+        rw.emit(Op::KvWrite {}, vec![*k, *v, k_state, v_state, at, end], &[])?;
         let op = Op::CachedAttention { head_dim: *head_dim, mask: *mask };
         let name = rw.old_name(node, 0);
         Ok(Rewrite::Replace(rw.emit(op, vec![*q, k_state, v_state, at, from, visible], &[&name])?))

@@ -3,13 +3,12 @@
 //! `cargo bench -p dlx-runtime --bench linears -- [--format q4g32] [--threads 2] [M...]`. Weights are random bytes of
 //! distinct memory per layer, so that a single row really streams them.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
-#![allow(unsafe_code, reason = "the peak of the dot product instruction is measured with intrinsics")]
 
 use dlx_ir::DType;
 use dlx_runtime::cpu::{
-    Ctx, Epilogue, Isa, Norm, PackedWeight, head_logits, kernels, linear, linear_scratch_words, packed_bytes,
+    Ctx, Epilogue, Isa, Norm, PackedWeight, head_logits, int8_peak, kernels, linear, linear_scratch_words,
+    packed_bytes, read_bandwidth,
 };
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const LAYERS: usize = 28;
@@ -49,54 +48,6 @@ fn main() {
             }
         }
     });
-}
-
-/// Giga-operations per second of `vpdpbusd` on all threads, or 0 where there is none.
-fn int8_peak() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::Avx512.available() {
-        use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32};
-        #[target_feature(enable = "avx512f,avx512vnni")]
-        fn spin(rounds: usize) -> i32 {
-            let mut sums = [_mm512_set1_epi32(1); 12];
-            let x = _mm512_set1_epi8(3);
-            for _ in 0..rounds {
-                for sum in &mut sums {
-                    *sum = _mm512_dpbusd_epi32(*sum, x, x);
-                }
-            }
-            sums.into_iter().map(|s| _mm512_reduce_add_epi32(s)).fold(0, i32::wrapping_add)
-        }
-        const ROUNDS: usize = 500_000;
-        let best = best_of(5, || {
-            // SAFETY: the CPU has the features, as checked above.
-            rayon::broadcast(|_| black_box(unsafe { spin(black_box(ROUNDS)) }));
-        });
-        return (ROUNDS * 12 * 128 * rayon::current_num_threads()) as f64 / best.as_secs_f64() / 1e9;
-    }
-    0.0
-}
-
-/// Gigabytes per second of all threads reading `bytes`.
-fn read_bandwidth(bytes: &[u8]) -> f64 {
-    let words = bytes.as_chunks::<64>().0;
-    let share = words.len() / rayon::current_num_threads();
-    let best = best_of(3, || {
-        rayon::broadcast(|t| {
-            let mut acc = [0u64; 8];
-            for line in &words[t.index() * share..][..share] {
-                for (a, w) in acc.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *a ^= u64::from_le_bytes(*w);
-                }
-            }
-            black_box(acc)
-        });
-    });
-    bytes.len() as f64 / best.as_secs_f64() / 1e9
-}
-
-fn best_of(n: usize, mut work: impl FnMut()) -> Duration {
-    (0..n).map(|_| timed(&mut work)).min().expect("at least one run")
 }
 
 fn timed(work: &mut impl FnMut()) -> Duration {
@@ -200,7 +151,7 @@ impl Model {
         let (best, median) = (times[0], times[times.len() / 2]);
         let elements: usize = self.shapes.iter().map(|(n, k)| n * k).sum();
         let gops = 2.0 * (elements * m) as f64 / median.as_secs_f64() / 1e9;
-        let peak = int8_peak();
+        let peak = int8_peak().unwrap_or(f64::NAN);
         let bandwidth = read_bandwidth(&self.bytes);
         println!(
             "{:7} M={m:<4} median {:8.1} ms  best {:8.1}  on CPU {cpu:8.1}  head {:7.1}  {gops:6.0} GOPS = {:3.0} % of {peak:.0}  \

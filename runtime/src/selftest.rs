@@ -104,9 +104,12 @@ fn probe_step(executor: &mut CpuExecutor, rows: usize) -> Result<Vec<f32>, ExecE
     let call = StepCall { ids: &ids, pos: &pos, at: 0, from: 0, visible: live };
     let mut last = Vec::new();
     let nodes = executor.first_layer_nodes(rows);
-    executor.step_observed(call, nodes, &mut |_, value| {
-        last.clear();
-        last.extend_from_slice(&value[value.len() / live * (live - 1)..]);
+    executor.step_observed(call, nodes, &mut |seen| {
+        let value = seen.value;
+        if !value.is_empty() {
+            last.clear();
+            last.extend_from_slice(&value[value.len() / live * (live - 1)..]);
+        }
     })?;
     Ok(last)
 }

@@ -36,7 +36,8 @@ pub enum Prompt {
 pub struct Request {
     /// What to continue.
     pub prompt: Prompt,
-    /// Most new tokens to return. Whole blocks are decoded, and what exceeds this is cut off.
+    /// Most tokens to return after the prompt. Whole blocks are decoded, and what exceeds this is cut off. May be 0 when
+    /// the prompt holds masks: they are filled in, and the answer begins at the first of them.
     pub max_new: usize,
     /// Changes to the model's decode policy, stop strings and seed among them.
     pub overrides: Overrides,
@@ -81,7 +82,7 @@ pub enum Event<'a> {
 pub struct Report {
     /// The new text, without special tokens and without what stopped it.
     pub text: String,
-    /// The new tokens: without the stop token and what follows it; with the token that completed a stop string.
+    /// The new tokens (and what stands between them, when masks in the prompt were filled in): without the stop token and what follows it; with the token that completed a stop string.
     pub ids: Vec<i32>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -182,7 +183,7 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let policy = self.policy.with(&request.overrides);
+        let policy = self.policy.with(&request.overrides).map_err(DecodeError::from)?;
         if policy.stop_strings.iter().any(String::is_empty) {
             return Err(SessionError::EmptyStopString);
         }
@@ -191,7 +192,9 @@ impl Session {
             tokenizer: &self.tokenizer,
             detokenizer: Detokenizer::default(),
             stops: StopStrings::new(policy.stop_strings.iter().cloned()),
-            next: prompt.len(),
+            next: prompt.iter().position(|&id| id == policy.mask_id).unwrap_or(prompt.len()),
+            prompt: &prompt,
+            mask_id: policy.mask_id,
             end: prompt.len().saturating_add(request.max_new),
             ids: Vec::new(),
             text: String::new(),
@@ -269,6 +272,8 @@ struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    prompt: &'a [i32],
+    mask_id: i32,
     /// First position that is not yet text.
     next: usize,
     /// Position after the last token that was asked for.
@@ -284,8 +289,9 @@ impl Stream<'_> {
         let from = self.text.len();
         while self.stopped.is_none() && self.next < ids.len().min(self.end) {
             let id = ids[self.next];
+            let given = self.prompt.get(self.next).is_some_and(|&id| id != self.mask_id);
             self.next += 1;
-            if stop_ids.contains(&id) {
+            if !given && stop_ids.contains(&id) {
                 self.stopped = Some(FinishReason::StopId);
                 break;
             }
@@ -461,6 +467,23 @@ mod tests {
     }
 
     #[test]
+    fn masks_in_the_prompt_are_filled_in_and_the_answer_begins_there() {
+        let mut mock = Mock::new(64, 258, &[32]);
+        mock.say(1, i32::from(b'x'));
+        mock.say(5, STOP);
+        let policy = DecodePolicy { stop_ids: vec![STOP], ..DecodePolicy::llada(MASK) };
+        let tokenizer = bytes_tokenizer(&["<stop>", "<mask>"]);
+        let mut session = Session::new(Box::new(mock), tokenizer, None, policy).unwrap();
+        let (report, pieces) = run(&mut session, &text("a<mask>b<stop>d<mask>f", 0));
+        assert_eq!(
+            (report.text.as_str(), report.finish),
+            ("xbd", FinishReason::StopId),
+            "a given stop token stops nothing"
+        );
+        assert_eq!(pieces.concat(), "xbd");
+    }
+
+    #[test]
     fn the_end_of_the_caches_is_a_reason_of_its_own() {
         let (report, _) = run(&mut session(2, b""), &text("ab", 4000));
         assert_eq!((report.finish, report.ids.len()), (FinishReason::ContextFull, 62));
@@ -472,7 +495,12 @@ mod tests {
         let mut fails = |request: Request| session.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(fails(text("", 4)), SessionError::Decode(DecodeError::EmptyPrompt)));
         assert!(matches!(fails(text("ab", 0)), SessionError::Decode(DecodeError::ZeroMaxNew)));
-        assert!(matches!(fails(text("a<mask>", 4)), SessionError::Decode(DecodeError::MaskInPrompt { position: 1 })));
+        let mut request = text("ab", 4);
+        request.overrides.block = Some(16);
+        assert!(matches!(
+            fails(request),
+            SessionError::Decode(DecodeError::Policy(PolicyError::FixedBlock { block: 4 }))
+        ));
         assert!(matches!(
             fails(text(&"x".repeat(64), 1)),
             SessionError::Decode(DecodeError::PromptTooLong { prompt: 64, max_seq: 64, longest: 63 })

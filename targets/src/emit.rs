@@ -218,6 +218,15 @@ fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     }
 }
 
+/// Rounds numbers to what an element type can hold.
+fn round_to(dtype: DType, values: &mut [f32]) {
+    match dtype {
+        DType::F16 => values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+        DType::BF16 => values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+        DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => {}
+    }
+}
+
 /// Rows of a weight expression as f32.
 fn rows(
     module: &Module,
@@ -236,16 +245,13 @@ fn rows(
         WeightDef::Expr(op, inputs) => match op {
             Op::Cast { to } => {
                 rows(module, inputs[0], range, source, out)?;
-                match to {
-                    DType::F16 => out.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
-                    DType::BF16 => out.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-                    _ => {}
-                }
+                round_to(*to, out);
                 Ok(())
             }
             Op::Scale { by } => {
                 rows(module, inputs[0], range, source, out)?;
                 out.iter_mut().for_each(|v| *v *= by);
+                round_to(w.ty.dtype, out);
                 Ok(())
             }
             Op::Concat {} => {

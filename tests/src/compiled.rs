@@ -46,7 +46,12 @@ pub fn compile(model: &Path, output: &Path, options: &CompileOptions) -> Result<
 /// What the importer says.
 pub fn pipeline(model: &Path, options: &CompileOptions, without: &str) -> Result<String, Error> {
     let (checkpoint, text) = (Checkpoint::open(model)?, TextFiles::read(model)?);
-    let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: options.block })?;
+    let imported = hf::import(&hf::Source {
+        checkpoint: &checkpoint,
+        text: &text,
+        block: options.block,
+        sampler: options.sampler.as_deref(),
+    })?;
     let pipeline = driver::default_pipeline(driver::find_target("cpu")?, options, &imported)?;
     let steps = dlx_passes::parse_pipeline(&pipeline)?;
     let kept: Vec<String> =
@@ -71,7 +76,12 @@ impl Interpreted {
     /// What the importer or a pass says.
     pub fn load(model: &Path, options: &CompileOptions) -> Result<Self, Error> {
         let (checkpoint, text) = (Checkpoint::open(model)?, TextFiles::read(model)?);
-        let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: options.block })?;
+        let imported = hf::import(&hf::Source {
+            checkpoint: &checkpoint,
+            text: &text,
+            block: options.block,
+            sampler: options.sampler.as_deref(),
+        })?;
         let pipeline = driver::default_pipeline(driver::find_target("cpu")?, options, &imported)?;
         let steps = dlx_passes::parse_pipeline(&pipeline)?;
         let (mut module, vocab) = (imported.module, imported.vocab);
@@ -142,7 +152,7 @@ impl Executor for Interpreted {
             Tensor::i32(&[bucket], x)
         };
         let scalar = |v: usize| Tensor::i32(&[], vec![i32::try_from(v).expect("rows fit")]);
-        let scalars = [call.at, call.from, call.visible].map(scalar);
+        let scalars = [call.at, call.at + rows, call.from, call.visible].map(scalar);
         let args: Vec<Tensor> = [padded(call.ids), padded(call.pos)].into_iter().chain(scalars).collect();
         self.run(&format!("step_{bucket}"), &args)?;
         self.live = rows;

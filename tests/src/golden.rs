@@ -7,19 +7,22 @@
 mod generate;
 mod hidden;
 mod logits;
+mod policies;
 mod tokenizer;
+mod trace;
 mod units;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use dlx_ir::Mask;
 use dlx_runtime::exec::Executor;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-pub use generate::policy;
 pub use hidden::run_hidden;
+pub use policies::policy;
 pub use tokenizer::{chat_template, run_tokenizer};
 pub use units::run_unit;
 
@@ -48,6 +51,8 @@ pub struct Tensor {
 pub enum Data {
     /// Floating-point elements.
     Float(Vec<f32>),
+    /// Floating-point elements that need their full precision.
+    Double(Vec<f64>),
     /// Integer elements.
     Int(Vec<i32>),
 }
@@ -64,7 +69,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// What the case checks: `generate`, `kv`, `forward`, `hidden_states`, `unit` or `tokenizer`.
+    /// What the case checks: `generate`, `kv`, `verify`, `forward`, `hidden_states`, `unit`, `units` or `tokenizer`.
     pub fn kind(&self) -> &str {
         self.text("kind")
     }
@@ -79,9 +84,40 @@ impl Case {
         dir().join("models").join(self.text("model"))
     }
 
-    /// Block length of the attention mask that it was computed with, if it has one.
+    /// The attention mask that the model must be compiled with.
+    ///
+    /// # Errors
+    /// A family that nothing here knows, or no block length where one is needed.
+    pub fn mask(&self) -> Result<Mask, String> {
+        let block = |key| {
+            let block = self.count(key)?;
+            u32::try_from(block).map(Mask::BlockCausal).map_err(|error| error.to_string())
+        };
+        match self.text("family") {
+            "a2d" | "a2d-qwen2" | "dream" | "llada" | "llada-gqa" => Ok(Mask::Full),
+            "fast-dllm-v2" => block("block_size").or(Ok(Mask::BlockCausal(32))),
+            "qwen2" | "qwen3" => Ok(Mask::Causal),
+            "sdar" => block("block_length"),
+            other => Err(format!("no attention mask for family `{other}`")),
+        }
+    }
+
+    /// Block length of [`Case::mask`], if it has one.
     pub fn block(&self) -> Option<usize> {
-        self.json["params"]["block_length"].as_u64().and_then(|block| usize::try_from(block).ok())
+        match self.mask() {
+            Ok(Mask::BlockCausal(block)) => usize::try_from(block).ok(),
+            _ => None,
+        }
+    }
+
+    /// Rows of the caches that are enough for it; with full attention also rows of the largest step.
+    pub fn rows(&self) -> usize {
+        let ids = self.tensors.iter().filter(|(name, _)| name.ends_with("_ids") && *name != "position_ids");
+        let sequences: usize = ids.map(|(_, tensor)| tensor.shape.last().copied().unwrap_or(0)).sum();
+        let states = self.tensors.get("states").and_then(|tensor| tensor.shape.last().copied()).unwrap_or(0);
+        // Guidance keeps two sequences; a block-causal canvas is rounded up to whole blocks.
+        let twice = if self.param("cfg_scale").is_ok() { 2 } else { 1 };
+        (twice * sequences.max(states)).next_multiple_of(self.block().unwrap_or(1))
     }
 
     fn text(&self, key: &str) -> &str {
@@ -108,14 +144,14 @@ impl Case {
     fn ints(&self, name: &str) -> Result<&[i32], String> {
         match &self.tensor(name)?.data {
             Data::Int(ints) => Ok(ints),
-            Data::Float(_) => Err(format!("tensor `{name}` holds no integers")),
+            _ => Err(format!("tensor `{name}` holds no integers")),
         }
     }
 
     fn floats(&self, name: &str) -> Result<&[f32], String> {
         match &self.tensor(name)?.data {
             Data::Float(floats) => Ok(floats),
-            Data::Int(_) => Err(format!("tensor `{name}` holds no floats")),
+            _ => Err(format!("tensor `{name}` holds no floats of 32 bits")),
         }
     }
 }
@@ -200,8 +236,9 @@ pub fn load_case(path: &Path) -> Result<Case, String> {
     Ok(Case { name, json, tensors })
 }
 
-/// Compares what `executor` computes with a case of kind `generate`, `kv`, `forward` or `hidden_states` (of which only
-/// the logits). The executor must have been built from [`Case::model_dir`] with the mask of [`Case::block`].
+/// Compares what `executor` computes with a case of kind `generate`, `kv`, `verify`, `forward` or `hidden_states` (of
+/// which only the logits). The executor must have been built from [`Case::model_dir`] with [`Case::mask`] and hold
+/// [`Case::rows`].
 ///
 /// # Errors
 /// The first difference, or why the case cannot be checked.
@@ -209,6 +246,7 @@ pub fn run_case(executor: &mut dyn Executor, case: &Case) -> Result<(), String> 
     match case.kind() {
         "forward" | "hidden_states" => logits::forward(executor, case),
         "kv" => logits::kv(executor, case),
+        "verify" => logits::verify(executor, case),
         "generate" => generate::run(executor, case),
         other => Err(format!("no check for kind `{other}` on an executor")),
     }
@@ -223,7 +261,7 @@ fn read_tensor(view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor, Str
     let bytes = view.data();
     let data = match view.dtype() {
         Dtype::F32 => Data::Float(words(bytes).map(f32::from_le_bytes).collect()),
-        Dtype::F64 => Data::Float(words(bytes).map(|word| f64::from_le_bytes(word) as f32).collect()),
+        Dtype::F64 => Data::Double(words(bytes).map(f64::from_le_bytes).collect()),
         Dtype::I32 => Data::Int(words(bytes).map(i32::from_le_bytes).collect()),
         Dtype::I64 => Data::Int(
             words(bytes)

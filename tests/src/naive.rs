@@ -1,105 +1,44 @@
-//! A reference executor for SDAR checkpoints: plain loops in f64 that follow the model's definition line by line.
+//! A reference executor for golden checkpoints: plain loops in f64 that follow the models' definition line by line.
 //!
-//! Invariant: it favors being obviously right over being fast and shares no code with the executors that it checks. It
-//! reads the tiny golden checkpoints and nothing larger.
+//! Invariant: it favors being obviously right over being fast and shares no code with the executors that it checks; what
+//! differs between families is read from `config.json` and the names of the tensors. It reads the tiny golden checkpoints
+//! and nothing larger.
 
-use std::collections::BTreeMap;
+mod checkpoint;
+
 use std::path::Path;
 
+use dlx_ir::Mask;
 use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
-use half::bf16;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
 
-/// An SDAR model with its caches.
+use checkpoint::{Config, Layer, Linear, Weights};
+
+/// A model with its caches.
 pub struct Naive {
     config: Config,
-    weights: BTreeMap<String, Vec<f64>>,
-    block: usize,
+    weights: Weights,
+    mask: Mask,
     buckets: Vec<usize>,
     max_seq: usize,
-    mask_id: i32,
     /// Keys and values per layer, `[max_seq, n_kv, head_dim]`.
     caches: Vec<(Vec<f64>, Vec<f64>)>,
     /// Last hidden states, `[rows, hidden]`, after the final norm.
     hidden: Vec<f64>,
 }
 
-struct Config {
-    hidden: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    vocab: usize,
-    eps: f64,
-    theta: f64,
-}
-
 impl Naive {
-    /// Loads `config.json` and `model.safetensors` from `dir`, for a block-causal mask of `block`.
+    /// Loads the checkpoint in `dir`, for an attention mask.
     ///
     /// # Errors
     /// A file that is missing or not as expected.
-    pub fn load(dir: &Path, block: usize, max_seq: usize, buckets: &[usize]) -> Result<Self, String> {
-        let read = |name: &str| std::fs::read(dir.join(name)).map_err(|e| format!("{}/{name}: {e}", dir.display()));
-        let json: Value = serde_json::from_slice(&read("config.json")?).map_err(|e| e.to_string())?;
-        if json["model_type"] != "sdar" {
-            return Err(format!("no reference for model type {}", json["model_type"]));
-        }
-        let number = |key: &str| json[key].as_f64().ok_or_else(|| format!("config.json has no number `{key}`"));
-        let size = |key: &str| number(key).map(|value| value as usize);
-        let config = Config {
-            hidden: size("hidden_size")?,
-            layers: size("num_hidden_layers")?,
-            heads: size("num_attention_heads")?,
-            kv_heads: size("num_key_value_heads")?,
-            head_dim: size("head_dim")?,
-            vocab: size("vocab_size")?,
-            eps: number("rms_norm_eps")?,
-            theta: number("rope_theta")?,
-        };
-        let bytes = read("model.safetensors")?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| e.to_string())?;
-        let mut weights = BTreeMap::new();
-        for (name, view) in file.iter() {
-            let data = view.data();
-            let values = match view.dtype() {
-                Dtype::F32 => {
-                    data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
-                }
-                Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-                other => return Err(format!("{name}: no reference for {other:?}")),
-            };
-            weights.insert(name.to_owned(), values);
-        }
+    pub fn load(dir: &Path, mask: Mask, max_seq: usize, buckets: &[usize]) -> Result<Self, String> {
+        let (config, weights) = checkpoint::load(dir)?;
         let cache = vec![0.0; max_seq * config.kv_heads * config.head_dim];
-        Ok(Self {
-            caches: vec![(cache.clone(), cache); config.layers],
-            mask_id: number("mask_token_id")? as i32,
-            buckets: buckets.to_vec(),
-            hidden: Vec::new(),
-            config,
-            weights,
-            block,
-            max_seq,
-        })
+        let caches = vec![(cache.clone(), cache); weights.layers.len()];
+        Ok(Self { caches, buckets: buckets.to_vec(), hidden: Vec::new(), config, weights, mask, max_seq })
     }
 
-    fn weight(&self, name: &str) -> &[f64] {
-        self.weights.get(name).unwrap_or_else(|| panic!("the checkpoint has no tensor `{name}`"))
-    }
-
-    /// `x · Wᵀ` for rows of `x`.
-    fn linear(&self, x: &[f64], name: &str, width: usize) -> Vec<f64> {
-        let weight = self.weight(name);
-        x.chunks(width)
-            .flat_map(|row| weight.chunks(width).map(move |w| row.iter().zip(w).map(|(a, b)| a * b).sum()))
-            .collect()
-    }
-
-    fn rms_norm(&self, x: &[f64], name: &str) -> Vec<f64> {
-        let weight = self.weight(name);
+    fn rms_norm(&self, x: &[f64], weight: &[f64]) -> Vec<f64> {
         let mut out = Vec::with_capacity(x.len());
         for row in x.chunks(weight.len()) {
             let mean = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
@@ -115,10 +54,10 @@ impl Naive {
         for (row, &pos) in x.chunks_mut(heads * dim).zip(pos) {
             for head in row.chunks_mut(dim) {
                 for k in 0..half {
-                    let angle = f64::from(pos) * self.config.theta.powf(-2.0 * k as f64 / dim as f64);
+                    let (sin, cos) = rotation(pos, k, dim, self.config.theta);
                     let (a, b) = (head[k], head[k + half]);
-                    head[k] = a * angle.cos() - b * angle.sin();
-                    head[k + half] = b * angle.cos() + a * angle.sin();
+                    head[k] = a * cos - b * sin;
+                    head[k + half] = b * cos + a * sin;
                 }
             }
         }
@@ -130,8 +69,12 @@ impl Naive {
         let mut out = vec![0.0; q.len()];
         for (index, (query, out)) in q.chunks(c.head_dim).zip(out.chunks_mut(c.head_dim)).enumerate() {
             let (row, head) = (call.at + index / c.heads, index % c.heads / (c.heads / c.kv_heads));
-            let seen: Vec<usize> =
-                (call.from..call.visible).filter(|key| key / self.block <= row / self.block).collect();
+            let may_attend = |key: &usize| match self.mask {
+                Mask::Full => true,
+                Mask::Causal => *key <= row,
+                Mask::BlockCausal(block) => key / block as usize <= row / block as usize,
+            };
+            let seen: Vec<usize> = (call.from..call.visible).filter(may_attend).collect();
             let at = |key: usize| (key * c.kv_heads + head) * c.head_dim..(key * c.kv_heads + head + 1) * c.head_dim;
             let scores: Vec<f64> = seen
                 .iter()
@@ -141,23 +84,65 @@ impl Naive {
                 })
                 .collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-            for (&key, score) in seen.iter().zip(&scores) {
-                let weight = (score - max).exp() / sum;
-                out.iter_mut().zip(&values[at(key)]).for_each(|(out, value)| *out += weight * value);
+            let exps: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            for (&key, exp) in seen.iter().zip(&exps) {
+                out.iter_mut().zip(&values[at(key)]).for_each(|(out, value)| *out += exp / sum * value);
             }
         }
         out
     }
 
+    fn layer(&mut self, x: &mut [f64], index: usize, call: &StepCall<'_>) {
+        let rows = call.ids.len();
+        let Layer { attn_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down } = &self.weights.layers[index];
+        let n = self.rms_norm(x, attn_norm);
+        let (mut queries, mut keys, values) = (linear(&n, q), linear(&n, k), linear(&n, v));
+        if let (Some(q_norm), Some(k_norm)) = (q_norm, k_norm) {
+            queries = self.rms_norm(&queries, q_norm);
+            keys = self.rms_norm(&keys, k_norm);
+        }
+        self.rope(&mut queries, call.pos, self.config.heads);
+        self.rope(&mut keys, call.pos, self.config.kv_heads);
+        let kv_width = self.config.kv_heads * self.config.head_dim;
+        let written = call.at * kv_width..(call.at + rows) * kv_width;
+        self.caches[index].0[written.clone()].copy_from_slice(&keys);
+        self.caches[index].1[written].copy_from_slice(&values);
+        let attended = self.attention(&queries, index, call);
+        x.iter_mut().zip(linear(&attended, o)).for_each(|(x, o)| *x += o);
+
+        let n = self.rms_norm(x, mlp_norm);
+        let inner: Vec<f64> =
+            linear(&n, gate).iter().zip(linear(&n, up)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+        x.iter_mut().zip(linear(&inner, down)).for_each(|(x, d)| *x += d);
+    }
+
     fn row_logits(&self, row: usize) -> Result<Vec<f64>, ExecError> {
-        let width = self.config.hidden;
+        let width = self.weights.head.width;
         let hidden = self
             .hidden
             .get(row * width..(row + 1) * width)
             .ok_or_else(|| ExecError::Shape(format!("row {row} was not in the last step")))?;
-        Ok(self.linear(hidden, "lm_head.weight", width))
+        Ok(linear(hidden, &self.weights.head))
     }
+}
+
+/// Sine and cosine of the `k`th angle of a rotary position.
+pub fn rotation(pos: i32, k: usize, head_dim: usize, theta: f64) -> (f64, f64) {
+    (f64::from(pos) * theta.powf(-2.0 * k as f64 / head_dim as f64)).sin_cos()
+}
+
+/// `x · Wᵀ + b` for rows of `x`.
+fn linear(x: &[f64], linear: &Linear) -> Vec<f64> {
+    let mut out = Vec::with_capacity(x.len() / linear.width * (linear.weight.len() / linear.width));
+    for row in x.chunks(linear.width) {
+        let first = out.len();
+        out.extend(linear.weight.chunks(linear.width).map(|w| row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>()));
+        if let Some(bias) = &linear.bias {
+            out[first..].iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+        }
+    }
+    out
 }
 
 impl Executor for Naive {
@@ -180,36 +165,14 @@ impl Executor for Naive {
         {
             return Err(ExecError::Shape(format!("{rows} rows at {} of {}", call.at, call.visible)));
         }
-        let (hidden, q_width) = (self.config.hidden, self.config.heads * self.config.head_dim);
-        let kv_width = self.config.kv_heads * self.config.head_dim;
-        let embedding = self.weight("model.embed_tokens.weight");
+        let hidden = self.weights.head.width;
+        let embedding = &self.weights.embedding;
         let mut x: Vec<f64> =
             call.ids.iter().flat_map(|&id| &embedding[id as usize * hidden..][..hidden]).copied().collect();
-        for layer in 0..self.config.layers {
-            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-            let n = self.rms_norm(&x, &name("input_layernorm"));
-            let q = self.linear(&n, &name("self_attn.q_proj"), hidden);
-            let k = self.linear(&n, &name("self_attn.k_proj"), hidden);
-            let v = self.linear(&n, &name("self_attn.v_proj"), hidden);
-            let mut q = self.rms_norm(&q, &name("self_attn.q_norm"));
-            let mut k = self.rms_norm(&k, &name("self_attn.k_norm"));
-            self.rope(&mut q, call.pos, self.config.heads);
-            self.rope(&mut k, call.pos, self.config.kv_heads);
-            let written = call.at * kv_width..(call.at + rows) * kv_width;
-            self.caches[layer].0[written.clone()].copy_from_slice(&k);
-            self.caches[layer].1[written].copy_from_slice(&v);
-            let attended = self.attention(&q, layer, &call);
-            let o = self.linear(&attended, &name("self_attn.o_proj"), q_width);
-            x.iter_mut().zip(o).for_each(|(x, o)| *x += o);
-
-            let n = self.rms_norm(&x, &name("post_attention_layernorm"));
-            let gate = self.linear(&n, &name("mlp.gate_proj"), hidden);
-            let up = self.linear(&n, &name("mlp.up_proj"), hidden);
-            let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            let down = self.linear(&inner, &name("mlp.down_proj"), inner.len() / rows);
-            x.iter_mut().zip(down).for_each(|(x, d)| *x += d);
+        for index in 0..self.weights.layers.len() {
+            self.layer(&mut x, index, &call);
         }
-        self.hidden = self.rms_norm(&x, "model.norm.weight");
+        self.hidden = self.rms_norm(&x, &self.weights.final_norm);
         Ok(())
     }
 
@@ -219,7 +182,7 @@ impl Executor for Naive {
             let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
             let probs: Vec<f64> = logits.iter().map(|logit| (logit - max).exp() / sum).collect();
-            let mut order: Vec<usize> = (0..probs.len()).filter(|&id| id as i32 != self.mask_id).collect();
+            let mut order: Vec<usize> = (0..probs.len()).filter(|&id| Some(id) != self.config.mask_id).collect();
             order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]));
             *out = RowStats {
                 best: order[0] as i32,

@@ -27,7 +27,10 @@ fn root() -> PathBuf {
 
 fn files() -> Vec<PathBuf> {
     let entries = |dir: &Path| -> Vec<PathBuf> {
-        let mut all: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut all: Vec<_> = std::fs::read_dir(dir)
+            .expect("the workspace can be read")
+            .map(|e| e.expect("the workspace can be read").path())
+            .collect();
         all.sort();
         all
     };

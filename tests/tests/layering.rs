@@ -22,7 +22,7 @@ fn workspace() -> PathBuf {
 }
 
 fn read(path: impl AsRef<Path>) -> String {
-    std::fs::read_to_string(workspace().join(path)).unwrap()
+    std::fs::read_to_string(workspace().join(path)).expect("the workspace can be read")
 }
 
 /// Names of the dependencies of any kind in a Cargo.toml.
@@ -74,7 +74,11 @@ fn locked() -> BTreeMap<String, Vec<String>> {
     let lock = read("Cargo.lock");
     let mut packages: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in lock.split("[[package]]").skip(1) {
-        let name = package.lines().find_map(|l| l.strip_prefix("name = ")).unwrap().trim_matches('"');
+        let name = package
+            .lines()
+            .find_map(|l| l.strip_prefix("name = "))
+            .expect("the workspace can be read")
+            .trim_matches('"');
         let (_, list) = package.split_once("dependencies = [").unwrap_or_default();
         let list = list.split(']').next().unwrap_or_default();
         let names = list.split(',').map(|d| d.trim().trim_matches('"').split(' ').next().unwrap_or_default());

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use dlx_ir::Mask;
 use dlx_runtime::decode::{DecodePolicy, FinishReason, Noise, Reveal, decode};
 use dlx_runtime::session::{Event, Prompt, Request, Session};
 use dlx_runtime::text::{Message, Tokenizer};
@@ -12,7 +13,7 @@ use dlx_tests::naive::Naive;
 fn a_conversation_is_rendered_encoded_decoded_and_streamed() {
     let model = dir().join("models/sdar-tiny");
     let tokenizer = Tokenizer::from_bytes(&std::fs::read(model.join("tokenizer.json")).unwrap()).unwrap();
-    let executor = || Naive::load(&model, 4, 128, &[4, 16]).unwrap();
+    let executor = || Naive::load(&model, Mask::BlockCausal(4), 128, &[4, 16]).unwrap();
     let policy = DecodePolicy {
         reveal: Reveal::new("threshold").with("threshold", 0.6),
         ..DecodePolicy::greedy(tokenizer.token_id("<|MASK|>").unwrap(), 4)

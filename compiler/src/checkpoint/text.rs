@@ -69,7 +69,11 @@ impl TextFiles {
 
     /// Id of a special token by its key, such as `mask_token`.
     pub fn special_token_id(&self, key: &str) -> Option<i32> {
-        let text = self.special_tokens.get(key)?;
+        self.token_id(self.special_tokens.get(key)?)
+    }
+
+    /// Id of a token by its text.
+    pub fn token_id(&self, text: &str) -> Option<i32> {
         self.ids().find(|(token, _)| token == text).map(|(_, id)| id)
     }
 

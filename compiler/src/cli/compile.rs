@@ -38,6 +38,9 @@ pub struct Args {
     /// Block length, for models that decode in blocks.
     #[arg(long, value_name = "N", value_parser = size(4096))]
     pub block: Option<u32>,
+    /// Sampler, for checkpoints that do not say which one they were trained for (Tiny-A2D: bd3lm or mdlm).
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
     /// Element type of the KV caches: f32, f16 or int8; f32 for unquantized models and f16 otherwise if not given.
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
@@ -80,6 +83,7 @@ impl Args {
             keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
             max_seq: count(self.max_seq),
             block: count(self.block),
+            sampler: self.sampler.clone(),
             kv: self.kv,
             buckets: self.buckets.iter().filter_map(|b| count(Some(*b))).collect(),
             pipeline: self.passes.clone(),

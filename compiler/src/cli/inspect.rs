@@ -78,7 +78,7 @@ fn artifact(args: &Args) -> Result<String, Error> {
 fn checkpoint(args: &Args) -> Result<String, Error> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let text = TextFiles::read(&args.model)?;
-    let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: None })?;
+    let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: None, sampler: None })?;
     if args.ir {
         return Ok(imported.module.to_string());
     }

@@ -3,7 +3,12 @@
 //! A family is a row of [`FAMILIES`] and a file that reads its config keys and tensor names into a [`decoder::Decoder`].
 //! Nothing behind this module knows which family a model came from.
 
+mod a2d;
 mod decoder;
+mod dream;
+mod fast_dllm_v2;
+mod llada;
+mod qwen;
 mod sdar;
 
 use dlx_ir::{Error, Module};
@@ -19,11 +24,31 @@ pub struct Family {
     pub model_types: &'static [&'static str],
     /// What it is and how it decodes.
     pub doc: &'static str,
+    /// Whether `--sampler` chooses among several ways of decoding.
+    has_samplers: bool,
     import: fn(&Source<'_>) -> Result<Imported, Error>,
 }
 
 /// Every family, alphabetically.
-pub const FAMILIES: &[Family] = &[sdar::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    a2d::QWEN2,
+    a2d::QWEN3,
+    dream::FAMILY,
+    fast_dllm_v2::FAMILY,
+    llada::FAMILY,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    sdar::FAMILY,
+];
+
+/// Relatives that are known and cannot be compiled, with the reason.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("a2d-llama", "its attention and tensor names were never checked against a reference"),
+    ("llada2_moe", "it is a mixture of experts with a group-limited router"),
+    ("llada_moe", "it is a mixture of experts, and experts are not compiled yet"),
+    ("qwen3_moe", "it is a mixture of experts, and experts are not compiled yet"),
+    ("sdar_moe", "it is a mixture of experts, and experts are not compiled yet"),
+];
 
 /// What a family reads.
 pub struct Source<'a> {
@@ -33,6 +58,8 @@ pub struct Source<'a> {
     pub text: &'a TextFiles,
     /// Block length asked for, instead of the checkpoint's.
     pub block: Option<usize>,
+    /// Sampler asked for, for families whose checkpoints do not say which one they were trained for.
+    pub sampler: Option<&'a str>,
 }
 
 /// An imported model.
@@ -59,12 +86,20 @@ pub struct Imported {
 pub fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
     let model_type = config.str("model_type")?;
+    if let Some((_, why)) = UNSUPPORTED.iter().find(|(name, _)| *name == model_type) {
+        let message = format!("`{model_type}` is not supported, because {why}");
+        return Err(config.error("model_type", message).help("`dlxc families` lists what is"));
+    }
     let family = FAMILIES.iter().find(|f| f.model_types.contains(&model_type)).ok_or_else(|| {
         let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
         config
             .error("model_type", format!("`{model_type}` is not a supported family"))
             .help(format!("supported: {}; `dlxc families` says more", known.join(", ")))
     })?;
+    if let Some(sampler) = source.sampler.filter(|_| !family.has_samplers) {
+        let message = format!("`{sampler}` cannot be chosen: {} has one way of decoding", family.name);
+        return Err(Error::new("--sampler", message).help("leave it out"));
+    }
     (family.import)(source)
 }
 
@@ -105,4 +140,9 @@ fn in_vocabulary(config: &crate::checkpoint::Config, key: &str, id: i32, vocab: 
         return Ok(id);
     }
     Err(config.error(key, format!("{id} is outside the vocabulary of {vocab}")).help("use the checkpoint's own config"))
+}
+
+/// A block length as an attribute of the mask; the config bounds it.
+fn small(block: usize) -> u32 {
+    u32::try_from(block).unwrap_or(u32::MAX)
 }

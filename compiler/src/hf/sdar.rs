@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
     name: "sdar",
     model_types: &["sdar"],
     doc: "SDAR 1.7B…8B-Chat: block diffusion, block-causal attention, exact KV cache; reveals above a threshold",
+    has_samplers: false,
     import,
 };
 
@@ -24,7 +25,7 @@ fn import(source: &Source<'_>) -> Result<Imported, Error> {
         Some(block) => block,
         None => config.opt_usize("block_size")?.unwrap_or(4),
     };
-    let decoder = Decoder::from_qwen_config(config, false, true, Mask::BlockCausal(block as u32))?;
+    let decoder = Decoder::from_qwen_config(config, false, true, Mask::BlockCausal(super::small(block)))?;
     if config.opt_bool("attention_bias")? == Some(true) {
         return Err(config.error("attention_bias", "SDAR has no attention biases"));
     }

@@ -9,14 +9,15 @@
 #![allow(unsafe_code, reason = "values of one arena are read and written as disjoint slices")]
 
 use super::arena::{Arena, Slot, StateBuffer};
+use super::program::{Entry, Instr, Kind, Loc, Weights, bad};
 use super::{
-    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, PackedWeight, add, attention, attention_scratch_words,
-    embed, head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, packed_bytes,
-    rms_norm, rope, rope_table, scale, silu,
+    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, add, attention, attention_scratch_words, embed,
+    head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, rms_norm, rope,
+    rope_table, scale, silu,
 };
 use crate::exec::{ExecError, Executor, RowStats, StepCall};
 use crate::mapped::Mapped;
-use dlx_ir::{DType, Graph, Id, Module, Op, Operand, Post, Verified, WeightDef};
+use dlx_ir::{Graph, Op, Post, Verified};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -74,51 +75,23 @@ pub struct CpuExecutor {
     live: usize,
 }
 
-/// Packed matrices stay in the mapped file; vectors are copied, since kernels read them as aligned f32.
-struct Weights {
-    file: Arc<Mapped>,
-    all: Vec<Weight>,
+/// A node that has just run.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Its op.
+    pub op: &'a Op,
+    /// Name of its first result; empty for an op without.
+    pub name: &'a str,
+    /// Live rows of its first result if that is f32; else empty.
+    pub value: &'a [f32],
+    /// Bytes of packed weights that it read; for an embedding those of the rows it gathered are not counted.
+    pub weight_bytes: usize,
+    /// Multiplications of its matrix product.
+    pub products: u64,
 }
 
-enum Weight {
-    Matrix { dtype: DType, n: usize, k: usize, bytes: Range<usize> },
-    Vector(Vec<f32>),
-}
-
-/// A compiled graph.
-struct Entry {
-    kind: Kind,
-    /// Rows of its bucket.
-    rows: usize,
-    params: Vec<Slot>,
-    results: Vec<Slot>,
-    code: Vec<Instr>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Step,
-    Head,
-    Logits,
-}
-
-struct Instr {
-    op: Op,
-    inputs: Vec<Loc>,
-    outputs: Vec<Slot>,
-    /// Name of the first result, for observers.
-    name: String,
-}
-
-#[derive(Clone, Copy)]
-enum Loc {
-    Slot(Slot),
-    Weight(usize),
-    State(usize),
-}
-
-/// Sees every computed f32 value: its name and its live rows.
-pub type Observe<'o> = &'o mut dyn FnMut(&str, &[f32]);
+/// Sees every node as it has run.
+pub type Observe<'o> = &'o mut (dyn FnMut(Seen<'_>) + Send);
 
 /// Takes the results of one head call: where they are, and which of the rows asked for they belong to.
 type Done<'d> = &'d mut dyn FnMut(&Arena, &[Slot], Range<usize>);
@@ -142,7 +115,7 @@ impl CpuExecutor {
         let weights = Weights::load(module, file, section)?;
         let mut entries = Vec::with_capacity(module.graphs.len());
         for graph in &module.graphs {
-            entries.push(Entry::load(module, graph).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
+            entries.push(Entry::load(module, graph, &weights).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
         }
         let caches = module.states.iter().map(|(_, s)| s).filter(|s| s.ty.dims.len() == 3);
         let mut max_seq: Vec<usize> = caches.filter_map(|s| s.ty.dims[0].fixed()).collect();
@@ -198,6 +171,11 @@ impl CpuExecutor {
         self.pool.current_num_threads()
     }
 
+    /// Runs `work` on the executor's threads.
+    pub fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Bytes that the session holds besides the mapped weights: those of the states, and those of arena and scratch.
     pub fn session_bytes(&self) -> (usize, usize) {
         (self.states.iter().map(StateBuffer::len).sum(), self.arena.len() + self.scratch.len() * 4)
@@ -229,7 +207,7 @@ impl CpuExecutor {
         let scalar = |v: usize| [i32::try_from(v).expect("cache rows were checked to fit i32")];
         self.arena.write(params[0], call.ids);
         self.arena.write(params[1], call.pos);
-        for (slot, value) in params[2..].iter().zip([call.at, call.from, call.visible]) {
+        for (slot, value) in params[2..].iter().zip([call.at, call.at + call.ids.len(), call.from, call.visible]) {
             self.arena.write(*slot, &scalar(value));
         }
         self.run(entry, call.ids.len(), nodes, observe);
@@ -325,12 +303,16 @@ impl CpuExecutor {
             arena: &self.arena,
             live,
         };
-        for instr in self.entries[entry].code.iter().take(nodes) {
-            machine.execute(instr, &mut states, &mut scratch, &mut stats);
-            if let Some(out) = instr.outputs.first().filter(|o| o.float) {
-                observe(&instr.name, machine.floats(*out));
+        let code = self.entries[entry].code.iter().take(nodes);
+        // On a thread of the pool, so that every parallel region starts without waking one.
+        self.pool.install(|| {
+            for instr in code {
+                machine.execute(instr, &mut states, &mut scratch, &mut stats);
+                let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
+                let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
+                observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
             }
-        }
+        });
         (self.scratch, self.stats, self.states) = (scratch, stats, states);
     }
 
@@ -367,14 +349,14 @@ impl Executor for CpuExecutor {
     }
 
     fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        self.step_observed(call, usize::MAX, &mut |_, _| {})
+        self.step_observed(call, usize::MAX, &mut |_| {})
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
         if rows.len() != out.len() {
             return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
         }
-        self.run_head(Kind::Head, rows, &mut |_, _| {}, &mut |arena, results, range| {
+        self.run_head(Kind::Head, rows, &mut |_| {}, &mut |arena, results, range| {
             let best = arena.ints(results[0], range.len());
             let numbers = arena.floats(results[1], range.len());
             for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
@@ -384,7 +366,7 @@ impl Executor for CpuExecutor {
     }
 
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
-        self.logits_observed(rows, out, &mut |_, _| {})
+        self.logits_observed(rows, out, &mut |_| {})
     }
 }
 
@@ -553,146 +535,4 @@ impl Machine<'_> {
             scratch,
         );
     }
-}
-
-impl Weights {
-    fn load(module: &Module, file: Arc<Mapped>, section: Range<usize>) -> Result<Self, LoadError> {
-        let mut all = Vec::with_capacity(module.weights.len());
-        for (_, w) in module.weights.iter() {
-            let place = || module.weight_text(w);
-            let WeightDef::Stored { offset, bytes } = w.def else {
-                return Err(bad(format!("{}: is not stored", place())));
-            };
-            let start = usize::try_from(offset).ok().and_then(|o| o.checked_add(section.start));
-            let end = start.and_then(|s| s.checked_add(usize::try_from(bytes).ok()?));
-            let range = match (start, end) {
-                (Some(s), Some(e)) if e <= section.end && section.end <= file.bytes().len() => s..e,
-                _ => return Err(bad(format!("{}: lies outside the weights", place()))),
-            };
-            let weight = match (w.ty.shape().as_deref(), w.ty.layout.as_deref(), w.ty.dtype) {
-                (Some(&[n, k]), Some("cpu.n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
-                    Weight::Matrix { dtype, n, k, bytes: range }
-                }
-                (Some(&[_]), None, DType::F32) => {
-                    let (words, _) = file.bytes()[range].as_chunks::<4>();
-                    Weight::Vector(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
-                }
-                _ => return Err(bad(format!("{}: has a layout that is not read here", place()))),
-            };
-            all.push(weight);
-        }
-        Ok(Weights { file, all })
-    }
-
-    fn matrix(&self, loc: Loc) -> Option<PackedWeight<'_>> {
-        let Loc::Weight(w) = loc else { return None };
-        let Weight::Matrix { dtype, n, k, bytes } = &self.all[w] else { return None };
-        PackedWeight::new(*dtype, *n, *k, &self.file.bytes()[bytes.clone()])
-    }
-
-    fn vector(&self, weight: usize) -> &[f32] {
-        match &self.all[weight] {
-            Weight::Vector(v) => v,
-            Weight::Matrix { .. } => unreachable!("vectors and matrices are told apart at load"),
-        }
-    }
-}
-
-impl Entry {
-    /// Resolves a verified graph, refusing everything that the kernels would not accept.
-    fn load(module: &Module, graph: &Graph) -> Result<Self, String> {
-        let kind = match graph.name.split('_').next() {
-            Some("step") => Kind::Step,
-            Some("head") => Kind::Head,
-            Some("logits") => Kind::Logits,
-            _ => return Err("is not a step, head or logits entry".into()),
-        };
-        let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
-        let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
-        let rows = match (kind, shapes.as_deref()) {
-            (Kind::Step, Some([ids, pos, at, from, visible]))
-                if ids.len() == 1 && ids == pos && [at, from, visible].iter().all(|s| s.is_empty()) =>
-            {
-                ids[0]
-            }
-            (Kind::Head | Kind::Logits, Some([rows])) if rows.len() == 1 => rows[0],
-            _ => return Err("has parameters that are not those of its kind".into()),
-        };
-        if graph.params.iter().any(|p| ty(p).dtype != DType::I32) {
-            return Err("has parameters that are not i32".into());
-        }
-        let results: Vec<_> = graph.results.iter().map(|r| (ty(r).dtype, ty(r).dims.len())).collect();
-        let expected: &[(DType, usize)] = match kind {
-            Kind::Step => &[],
-            Kind::Head => &[(DType::I32, 1), (DType::F32, 2)],
-            Kind::Logits => &[(DType::F32, 2)],
-        };
-        if results != expected {
-            return Err("has results that are not those of its kind".into());
-        }
-        let mut slots = Vec::with_capacity(graph.values.len());
-        for (_, v) in graph.values.iter() {
-            slots.push(Slot::of(v, rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
-        }
-        let loc = |operand: &Operand| match operand {
-            Operand::Value(v) => Loc::Slot(slots[v.index()]),
-            Operand::Weight(w) => Loc::Weight(w.index()),
-            Operand::State(s) => Loc::State(s.index()),
-        };
-        let mut code = Vec::with_capacity(graph.nodes.len());
-        for node in &graph.nodes {
-            runnable(module, graph, node).map_err(|e| format!("{}: {e}", module.node_text(graph, node)))?;
-            code.push(Instr {
-                op: node.op.clone(),
-                inputs: node.inputs.iter().map(loc).collect(),
-                outputs: node.outputs.iter().map(|o| slots[o.index()]).collect(),
-                name: node.outputs.first().map_or_else(String::new, |o| graph.values[*o].name.clone()),
-            });
-        }
-        let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();
-        Ok(Entry { kind, rows, params: slots_of(&graph.params), results: slots_of(&graph.results), code })
-    }
-}
-
-/// What the kernels ask of a node beyond its types.
-fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), String> {
-    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("cpu.n16");
-    let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
-    let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
-    let ok = match &node.op {
-        Op::Add {} | Op::Mul {} => values(0..2),
-        Op::Scale { .. } | Op::Silu {} | Op::RopeTable { .. } => values(0..1),
-        Op::Embed {} => matrix(1),
-        Op::RmsNorm { .. } => values(0..1) && vector(1),
-        Op::Rope { .. } => values(0..2),
-        Op::Linear { n, bias, .. } => {
-            let n = *n as usize;
-            let ends = values(0..1) && node.inputs.iter().skip(1 + n).all(|i| i.state().is_none());
-            n <= 3 && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
-        }
-        Op::HeadStats { .. } => values(0..1) && matrix(1),
-        Op::KvWrite {} => {
-            values(0..2) && node.inputs[2] != node.inputs[3] && caches(module, node.inputs[2], node.inputs[3])
-        }
-        Op::CachedAttention { .. } => values(0..1) && caches(module, node.inputs[1], node.inputs[2]),
-        Op::StoreRows {} => values(0..1) && rows_state(module, node.inputs[1]),
-        Op::TakeRows {} => rows_state(module, node.inputs[0]),
-        _ => return Err("this op is not run on the CPU".into()),
-    };
-    if ok { Ok(()) } else { Err("an operand has a form that the CPU does not read".into()) }
-}
-
-fn caches(module: &Module, k: Operand, v: Operand) -> bool {
-    let [Some(k), Some(v)] = [k, v].map(|s| s.state().map(|s| &module.states[s].ty)) else { return false };
-    let layouts = [k, v].map(|ty| ty.layout.as_deref());
-    k.dtype == v.dtype && k.dims == v.dims && layouts == [Some("cpu.k16"), Some("cpu.v")]
-}
-
-fn rows_state(module: &Module, state: Operand) -> bool {
-    let ty = state.state().map(|s| &module.states[s].ty);
-    ty.is_some_and(|ty| ty.dtype == DType::F32 && ty.layout.is_none() && ty.dims.len() == 2)
-}
-
-fn bad(what: String) -> LoadError {
-    LoadError::Program(what)
 }

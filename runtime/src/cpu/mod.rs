@@ -13,14 +13,16 @@ mod executor;
 mod isa;
 mod kernels;
 mod pack;
+mod program;
 
-pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe};
+pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe, Seen};
 pub use isa::Isa;
 pub use kernels::attention::{
     AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
 };
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
+pub use kernels::limits::{int8_peak, read_bandwidth};
 pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;

@@ -1,7 +1,8 @@
 //! How sure the model is of a position: one function per row of [`CONFIDENCES`].
 //!
 //! Every measure grows with certainty, so a reveal rule can compare any two of the same measure. Measures read the
-//! statistics of a distribution; which distribution (before or after filtering) is the policy's choice, not theirs.
+//! statistics of a distribution; which distribution (before or after filtering) is the policy's choice, not theirs. One
+//! measure ignores the model and reads the position's random number.
 
 use crate::exec::RowStats;
 
@@ -12,8 +13,10 @@ pub struct Confidence {
     pub name: &'static str,
     /// One line for a reader of `--help`.
     pub doc: &'static str,
-    /// The measure; larger is surer.
-    pub of: fn(&RowStats) -> f32,
+    /// Whether it needs the position's random number.
+    pub random: bool,
+    /// The measure of a row's statistics and the position's Exp(1) variate; larger is surer.
+    pub of: fn(&RowStats, f32) -> f32,
 }
 
 /// All confidence measures, alphabetical.
@@ -21,17 +24,26 @@ pub static CONFIDENCES: &[Confidence] = &[
     Confidence {
         name: "margin",
         doc: "probability of the most likely token minus that of the second (Dream `topk_margin`)",
-        of: |stats| stats.margin,
+        random: false,
+        of: |stats, _| stats.margin,
     },
     Confidence {
         name: "neg-entropy",
         doc: "negative entropy of the distribution in nats (Dream `entropy`)",
-        of: |stats| -stats.entropy,
+        random: false,
+        of: |stats, _| -stats.entropy,
     },
     Confidence {
         name: "probability",
         doc: "probability of the chosen token (LLaDA, SDAR, Fast_dLLM v2, Dream `maskgit_plus`)",
-        of: |stats| stats.prob,
+        random: false,
+        of: |stats, _| stats.prob,
+    },
+    Confidence {
+        name: "random",
+        doc: "a uniform random number, whatever the model says (LLaDA `random` remasking)",
+        random: true,
+        of: |_, exponential| (-exponential).exp(),
     },
 ];
 
@@ -55,7 +67,7 @@ mod tests {
         let sure = RowStats { best: 0, prob: 0.9, margin: 0.8, entropy: 0.3 };
         let unsure = RowStats { best: 0, prob: 0.4, margin: 0.1, entropy: 1.2 };
         for row in CONFIDENCES {
-            assert!((row.of)(&sure) > (row.of)(&unsure), "{}", row.name);
+            assert!((row.of)(&sure, 0.5) > (row.of)(&unsure, 0.6), "{}", row.name);
         }
     }
 }

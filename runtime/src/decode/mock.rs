@@ -22,8 +22,9 @@ pub(crate) struct Mock {
     vocab: usize,
     buckets: Vec<usize>,
     cache: Vec<i32>,
-    last: (usize, usize, usize),
-    /// Token and logit that a row at this position is made to prefer.
+    /// First row, rows, first and last visible row of the last step.
+    last: (usize, usize, usize, usize),
+    /// Token and logit that a row at this rotary position is made to prefer.
     scripted: BTreeMap<usize, (i32, f32)>,
     calls_left: usize,
     /// All calls so far.
@@ -37,7 +38,7 @@ impl Mock {
             vocab,
             buckets: buckets.to_vec(),
             cache: vec![-1; max_seq],
-            last: (0, 0, 0),
+            last: (0, 0, 0, 0),
             scripted: BTreeMap::new(),
             calls_left: usize::MAX,
             calls: Vec::new(),
@@ -66,14 +67,14 @@ impl Mock {
     }
 
     fn row(&self, row: usize) -> Vec<f32> {
-        let (at, len, visible) = self.last;
+        let (at, len, from, visible) = self.last;
         assert!(row < len, "row {row} was not in the last step");
-        let seen = self.cache[..visible].iter().fold(at as u64 + row as u64, |h, &id| mix(h ^ (id as u64)));
+        let seen = self.cache[from..visible].iter().fold((at - from + row) as u64, |h, &id| mix(h ^ (id as u64)));
         let mut logits: Vec<f32> =
             (0..self.vocab as u64).map(|id| (mix(seen ^ (id << 32)) % 1000) as f32 / 100.0).collect();
         logits[0] = logits[0].min(1.0);
         logits[self.vocab - 1] = -40.0;
-        if let Some(&(token, logit)) = self.scripted.get(&(at + row)) {
+        if let Some(&(token, logit)) = self.scripted.get(&(at - from + row)) {
             logits[token as usize] = logit;
         }
         logits
@@ -103,10 +104,11 @@ impl Executor for Mock {
         let end = call.at + call.ids.len();
         assert!(!call.ids.is_empty() && call.ids.len() <= *self.buckets.last().unwrap());
         assert!(end <= call.visible && call.visible <= self.max_seq);
-        assert!(self.cache[..call.at].iter().all(|&id| id >= 0), "attends rows that were never written");
-        assert!(call.pos.iter().enumerate().all(|(row, &pos)| pos as usize == call.at + row));
+        assert!(call.pos.iter().enumerate().all(|(row, &pos)| pos as usize == call.at - call.from + row));
         self.cache[call.at..end].copy_from_slice(call.ids);
-        self.last = (call.at, call.ids.len(), call.visible);
+        let visible = &self.cache[call.from..call.visible];
+        assert!(visible.iter().all(|&id| id >= 0), "attends rows that were never written");
+        self.last = (call.at, call.ids.len(), call.from, call.visible);
         self.count(Call::Step { at: call.at, len: call.ids.len(), visible: call.visible })
     }
 

@@ -2,9 +2,9 @@
 //!
 //! A decoding method is data. One loop ([`decode`]) interprets it: schedule rows → step → head → reveal → maybe commit.
 //! What differs between methods is a field of the policy or a row of a table ([`reveal::REVEAL_RULES`],
-//! [`confidence::CONFIDENCES`]), never a second loop.
+//! [`schedule::SCHEDULES`], [`confidence::CONFIDENCES`]), never a second loop.
 //!
-//! Invariant: prompt positions never change, the mask is never revealed, and no cache row at or above
+//! Invariant: known prompt positions never change, the mask is never revealed, and no cache row at or above
 //! [`Executor::max_seq`] is written. This module knows token ids only; text, stop strings and deadlines are the
 //! session's business.
 //!
@@ -16,14 +16,20 @@ mod decoder;
 #[cfg(test)]
 pub(crate) mod mock;
 pub mod noise;
+mod pass;
+mod plan;
 pub mod policy;
+mod presets;
+pub mod resolve;
 pub mod reveal;
 pub mod sample;
+pub mod schedule;
 mod trace;
 
 pub use decoder::{Decoded, decode};
 pub use noise::Noise;
-pub use policy::{DecodePolicy, Overrides, PolicyError, Reveal};
+pub use policy::{DecodePolicy, Overrides, Reveal, Schedule};
+pub use resolve::PolicyError;
 pub use trace::{Forward, ForwardKind, Moment, Passes, Times};
 
 use crate::exec::ExecError;
@@ -77,11 +83,16 @@ pub enum DecodeError {
         /// The id.
         id: i32,
     },
-    /// The mask token in a prompt.
-    #[error("the prompt holds the mask token at position {position}: remove it, infilling is not supported")]
-    MaskInPrompt {
-        /// Where it stands.
-        position: usize,
+    /// A method that runs the whole sequence at once needs steps that large.
+    #[error(
+        "this method runs all {positions} positions in one pass, but the largest compiled step has {largest} rows: \
+         shorten the prompt, ask for fewer tokens, or compile with a larger step"
+    )]
+    PassTooLarge {
+        /// Prompt and new tokens together.
+        positions: usize,
+        /// Rows of the largest compiled step.
+        largest: usize,
     },
     /// The policy cannot be run on this model.
     #[error("decode policy: {0}")]

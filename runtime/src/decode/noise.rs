@@ -5,34 +5,41 @@
 //! is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). It is not
 //! cryptographic.
 
+use std::collections::BTreeMap;
+
 /// Where the noise of a call comes from.
 #[derive(Clone, Debug)]
 pub enum Noise {
     /// Philox4x32-10 with this seed as its key.
     Seeded(u64),
-    /// Numbers recorded from another implementation: one table per denoising pass, in order, each
-    /// `[rows of the pass, vocab]` row-major.
-    Recorded {
-        /// The tables.
-        passes: Vec<Vec<f32>>,
-        /// Width of a row.
-        vocab: usize,
-    },
+    /// Numbers recorded from another implementation, one entry per pass that chooses tokens.
+    Recorded(Vec<Recorded>),
 }
 
-/// One row of a denoising pass, which gets a random number per token.
+/// Exp(1) variates recorded from one pass, by absolute position. A reference's uniform numbers u become -ln u.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// One variate per token of the vocabulary.
+    pub tokens: BTreeMap<usize, Vec<f32>>,
+    /// One variate per position.
+    pub positions: BTreeMap<usize, f32>,
+}
+
+/// What a random number belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct NoiseRow {
-    /// Denoising passes of the call before this one.
-    pub pass: u32,
+    /// Passes of the call that chose tokens before this one.
+    pub pass: usize,
     /// Absolute position in the sequence.
-    pub position: u32,
-    /// Index of the row in the pass, which recorded tables are addressed by.
-    pub row: usize,
+    pub position: usize,
 }
 
+/// Fourth word of the counter: what the numbers are for.
+const TOKENS: u32 = 0;
+const POSITIONS: u32 = 1;
+
 impl Noise {
-    /// The Exp(1) variates of a row; `None` for a token of which none was recorded.
+    /// The Exp(1) variates of the tokens of a row; `None` for a token of which none was recorded.
     pub fn exponential(&self, at: NoiseRow) -> impl FnMut(i32) -> Option<f32> {
         let mut block = (u32::MAX, [0; 4]);
         move |token| {
@@ -41,18 +48,27 @@ impl Noise {
                 Noise::Seeded(seed) => {
                     let index = token / 4;
                     if block.0 != index {
-                        block = (index, philox4x32([index, at.position, at.pass, 0], *seed));
+                        block = (index, philox4x32(counter(index, at, TOKENS), *seed));
                     }
                     Some(exponential(block.1[token as usize % 4]))
                 }
-                Noise::Recorded { passes, vocab } => {
-                    let table = passes.get(at.pass as usize)?;
-                    let column = usize::try_from(token).ok().filter(|column| column < vocab)?;
-                    table.get(at.row * vocab + column).copied()
-                }
+                Noise::Recorded(passes) => passes.get(at.pass)?.tokens.get(&at.position)?.get(token as usize).copied(),
             }
         }
     }
+
+    /// The Exp(1) variate of a position itself; `None` when none was recorded.
+    pub fn of_position(&self, at: NoiseRow) -> Option<f32> {
+        match self {
+            Noise::Seeded(seed) => Some(exponential(philox4x32(counter(0, at, POSITIONS), *seed)[0])),
+            Noise::Recorded(passes) => passes.get(at.pass)?.positions.get(&at.position).copied(),
+        }
+    }
+}
+
+/// Positions and passes beyond 2³² repeat, which no decode reaches.
+fn counter(index: u32, at: NoiseRow, purpose: u32) -> [u32; 4] {
+    [index, at.position as u32, at.pass as u32, purpose]
 }
 
 /// Exp(1) from 32 uniform bits by inversion. The logarithm is taken in f64 so that the last-bit differences between
@@ -97,34 +113,38 @@ mod tests {
     #[test]
     fn a_number_depends_on_its_coordinates_only() {
         let noise = Noise::Seeded(7);
-        let at = NoiseRow { pass: 3, position: 11, row: 0 };
+        let at = NoiseRow { pass: 3, position: 11 };
         let forward: Vec<_> = (0..40).map(noise.exponential(at)).collect();
         let mut backward: Vec<_> = (0..40).rev().map(noise.exponential(at)).collect();
         backward.reverse();
         assert_eq!(forward, backward);
-        assert_eq!(noise.exponential(NoiseRow { row: 9, ..at })(5), forward[5]);
         assert_ne!(noise.exponential(NoiseRow { pass: 4, ..at })(5), forward[5]);
         assert_ne!(noise.exponential(NoiseRow { position: 12, ..at })(5), forward[5]);
         assert_ne!(Noise::Seeded(8).exponential(at)(5), forward[5]);
+        assert_eq!(noise.of_position(at), noise.of_position(at));
+        assert!(noise.of_position(at).is_some_and(|x| !forward.contains(&Some(x))), "another stream");
     }
 
     #[test]
     fn variates_are_positive_with_mean_one() {
         assert!(exponential(u32::MAX) > 0.0);
         assert!(exponential(0).is_finite());
-        let draw = |token| Noise::Seeded(1).exponential(NoiseRow { pass: 0, position: 0, row: 0 })(token).unwrap();
+        let draw = |token| Noise::Seeded(1).exponential(NoiseRow { pass: 0, position: 0 })(token).unwrap();
         let mean = (0..20_000).map(|token| f64::from(draw(token))).sum::<f64>() / 20_000.0;
         assert!((mean - 1.0).abs() < 0.03, "{mean}");
     }
 
     #[test]
     fn what_was_not_recorded_is_missing() {
-        let noise = Noise::Recorded { passes: vec![vec![0.5, 1.5, 2.5, 3.5]], vocab: 2 };
-        let at = |pass, row| NoiseRow { pass, position: 0, row };
-        assert_eq!(noise.exponential(at(0, 1))(1), Some(3.5));
-        assert_eq!(noise.exponential(at(0, 1))(2), None);
-        assert_eq!(noise.exponential(at(0, 2))(0), None);
-        assert_eq!(noise.exponential(at(1, 0))(0), None);
-        assert_eq!(noise.exponential(at(0, 0))(-1), None);
+        let tokens = BTreeMap::from([(7, vec![0.5, 1.5])]);
+        let noise = Noise::Recorded(vec![Recorded { tokens, positions: BTreeMap::from([(3, 0.25)]) }]);
+        let at = |pass, position| NoiseRow { pass, position };
+        assert_eq!(noise.exponential(at(0, 7))(1), Some(1.5));
+        assert_eq!(noise.exponential(at(0, 7))(2), None);
+        assert_eq!(noise.exponential(at(0, 7))(-1), None);
+        assert_eq!(noise.exponential(at(0, 8))(0), None);
+        assert_eq!(noise.exponential(at(1, 7))(0), None);
+        assert_eq!(noise.of_position(at(0, 3)), Some(0.25));
+        assert_eq!(noise.of_position(at(0, 4)), None);
     }
 }

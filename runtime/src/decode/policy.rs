@@ -1,32 +1,120 @@
 //! A decoding method as data: the [`DecodePolicy`] that an artifact's manifest carries and a call may override.
 //!
-//! Invariant: a policy that passed [`DecodePolicy::resolve`] names only rows of the static tables and holds numbers in
-//! range, so the loop that interprets it never has to ask again. What the model fixes (mask id, block length, grid,
-//! shift, cache mode) cannot be overridden per call; how tokens are chosen can. This file knows no model family.
+//! Invariant: every field is plain data with one JSON key, and unknown keys are errors. What the model fixes (mask id,
+//! attention, grid, shift) cannot be overridden per call; how tokens are chosen can. Whether a policy can be run is the
+//! business of [`DecodePolicy::resolve`]; ready-made policies of known methods are constructors beside it. This file
+//! knows no model family.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::confidence::{self, Confidence};
-use super::reveal::{self, RevealRule};
-use crate::exec::Executor;
+use super::resolve::PolicyError;
 
 /// Where blocks begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlockGrid {
-    /// Multiples of the block length counted from position 0; the end of a prompt that is no multiple of it sits in the
-    /// first decoded block as known tokens (SDAR).
+    /// Multiples of the block length counted from position 0; the end of a prompt that is no multiple of it shares a
+    /// block with the first new tokens (SDAR, Fast_dLLM v2, infilling).
     Absolute,
+    /// Multiples of the block length counted from the end of the prompt, in both directions (LLaDA, Dream, BD3LM).
+    PromptEnd,
+}
+
+/// What the attention mask of the compiled steps lets a row see of the visible cache rows. It is fixed in the artifact;
+/// the policy repeats it because it decides which schedules of passes are possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attention {
+    /// Everything. The last block of a call may be short.
+    Full,
+    /// The rows of its own block of [`DecodePolicy::block`] cache rows and of all blocks before.
+    BlockCausal,
+    /// Itself and the rows before.
+    Causal,
 }
 
 /// Which forward passes a block costs and what they leave in the KV caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CacheMode {
-    /// Every denoising pass feeds the block alone; a last pass over the finished block writes its permanent cache rows.
+    /// Every pass feeds the whole sequence, later blocks as masks.
+    None,
+    /// The first pass of a block feeds the whole sequence; the others feed the block and all that follows it, against
+    /// the cached rows before the block (Fast-dLLM prefix cache).
+    Prefix,
+    /// The first pass of a block feeds the whole sequence; the others feed the block alone, against the cached rows
+    /// before and after it (Fast-dLLM dual cache).
+    Dual,
+    /// Every pass feeds the block alone, against the rows before it; a last pass over each finished block writes its
+    /// permanent cache rows (SDAR).
     CommitBlock,
+    /// Like [`CacheMode::CommitBlock`], but only when another block follows (Fast_dLLM v2, BD3LM, autoregressive).
+    CommitBetween,
+}
+
+/// A finer grid inside a block: its sub-blocks are finished one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubBlock {
+    /// Length in tokens; sub-blocks are counted from the beginning of the block.
+    pub length: usize,
+    /// Whether a pass feeds the sub-block alone, against the block's rows of earlier passes, instead of the whole block
+    /// (Fast_dLLM v2 `use_block_cache`). The whole block is still fed by its first pass, and as long as the first
+    /// position of the sub-block is undecided.
+    pub cached: bool,
+}
+
+/// Who decides the first token of a block when the model predicts the next token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lead {
+    /// Nobody in particular.
+    #[default]
+    None,
+    /// The row before the block, in the pass that fills the caches for the block, if there is one: its most likely
+    /// token.
+    MostLikely,
+    /// The same row, but the token is chosen as the policy says: drawn when it draws.
+    Chosen,
+}
+
+/// What stands in for the row before a forward pass when logits are shifted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstRow {
+    /// The first row of the pass stands for itself (Dream, Fast_dLLM v2).
+    #[default]
+    Own,
+    /// The last row of the pass that filled the caches for the block, if there is one (BD3LM `right_shift_logits`).
+    Before,
+}
+
+/// Where the end of a prompt that shares a block with new tokens is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptTail {
+    /// In every pass over the block, where it sees the new tokens.
+    #[default]
+    InBlock,
+    /// In the prefill, so that it never sees them until the block is committed (BD3LM as in its model card).
+    Prefilled,
+}
+
+/// When a stop token ends decoding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopAt {
+    /// When the block that holds it is finished.
+    #[default]
+    Block,
+    /// When the sub-block that holds it is finished.
+    SubBlock,
+    /// As soon as nothing before it is undecided (Fast_dLLM v2).
+    Settled,
+    /// At once; undecided positions may remain before it (BD3LM as in its model card).
+    Revealed,
 }
 
 /// Order of the two filters that cut the tail of a distribution before drawing from it.
@@ -39,20 +127,22 @@ pub enum FilterOrder {
     TopPTopK,
 }
 
-/// Which distribution the confidence of a drawn token is read from.
+/// Which distribution the confidence of a chosen token is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConfidenceStage {
-    /// The softmax over the whole vocabulary (SDAR's evaluation sampler).
+    /// The softmax of the logits as they are (LLaDA, BD3LM, MDLM).
+    BeforeTemperature,
+    /// The softmax over the whole vocabulary after the temperature (SDAR's evaluation sampler).
     BeforeFilters,
-    /// The filtered and renormalized distribution (SDAR's `generate.py`, Dream).
+    /// The filtered and renormalized distribution (SDAR's `generate.py`, Dream, Fast_dLLM v2).
     AfterFilters,
 }
 
 /// A reveal rule by name, with its parameters; absent parameters take the row's defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reveal {
-    /// Name of a row of [`reveal::REVEAL_RULES`].
+    /// Name of a row of [`REVEAL_RULES`](super::reveal::REVEAL_RULES).
     pub rule: String,
     /// Parameters by the names that the row lists.
     #[serde(flatten)]
@@ -73,6 +163,30 @@ impl Reveal {
     }
 }
 
+/// A transfer schedule by name, with its parameters; absent parameters take the row's defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Name of a row of [`SCHEDULES`](super::schedule::SCHEDULES).
+    pub curve: String,
+    /// Parameters by the names that the row lists.
+    #[serde(flatten)]
+    pub params: BTreeMap<String, f32>,
+}
+
+impl Schedule {
+    /// The curve called `curve`, with its default parameters.
+    pub fn new(curve: &str) -> Self {
+        Self { curve: curve.to_owned(), params: BTreeMap::new() }
+    }
+
+    /// The same curve with one parameter set.
+    #[must_use]
+    pub fn with(mut self, param: &str, value: f32) -> Self {
+        self.params.insert(param.to_owned(), value);
+        self
+    }
+}
+
 /// A family-neutral description of a decoding method.
 ///
 /// Serialized as JSON with one key per field; unknown keys and unknown variants are errors, so a runtime never half
@@ -80,26 +194,56 @@ impl Reveal {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodePolicy {
+    /// What a row may attend in the compiled steps.
+    pub attention: Attention,
     /// Where blocks begin.
     pub grid: BlockGrid,
     /// Block length in tokens.
     pub block: usize,
-    /// Token that stands for "not decided yet"; it is never revealed.
+    /// Finer grid inside a block; absent: a block is decoded as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_block: Option<SubBlock>,
+    /// Token that stands for "not decided yet"; it is never revealed. -1 for autoregressive models, which have none.
     pub mask_id: i32,
-    /// How many rows before a position its logits stand: 0, or 1 for models that predict the next token. The first row
-    /// of a forward pass stands for itself.
+    /// Token that, once decided, is neither fed nor attended by later blocks, and takes up no rotary position (BD3LM
+    /// hides the padding token, generated or not); absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_id: Option<i32>,
+    /// How many rows before a position its logits stand: 0, or 1 for models that predict the next token.
     pub logit_shift: usize,
+    /// With a shift: what decides the first position of a forward pass.
+    #[serde(default)]
+    pub first_row: FirstRow,
+    /// With a shift: who decides the first token of a block.
+    #[serde(default)]
+    pub lead: Lead,
     /// Forward passes and cache writes per block.
     pub cache: CacheMode,
-    /// Denoising steps per block, at least 1: the reveal rule's quota of step i is entry i of
-    /// [`reveal::even_schedule`]`(block, steps)`.
+    /// Where the end of a prompt that shares a block with new tokens is computed.
+    #[serde(default)]
+    pub prompt_tail: PromptTail,
+    /// Denoising steps per block, at least 1.
     pub steps: usize,
+    /// How many positions each step should reveal.
+    pub schedule: Schedule,
     /// Which positions a step reveals.
     pub reveal: Reveal,
-    /// Name of a row of [`confidence::CONFIDENCES`]: how sure the model is of a position.
+    /// Name of a row of [`CONFIDENCES`](super::confidence::CONFIDENCES): how sure the model is of a position.
     pub confidence: String,
     /// Distribution that the confidence is read from when drawing.
     pub confidence_stage: ConfidenceStage,
+    /// Classifier-free guidance w: logits are u + (w + 1)(c - u), where u are those of a second pass in which the prompt
+    /// is masked; 0 makes no second pass.
+    #[serde(default)]
+    pub cfg_scale: f32,
+    /// Tokens that are never chosen; they leave the distribution before anything else happens (LLaDA `logits_eos_inf`,
+    /// MDLM `suppress_tokens`).
+    #[serde(default)]
+    pub suppress_ids: Vec<i32>,
+    /// Tokens that leave the distribution after the choice, so that choosing one has confidence 0 (LLaDA
+    /// `confidence_eos_eot_inf`, MDLM `begin_suppress_tokens`).
+    #[serde(default)]
+    pub unsure_ids: Vec<i32>,
     /// 0 decodes greedily; otherwise logits are divided by it before filtering and drawing.
     pub temperature: f32,
     /// Keep the k most likely tokens (ties with the last one included); 0 keeps all, 1 decodes greedily.
@@ -110,44 +254,39 @@ pub struct DecodePolicy {
     pub filter_order: FilterOrder,
     /// Seed of the counter-based generator.
     pub seed: u64,
-    /// Tokens that end the text. Decoding stops after the block that holds one.
+    /// When a stop token ends decoding.
+    #[serde(default)]
+    pub stop_at: StopAt,
+    /// Tokens that end the text.
     pub stop_ids: Vec<i32>,
     /// Texts that end the text; they are matched across token boundaries.
     pub stop_strings: Vec<String>,
 }
 
 impl DecodePolicy {
-    /// The plain greedy method of a block diffusion model with an exact block cache: one token per step, absolute grid,
-    /// probability as confidence.
-    pub fn greedy(mask_id: i32, block: usize) -> Self {
-        Self {
-            grid: BlockGrid::Absolute,
-            block,
-            mask_id,
-            logit_shift: 0,
-            cache: CacheMode::CommitBlock,
-            steps: block,
-            reveal: Reveal::new("static"),
-            confidence: "probability".to_owned(),
-            confidence_stage: ConfidenceStage::BeforeFilters,
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            filter_order: FilterOrder::TopKTopP,
-            seed: 0,
-            stop_ids: Vec::new(),
-            stop_strings: Vec::new(),
-        }
-    }
-
     /// This policy with the given fields replaced.
-    #[must_use]
-    pub fn with(&self, overrides: &Overrides) -> Self {
+    ///
+    /// # Errors
+    /// A block length where the model's attention mask fixes it.
+    pub fn with(&self, overrides: &Overrides) -> Result<Self, PolicyError> {
         let o = overrides.clone();
-        Self {
-            steps: o.steps.unwrap_or(self.steps),
+        if o.block.is_some_and(|block| block != self.block) && self.attention != Attention::Full {
+            return Err(PolicyError::FixedBlock { block: self.block });
+        }
+        Ok(Self {
+            block: o.block.unwrap_or(self.block),
+            cache: o.cache.unwrap_or(self.cache),
+            steps: match (o.steps, o.block) {
+                (Some(steps), _) => steps,
+                // One token per step stays one token per step.
+                (None, Some(block)) if self.steps == self.block => block,
+                (None, _) => self.steps,
+            },
+            schedule: o.schedule.unwrap_or_else(|| self.schedule.clone()),
             reveal: o.reveal.unwrap_or_else(|| self.reveal.clone()),
             confidence: o.confidence.unwrap_or_else(|| self.confidence.clone()),
+            cfg_scale: o.cfg_scale.unwrap_or(self.cfg_scale),
+            suppress_ids: o.suppress_ids.unwrap_or_else(|| self.suppress_ids.clone()),
             temperature: o.temperature.unwrap_or(self.temperature),
             top_k: o.top_k.unwrap_or(self.top_k),
             top_p: o.top_p.unwrap_or(self.top_p),
@@ -155,7 +294,7 @@ impl DecodePolicy {
             stop_ids: o.stop_ids.unwrap_or_else(|| self.stop_ids.clone()),
             stop_strings: o.stop_strings.unwrap_or_else(|| self.stop_strings.clone()),
             ..self.clone()
-        }
+        })
     }
 
     /// Whether the token of a position is the most likely one rather than drawn.
@@ -163,65 +302,32 @@ impl DecodePolicy {
         self.temperature == 0.0 || self.top_k == 1
     }
 
-    /// Looks up the table rows that the policy names and checks every number, also against what `executor` can run.
-    ///
-    /// # Errors
-    /// The first thing that cannot be run, with what to change.
-    pub fn resolve(&self, executor: &dyn Executor) -> Result<Resolved, PolicyError> {
-        let largest = executor.step_buckets().last().copied().unwrap_or(0).min(executor.max_seq());
-        if self.block == 0 || self.block > largest {
-            return Err(PolicyError::Block { block: self.block, largest });
-        }
-        let vocab = executor.vocab();
-        if usize::try_from(self.mask_id).map_or(true, |id| id >= vocab) {
-            return Err(PolicyError::MaskId { mask_id: self.mask_id, vocab });
-        }
-        if self.logit_shift > 1 {
-            return Err(out_of_range("logit_shift", "0 or 1"));
-        }
-        if self.steps == 0 {
-            return Err(out_of_range("steps", "at least 1"));
-        }
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(out_of_range("temperature", "0 (greedy) or a positive number"));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(out_of_range("top_p", "above 0 and at most 1"));
-        }
-        let confidence = confidence::find(&self.confidence)
-            .ok_or_else(|| unknown("confidence measure", &self.confidence, confidence::names()))?;
-        let rule = reveal::find(&self.reveal.rule)
-            .ok_or_else(|| unknown("reveal rule", &self.reveal.rule, reveal::names()))?;
-        if let Some(name) = self.reveal.params.keys().find(|name| !rule.params.iter().any(|p| p.name == *name)) {
-            let known = rule.params.iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
-            return Err(unknown("parameter of this reveal rule", name, known));
-        }
-        let params = rule.params.iter().map(|p| self.reveal.params.get(p.name).copied().unwrap_or(p.default)).collect();
-        Ok(Resolved { rule, params, confidence })
+    /// Whether blocks are finished by a pass that writes their permanent cache rows.
+    pub fn commits(&self) -> bool {
+        matches!(self.cache, CacheMode::CommitBlock | CacheMode::CommitBetween)
     }
-}
-
-/// The table rows that a policy names.
-#[derive(Debug)]
-pub struct Resolved {
-    /// The reveal rule.
-    pub rule: &'static RevealRule,
-    /// Its parameters, in the order in which the row lists them.
-    pub params: Vec<f32>,
-    /// The confidence measure.
-    pub confidence: &'static Confidence,
 }
 
 /// What one call changes of the artifact's policy; absent fields keep the artifact's value.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
+    /// See [`DecodePolicy::block`]; only models with full attention can change it.
+    pub block: Option<usize>,
+    /// See [`DecodePolicy::cache`].
+    pub cache: Option<CacheMode>,
     /// See [`DecodePolicy::steps`].
     pub steps: Option<usize>,
+    /// See [`DecodePolicy::schedule`].
+    pub schedule: Option<Schedule>,
     /// See [`DecodePolicy::reveal`].
     pub reveal: Option<Reveal>,
     /// See [`DecodePolicy::confidence`].
     pub confidence: Option<String>,
+    /// See [`DecodePolicy::cfg_scale`].
+    pub cfg_scale: Option<f32>,
+    /// See [`DecodePolicy::suppress_ids`].
+    pub suppress_ids: Option<Vec<i32>>,
     /// See [`DecodePolicy::temperature`].
     pub temperature: Option<f32>,
     /// See [`DecodePolicy::top_k`].
@@ -236,58 +342,9 @@ pub struct Overrides {
     pub stop_strings: Option<Vec<String>>,
 }
 
-/// A policy that cannot be run.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PolicyError {
-    /// The block length does not fit the compiled steps.
-    #[error("a block of {block} tokens does not fit the model: use 1 to {largest}, or compile with a larger step")]
-    Block {
-        /// Block length of the policy.
-        block: usize,
-        /// Largest block that the executor can run.
-        largest: usize,
-    },
-    /// The mask id is no token of the model.
-    #[error("mask id {mask_id} is outside the vocabulary of {vocab}: set the mask id of this checkpoint")]
-    MaskId {
-        /// Mask id of the policy.
-        mask_id: i32,
-        /// Vocabulary size of the model.
-        vocab: usize,
-    },
-    /// A number is out of range.
-    #[error("`{field}` is out of range: it must be {range}")]
-    Range {
-        /// Field of the policy.
-        field: &'static str,
-        /// What it must be.
-        range: &'static str,
-    },
-    /// A table has no row of that name.
-    #[error("there is no {what} `{name}`: use one of {known}")]
-    Unknown {
-        /// What was looked up.
-        what: &'static str,
-        /// The name in the policy.
-        name: String,
-        /// The names that exist.
-        known: String,
-    },
-}
-
-fn out_of_range(field: &'static str, range: &'static str) -> PolicyError {
-    PolicyError::Range { field, range }
-}
-
-fn unknown(what: &'static str, name: &str, known: String) -> PolicyError {
-    PolicyError::Unknown { what, name: name.to_owned(), known }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::mock::Mock;
 
     #[test]
     fn json_round_trips_and_reads_as_a_person_would_write_it() {
@@ -313,31 +370,25 @@ mod tests {
     #[test]
     fn overrides_replace_only_what_they_name() {
         let policy = DecodePolicy::greedy(1, 4);
-        assert_eq!(policy.with(&Overrides::default()), policy);
+        assert_eq!(policy.with(&Overrides::default()), Ok(policy.clone()));
         let changed = policy.with(&Overrides { top_k: Some(5), seed: Some(9), ..Overrides::default() });
-        assert_eq!(changed, DecodePolicy { top_k: 5, seed: 9, ..policy });
+        assert_eq!(changed, Ok(DecodePolicy { top_k: 5, seed: 9, ..policy }));
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_with_advice() {
-        let mock = Mock::new(64, 16, &[4, 8]);
-        let ok = DecodePolicy::greedy(1, 4);
-        assert!(ok.resolve(&mock).is_ok());
-        let refused = |change: &dyn Fn(&mut DecodePolicy)| {
-            let mut policy = ok.clone();
-            change(&mut policy);
-            policy.resolve(&mock).unwrap_err().to_string()
-        };
-        assert!(refused(&|p| p.block = 0).contains("use 1 to 8"));
-        assert!(refused(&|p| p.block = 16).contains("use 1 to 8"));
-        assert!(refused(&|p| p.mask_id = 16).contains("vocabulary of 16"));
-        assert!(refused(&|p| p.mask_id = -1).contains("vocabulary of 16"));
-        assert!(refused(&|p| p.steps = 0).contains("`steps`"));
-        assert!(refused(&|p| p.logit_shift = 2).contains("`logit_shift`"));
-        assert!(refused(&|p| p.temperature = f32::NAN).contains("`temperature`"));
-        assert!(refused(&|p| p.top_p = 0.0).contains("`top_p`"));
-        assert!(refused(&|p| p.reveal = Reveal::new("guess")).contains("sequential"));
-        assert!(refused(&|p| p.confidence = "hunch".into()).contains("margin"));
-        assert!(refused(&|p| p.reveal = Reveal::new("threshold").with("tau", 1.0)).contains("use one of threshold"));
+    fn only_full_attention_lets_a_call_choose_the_block() {
+        let block = Overrides { block: Some(16), ..Overrides::default() };
+        assert_eq!(DecodePolicy::greedy(1, 4).with(&block), Err(PolicyError::FixedBlock { block: 4 }));
+        assert_eq!(DecodePolicy::greedy(1, 16).with(&block), Ok(DecodePolicy::greedy(1, 16)));
+        assert_eq!(DecodePolicy::llada(1).with(&block).map(|policy| (policy.block, policy.steps)), Ok((16, 16)));
+    }
+
+    #[test]
+    fn what_a_method_does_not_use_may_be_absent() {
+        let text = serde_json::to_string(&DecodePolicy::greedy(1, 4)).unwrap();
+        assert!(!text.contains("sub_block") && !text.contains("hidden_id"));
+        let without = text.replace(r#""cfg_scale":0.0,"#, "").replace(r#""lead":"none","#, "");
+        assert_ne!(without, text);
+        assert_eq!(serde_json::from_str::<DecodePolicy>(&without).unwrap(), DecodePolicy::greedy(1, 4));
     }
 }

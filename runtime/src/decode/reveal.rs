@@ -9,14 +9,16 @@ use std::cmp::Ordering;
 /// One position that the head was run on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
-    /// Offset in the block.
-    pub offset: usize,
+    /// Where it stands in the sequence.
+    pub position: usize,
     /// Token that the model proposes; never the mask.
     pub token: i32,
     /// How sure the model is, by the policy's measure; larger is surer.
     pub confidence: f32,
     /// Entropy in nats of the position's distribution at temperature 1, before any filter.
     pub entropy: f32,
+    /// The position's Exp(1) variate; 1 unless the rule or the confidence measure is random.
+    pub noise: f32,
 }
 
 /// What a rule sees of a denoising pass.
@@ -24,8 +26,10 @@ pub struct Candidate {
 pub struct Pass<'a> {
     /// The masked positions of the block, ascending; at least one.
     pub candidates: &'a [Candidate],
-    /// How many positions the schedule gives to this step.
+    /// How many positions the schedule gives to this step; rows that carry get what earlier steps left, too.
     pub quota: usize,
+    /// The same as a part of the masked positions, before rounding.
+    pub part: f32,
     /// The rule's parameters, in the order in which its row lists them.
     pub params: &'a [f32],
 }
@@ -33,8 +37,8 @@ pub struct Pass<'a> {
 /// One position gets a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Offset in the block.
-    pub offset: usize,
+    /// Where it stands in the sequence.
+    pub position: usize,
     /// The token that it holds from now on.
     pub token: i32,
 }
@@ -59,37 +63,88 @@ pub struct RevealRule {
     pub doc: &'static str,
     /// Its parameters.
     pub params: &'static [Param],
+    /// Whether it needs the positions' random numbers.
+    pub random: bool,
+    /// Whether what a step leaves of its quota is added to that of the next.
+    pub carries: bool,
     /// Appends the changes of a pass.
     pub reveal: fn(&Pass<'_>, &mut Vec<Change>),
 }
 
+/// A rule that is neither random nor carries, for the rows of the table.
+const RULE: RevealRule =
+    RevealRule { name: "", doc: "", params: &[], random: false, carries: false, reveal: static_quota };
+
 /// All reveal rules, alphabetical.
 pub static REVEAL_RULES: &[RevealRule] = &[
+    RevealRule {
+        name: "at-least",
+        doc: "the most confident position, and every other whose confidence is at least `threshold`, whatever the \
+              schedule gives (Fast-dLLM)",
+        params: &[Param { name: "threshold", default: 0.9, doc: "confidence that must be reached" }],
+        reveal: at_least,
+        ..RULE
+    },
+    RevealRule {
+        name: "capped-threshold",
+        doc: "of the most confident positions, as many as the schedule gives, the first and those whose confidence is at \
+              least `threshold`; the next step may make up for the others (Dream `confidence_threshold`)",
+        params: &[Param { name: "threshold", default: 0.9, doc: "confidence that must be reached" }],
+        carries: true,
+        reveal: capped_threshold,
+        ..RULE
+    },
+    RevealRule {
+        name: "drawn",
+        doc: "as many positions as the schedule gives, drawn with probabilities that grow with confidence (Dream \
+              `alg_temp`)",
+        params: &[Param { name: "temperature", default: 1.0, doc: "divides the confidences before their softmax" }],
+        random: true,
+        reveal: drawn,
+        ..RULE
+    },
     RevealRule {
         name: "entropy-bounded",
         doc: "the least uncertain positions while the sum of their entropies stays below `bound`, at least one \
               (SDAR `entropy_bounded`, read as intended)",
         params: &[Param { name: "bound", default: 0.35, doc: "largest sum of entropies in nats" }],
         reveal: entropy_bounded,
+        ..RULE
+    },
+    RevealRule {
+        name: "factor",
+        doc: "the k most confident positions, for the first k whose confidence is below 1 - `factor` / (k + 2) \
+              (Fast-dLLM)",
+        params: &[Param { name: "factor", default: 1.0, doc: "how fast the demand grows with the number revealed" }],
+        reveal: factor,
+        ..RULE
+    },
+    RevealRule {
+        name: "random",
+        doc: "every position with the probability that the schedule gives to the step (Dream `origin`)",
+        random: true,
+        reveal: random,
+        ..RULE
     },
     RevealRule {
         name: "sequential",
         doc: "the first masked position and those after it, as many as the schedule gives (SDAR `sequential`)",
-        params: &[],
         reveal: sequential,
+        ..RULE
     },
     RevealRule {
         name: "static",
         doc: "the most confident positions, as many as the schedule gives (LLaDA, SDAR `low_confidence_static`)",
-        params: &[],
         reveal: static_quota,
+        ..RULE
     },
     RevealRule {
         name: "threshold",
         doc: "every position whose confidence is strictly above `threshold`, but never fewer than the schedule gives \
-              (SDAR `low_confidence_dynamic`)",
+              (SDAR `low_confidence_dynamic`, Fast_dLLM v2)",
         params: &[Param { name: "threshold", default: 0.9, doc: "confidence that must be exceeded" }],
         reveal: threshold,
+        ..RULE
     },
 ];
 
@@ -103,10 +158,22 @@ pub fn names() -> String {
     REVEAL_RULES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
 }
 
-/// Splits `tokens` over `steps` as evenly as integers allow; the first steps get the remainder. This is LLaDA's
-/// `get_num_transfer_tokens`, which SDAR applies to the block length. Returns nothing for zero steps.
-pub fn even_schedule(tokens: usize, steps: usize) -> Vec<usize> {
-    (0..steps).map(|step| tokens / steps + usize::from(step < tokens % steps)).collect()
+fn at_least(pass: &Pass<'_>, changes: &mut Vec<Change>) {
+    let order = by_confidence(pass);
+    let sure = order[1..].iter().filter(|&&at| pass.candidates[at].confidence >= pass.params[0]);
+    changes.extend(order[..1].iter().chain(sure).map(|&at| accept(&pass.candidates[at])));
+}
+
+fn capped_threshold(pass: &Pass<'_>, changes: &mut Vec<Change>) {
+    let first = changes.len();
+    at_least(pass, changes);
+    changes.truncate(first + pass.quota.max(1));
+}
+
+fn drawn(pass: &Pass<'_>, changes: &mut Vec<Change>) {
+    // The largest of p / q for p a softmax and q ~ Exp(1), as logarithms.
+    let order = ranked(pass.candidates, |c| c.confidence / pass.params[0] - c.noise.ln());
+    changes.extend(order.iter().take(pass.quota).map(|&at| accept(&pass.candidates[at])));
 }
 
 fn entropy_bounded(pass: &Pass<'_>, changes: &mut Vec<Change>) {
@@ -122,14 +189,31 @@ fn entropy_bounded(pass: &Pass<'_>, changes: &mut Vec<Change>) {
     changes.extend(order[..below.max(1)].iter().map(|&at| accept(&pass.candidates[at])));
 }
 
+fn factor(pass: &Pass<'_>, changes: &mut Vec<Change>) {
+    let order = by_confidence(pass);
+    let last = order.len() - 1;
+    let demand = |rank: usize| if rank == 0 { -1.0 } else { 1.0 - pass.params[0] / (rank + 2) as f32 };
+    let below = order.iter().enumerate().position(|(rank, &at)| pass.candidates[at].confidence < demand(rank));
+    // A refusal at the very last rank is forgiven, and the first rank is always taken.
+    let count = match below.unwrap_or(last) {
+        rank if rank == 0 || rank == last => rank + 1,
+        rank => rank,
+    };
+    changes.extend(order[..count].iter().map(|&at| accept(&pass.candidates[at])));
+}
+
+fn random(pass: &Pass<'_>, changes: &mut Vec<Change>) {
+    // exp(-q) is uniform for q ~ Exp(1).
+    changes.extend(pass.candidates.iter().filter(|c| (-c.noise).exp() < pass.part).map(accept));
+}
+
 fn sequential(pass: &Pass<'_>, changes: &mut Vec<Change>) {
-    let first = pass.candidates[0].offset;
-    changes.extend(pass.candidates.iter().filter(|c| c.offset - first < pass.quota).map(accept));
+    let first = pass.candidates[0].position;
+    changes.extend(pass.candidates.iter().filter(|c| c.position - first < pass.quota).map(accept));
 }
 
 fn static_quota(pass: &Pass<'_>, changes: &mut Vec<Change>) {
-    let order = ranked(pass.candidates, |c| c.confidence);
-    changes.extend(order.iter().take(pass.quota).map(|&at| accept(&pass.candidates[at])));
+    changes.extend(by_confidence(pass).iter().take(pass.quota).map(|&at| accept(&pass.candidates[at])));
 }
 
 fn threshold(pass: &Pass<'_>, changes: &mut Vec<Change>) {
@@ -142,7 +226,11 @@ fn threshold(pass: &Pass<'_>, changes: &mut Vec<Change>) {
 }
 
 fn accept(candidate: &Candidate) -> Change {
-    Change { offset: candidate.offset, token: candidate.token }
+    Change { position: candidate.position, token: candidate.token }
+}
+
+fn by_confidence(pass: &Pass<'_>) -> Vec<usize> {
+    ranked(pass.candidates, |c| c.confidence)
 }
 
 /// Indices of `candidates` by falling key; a stable sort, so ties go to the lowest position, and a NaN comes last.
@@ -164,16 +252,23 @@ mod tests {
 
     fn candidates(rows: &[(usize, f32, f32)]) -> Vec<Candidate> {
         rows.iter()
-            .map(|&(offset, confidence, entropy)| Candidate { offset, token: offset as i32 + 100, confidence, entropy })
+            .map(|&(position, confidence, entropy)| Candidate {
+                position,
+                token: position as i32 + 100,
+                confidence,
+                entropy,
+                noise: 1.0,
+            })
             .collect()
     }
 
     fn offsets(rule: &str, rows: &[(usize, f32, f32)], quota: usize, params: &[f32]) -> Vec<usize> {
         let candidates = candidates(rows);
         let mut changes = Vec::new();
-        (find(rule).unwrap().reveal)(&Pass { candidates: &candidates, quota, params }, &mut changes);
-        assert!(changes.iter().all(|c| c.token == c.offset as i32 + 100));
-        let mut offsets: Vec<usize> = changes.iter().map(|c| c.offset).collect();
+        let part = quota as f32 / candidates.len() as f32;
+        (find(rule).unwrap().reveal)(&Pass { candidates: &candidates, quota, part, params }, &mut changes);
+        assert!(changes.iter().all(|c| c.token == c.position as i32 + 100));
+        let mut offsets: Vec<usize> = changes.iter().map(|c| c.position).collect();
         offsets.sort_unstable();
         offsets
     }
@@ -224,10 +319,53 @@ mod tests {
     }
 
     #[test]
-    fn schedule_is_even_and_front_loaded() {
-        assert_eq!(even_schedule(7, 3), [3, 2, 2]);
-        assert_eq!(even_schedule(2, 4), [1, 1, 0, 0]);
-        assert_eq!(even_schedule(3, 0), [0; 0]);
+    fn at_least_is_inclusive_and_takes_the_best_whatever_it_is() {
+        let rows = [(0, 0.9, 0.0), (1, 0.95, 0.0), (3, 0.2, 0.0)];
+        assert_eq!(offsets("at-least", &rows, 1, &[0.9]), [0, 1]);
+        assert_eq!(offsets("at-least", &rows, 3, &[0.96]), [1]);
+    }
+
+    #[test]
+    fn capped_threshold_refuses_within_the_quota_only() {
+        let rows = [(0, 0.9, 0.0), (1, 0.95, 0.0), (3, 0.2, 0.0)];
+        assert_eq!(offsets("capped-threshold", &rows, 1, &[0.1]), [1]);
+        assert_eq!(offsets("capped-threshold", &rows, 2, &[0.1]), [0, 1]);
+        assert_eq!(offsets("capped-threshold", &rows, 3, &[0.5]), [0, 1]);
+        assert_eq!(offsets("capped-threshold", &rows, 3, &[2.0]), [1]);
+    }
+
+    #[test]
+    fn factor_asks_for_more_with_every_rank() {
+        // Demands with factor 1: anything, 2/3, 3/4, 4/5.
+        let rows = |confidences: [f32; 4]| confidences.map(|c| (0, c, 0.0)).into_iter().enumerate();
+        let count = |confidences| {
+            let rows: Vec<_> = rows(confidences).map(|(at, (_, c, e))| (at, c, e)).collect();
+            offsets("factor", &rows, 1, &[1.0]).len()
+        };
+        assert_eq!(count([0.1, 0.0, 0.0, 0.0]), 1);
+        assert_eq!(count([0.9, 0.6, 0.0, 0.0]), 1);
+        assert_eq!(count([0.9, 0.7, 0.7, 0.0]), 2);
+        assert_eq!(count([0.9, 0.9, 0.9, 0.1]), 4, "only the last refuses");
+        assert_eq!(count([0.9, 0.9, 0.9, 0.9]), 4);
+        assert_eq!(offsets("factor", &[(5, 0.0, 0.0)], 1, &[1.0]), [5]);
+    }
+
+    #[test]
+    fn random_rules_follow_their_numbers() {
+        let noisy = |noise: &[f32]| {
+            let at = |(position, &noise)| Candidate { position, token: 1, confidence: 0.5, entropy: 0.0, noise };
+            noise.iter().enumerate().map(at).collect::<Vec<_>>()
+        };
+        let run = |rule: &str, quota, part, params: &[f32], candidates: &[Candidate]| {
+            let mut changes = Vec::new();
+            (find(rule).unwrap().reveal)(&Pass { candidates, quota, part, params }, &mut changes);
+            changes.iter().map(|change| change.position).collect::<Vec<_>>()
+        };
+        // exp(-q): 0.90, 0.37, 0.05.
+        let candidates = noisy(&[0.1, 1.0, 3.0]);
+        assert_eq!(run("random", 0, 0.5, &[], &candidates), [1, 2]);
+        assert_eq!(run("random", 0, 1.0, &[], &candidates), [0, 1, 2]);
+        assert_eq!(run("drawn", 2, 0.0, &[1.0], &candidates), [0, 1]);
     }
 
     proptest! {
@@ -243,7 +381,7 @@ mod tests {
                 let picked = offsets(rule.name, &rows, quota, &params);
                 prop_assert!(picked.windows(2).all(|pair| pair[0] < pair[1]));
                 prop_assert!(picked.iter().all(|&at| rows.iter().any(|row| row.0 == at)));
-                prop_assert!(!picked.is_empty());
+                prop_assert!(rule.random || !picked.is_empty());
                 if rule.name == "static" {
                     prop_assert_eq!(picked.len(), quota.min(rows.len()));
                 }
@@ -251,13 +389,6 @@ mod tests {
                     prop_assert!(picked.len() >= quota.min(rows.len()));
                 }
             }
-        }
-
-        #[test]
-        fn a_schedule_adds_up(tokens in 0usize..200, steps in 1usize..200) {
-            let schedule = even_schedule(tokens, steps);
-            prop_assert_eq!(schedule.iter().sum::<usize>(), tokens);
-            prop_assert!(schedule.windows(2).all(|pair| pair[0] >= pair[1] && pair[0] - pair[1] <= 1));
         }
     }
 }

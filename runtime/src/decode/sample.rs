@@ -24,28 +24,54 @@ pub struct Drawn {
 /// Chooses a token from one row of raw logits, `[vocab]`. Greedy policies take the most likely token of the filtered
 /// distribution at temperature 1.
 ///
+/// LLaDA's Gumbel rule, `argmax(exp(l) / q^T)`, is a monotone function of `exp(l / T) / q` and so the same draw.
+///
 /// Returns `None` when no finite logit is left or a noise value was not recorded.
 pub fn choose(logits: &[f32], policy: &DecodePolicy, noise: &Noise, at: NoiseRow) -> Option<Drawn> {
     let temperature = if policy.is_greedy() { 1.0 } else { policy.temperature };
-    let scaled: Vec<Entry> = (0..).zip(logits.iter().map(|logit| logit / temperature)).collect();
-    let mut kept: Vec<Entry> =
-        scaled.iter().copied().filter(|&(id, logit)| id != policy.mask_id && logit.is_finite()).collect();
+    let all: Vec<Entry> = without(logits, &policy.suppress_ids);
+    let scaled: Vec<Entry> = all.iter().map(|&(id, logit)| (id, logit / temperature)).collect();
+    let mut kept: Vec<Entry> = scaled.iter().copied().filter(|entry| entry.1.is_finite()).collect();
     filter(&mut kept, policy.filter_order, policy.top_k, policy.top_p);
     let kept = softmax(&kept);
 
+    let allowed = |entries: &[Entry]| -> Vec<Entry> {
+        entries.iter().copied().filter(|&(id, value)| id != policy.mask_id && value.is_finite()).collect()
+    };
+    let mut choices = allowed(&kept);
+    if choices.is_empty() {
+        // The filters left the mask alone.
+        choices = argmax(allowed(&scaled).into_iter()).map(|id| (id, 1.0)).into_iter().collect();
+    }
     let token = if policy.is_greedy() {
-        argmax(kept.iter().copied())?
+        argmax(choices.into_iter())?
     } else {
         let mut exponential = noise.exponential(at);
-        let scores: Option<Vec<Entry>> = kept.iter().map(|&(id, p)| Some((id, p / exponential(id)?))).collect();
+        let scores: Option<Vec<Entry>> = choices.iter().map(|&(id, p)| Some((id, p / exponential(id)?))).collect();
         argmax(scores?.into_iter())?
     };
-    let stats = match policy.confidence_stage {
-        ConfidenceStage::AfterFilters => stats(&kept, token),
-        ConfidenceStage::BeforeFilters => stats(&softmax(&scaled), token),
+
+    let sure = |entries: &[Entry]| -> Vec<Entry> {
+        entries.iter().copied().filter(|entry| !policy.unsure_ids.contains(&entry.0)).collect()
     };
-    let raw: Vec<Entry> = (0..).zip(logits.iter().copied()).collect();
-    Some(Drawn { stats, entropy: entropy(&softmax(&raw)) })
+    let stats = match policy.confidence_stage {
+        ConfidenceStage::AfterFilters if policy.unsure_ids.is_empty() => stats(&kept, token),
+        ConfidenceStage::AfterFilters => stats(&normalized(sure(&kept)), token),
+        ConfidenceStage::BeforeFilters => stats(&softmax(&sure(&scaled)), token),
+        ConfidenceStage::BeforeTemperature => stats(&softmax(&sure(&all)), token),
+    };
+    Some(Drawn { stats, entropy: entropy(&softmax(&all)) })
+}
+
+/// The entries of a row but for those of `ids`.
+fn without(logits: &[f32], ids: &[i32]) -> Vec<Entry> {
+    (0..).zip(logits.iter().copied()).filter(|(id, _)| !ids.contains(id)).collect()
+}
+
+fn normalized(mut probs: Vec<Entry>) -> Vec<Entry> {
+    let sum: f32 = probs.iter().map(|entry| entry.1).sum();
+    probs.iter_mut().for_each(|entry| entry.1 /= sum);
+    probs
 }
 
 /// Removes the tail of a distribution. `entries` are `(id, logit)` with ascending ids and stay so; at least one stays.
@@ -143,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    const AT: NoiseRow = NoiseRow { pass: 0, position: 0, row: 0 };
+    const AT: NoiseRow = NoiseRow { pass: 0, position: 0 };
 
     fn ids(entries: &[Entry]) -> Vec<i32> {
         entries.iter().map(|entry| entry.0).collect()
@@ -190,6 +216,29 @@ mod tests {
         for seed in 0..200 {
             assert_ne!(choose(&[0.0, 9.0, 1.0], &policy, &Noise::Seeded(seed), AT).unwrap().stats.best, 1);
         }
+    }
+
+    #[test]
+    fn a_filter_that_leaves_only_the_mask_does_not_choose_it() {
+        let policy = DecodePolicy { top_k: 1, ..DecodePolicy::greedy(1, 4) };
+        assert_eq!(choose(&[0.0, 9.0, 1.0], &policy, &Noise::Seeded(0), AT).unwrap().stats.best, 2);
+    }
+
+    #[test]
+    fn suppressed_tokens_are_not_chosen_and_unsure_ones_have_no_confidence() {
+        let mut policy = DecodePolicy { suppress_ids: vec![1], ..DecodePolicy::llada(0) };
+        let logits = [-40.0, 9.0, 2.0, 1.0];
+        let drawn = choose(&logits, &policy, &Noise::Seeded(0), AT).unwrap();
+        assert_eq!(drawn.stats.best, 2);
+        assert!((drawn.stats.prob - 0.731).abs() < 1e-3, "the distribution is that of what is left");
+        for stage in [ConfidenceStage::BeforeTemperature, ConfidenceStage::BeforeFilters, ConfidenceStage::AfterFilters]
+        {
+            (policy.unsure_ids, policy.confidence_stage) = (vec![2], stage);
+            let drawn = choose(&logits, &policy, &Noise::Seeded(0), AT).unwrap();
+            assert_eq!((drawn.stats.best, drawn.stats.prob), (2, 0.0));
+        }
+        policy.unsure_ids = vec![3];
+        assert_eq!(choose(&logits, &policy, &Noise::Seeded(0), AT).unwrap().stats.prob, 1.0);
     }
 
     #[test]

@@ -10,8 +10,18 @@ use std::time::Duration;
 pub enum ForwardKind {
     /// Writes cache rows of the prompt.
     Prefill,
+    /// Runs the whole sequence.
+    Full,
+    /// Runs a block and everything after it, against the cached rows before it.
+    Suffix,
+    /// Runs a block against the cached rows before and after it.
+    DualBlock,
     /// Runs a block that holds masks; what it writes to the caches is scratch.
     Block,
+    /// Runs a block whose rows are then kept for its sub-blocks.
+    BlockRefresh,
+    /// Runs a sub-block against the rows before it and those of its block.
+    SubBlock,
     /// Writes the permanent cache rows of a finished block.
     Commit,
 }
@@ -25,7 +35,7 @@ pub struct Forward<'a> {
     pub q_start: usize,
     /// Number of tokens that it feeds.
     pub q_len: usize,
-    /// Cache rows that it finds below its own.
+    /// Positions whose cache rows it finds: those before its block, or all when it runs a block inside a full cache.
     pub past_len: usize,
     /// The whole sequence, undecided positions included.
     pub ids: &'a [i32],
@@ -66,7 +76,7 @@ pub enum Moment<'a> {
 pub struct Passes {
     /// Forward passes over the prompt.
     pub prefill: usize,
-    /// Forward passes over blocks that hold masks.
+    /// Forward passes over positions that hold masks.
     pub denoise: usize,
     /// Forward passes over finished blocks.
     pub commit: usize,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dlx_runtime::cpu::CpuExecutor;
+use dlx_runtime::cpu::{CpuExecutor, Seen};
 use dlx_runtime::exec::{Executor, StepCall};
 
 use super::logits::close;
@@ -18,14 +18,16 @@ pub fn run_hidden(executor: &mut CpuExecutor, case: &Case, all: bool) -> Result<
     let pos: Vec<i32> = (0..).take(ids.len()).collect();
     let call = StepCall { ids, pos: &pos, at: 0, from: 0, visible: ids.len() };
     let mut seen: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    let mut keep = |name: &str, value: &[f32]| drop(seen.insert(name.to_owned(), value.to_vec()));
+    let mut keep = |node: Seen<'_>| drop(seen.insert(node.name.to_owned(), node.value.to_vec()));
     executor.step_observed(call, usize::MAX, &mut keep).map_err(|e| e.to_string())?;
-    let rows: Vec<usize> = (0..ids.len()).collect();
-    let mut logits = vec![0.0; ids.len() * executor.vocab()];
-    let head = ids.len().min(64);
-    executor
-        .logits_observed(&rows[..head], &mut logits[..head * executor.vocab()], &mut keep)
-        .map_err(|e| e.to_string())?;
+    // One row at a time, whatever the sizes of the compiled heads.
+    let mut logits = vec![0.0; executor.vocab()];
+    let mut heads: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for row in 0..ids.len() {
+        let mut append = |node: Seen<'_>| heads.entry(node.name.to_owned()).or_default().extend_from_slice(node.value);
+        executor.logits_observed(&[row], &mut logits, &mut append).map_err(|e| e.to_string())?;
+    }
+    seen.extend(heads);
     let mut compared = 0;
     for (name, tensor) in case.tensors.iter().filter(|(n, _)| *n != "input_ids" && *n != "logits") {
         let ours = value_name(name).ok_or_else(|| format!("`{name}` has no name in the IR"))?;

@@ -2,13 +2,15 @@
 
 use dlx_runtime::decode::noise::{Noise, NoiseRow};
 use dlx_runtime::decode::policy::{ConfidenceStage, DecodePolicy, FilterOrder};
-use dlx_runtime::decode::reveal::even_schedule;
+use dlx_runtime::decode::reveal::{self, Candidate, Pass};
+use dlx_runtime::decode::schedule::{self, Due, Plan, even_schedule, linear_schedule};
 use dlx_runtime::decode::{confidence, sample};
 
 use super::logits::close;
 use super::{Case, Data};
+use crate::naive::rotation;
 
-/// Compares a case of kind `unit`.
+/// Compares a case of kind `unit` or `units`.
 ///
 /// # Errors
 /// The first difference, or why the case cannot be checked.
@@ -17,6 +19,10 @@ pub fn run_unit(case: &Case) -> Result<(), String> {
         "num_transfer_tokens" => schedule(case),
         "top_p_top_k_filters" => filters(case),
         "dream_sample_tokens" => dream_sample_tokens(case),
+        "dream_schedule" => dream_schedule(case),
+        "fd_transfer_index_a" => fd_transfer_index(case),
+        "rope_tables" => rope_tables(case),
+        "units__transfer_schedule" => linear(case),
         other => Err(format!("no check for unit `{other}`")),
     }
 }
@@ -82,16 +88,126 @@ fn dream_sample_tokens(case: &Case) -> Result<(), String> {
             ..DecodePolicy::greedy(-1, 1)
         };
         for (row, logits) in logits.chunks(vocab).enumerate() {
-            let at = NoiseRow { pass: 0, position: 0, row: 0 };
+            let at = NoiseRow { pass: 0, position: 0 };
             let drawn = sample::choose(logits, &policy, &Noise::Seeded(0), at).ok_or("nothing to choose")?;
             if drawn.stats.best != case.ints(&format!("{name}.x0"))?[row] {
                 return Err(format!("{name}, row {row}: token {}", drawn.stats.best));
             }
             for (key, measure) in [("prob", "probability"), ("margin", "margin"), ("negent", "neg-entropy")] {
-                let ours = (confidence::find(measure).ok_or("no such measure")?.of)(&drawn.stats);
+                let ours = (confidence::find(measure).ok_or("no such measure")?.of)(&drawn.stats, 1.0);
                 let expected = case.floats(&format!("{name}.{key}.conf"))?[row];
                 close(&[ours], &[expected], 1e-5).map_err(|error| format!("{name}.{key}, row {row}: {error}"))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Columns: eps, steps, then timesteps; eps in thousandths, steps, masks, then tokens per step. Padded with -1.
+fn dream_schedule(case: &Case) -> Result<(), String> {
+    let width = case.tensor("timesteps")?.shape[1];
+    for row in case.floats("timesteps")?.chunks(width) {
+        let (eps, steps) = (row[0], row[1] as usize);
+        close(&schedule::timesteps(steps, eps), &row[2..steps + 3], 0.0)
+            .map_err(|error| format!("timesteps of {steps} steps to {eps}: {error}"))?;
+    }
+    let timesteps = schedule::find("timesteps").ok_or("no such schedule")?;
+    let width = case.tensor("counts")?.shape[1];
+    for row in case.ints("counts")?.chunks(width) {
+        let row: Vec<usize> = row.iter().map_while(|&count| usize::try_from(count).ok()).collect();
+        let (eps, steps, mut masked) = (row[0] as f32 / 1000.0, row[1], row[2]);
+        let due = (timesteps.due)(&Plan { masked, block: masked, steps, params: &[eps] });
+        let mut ours = Vec::new();
+        for due in due {
+            ours.push(due.count(masked));
+            masked -= due.count(masked);
+        }
+        if ours != row[3..] {
+            return Err(format!("{steps} steps to {eps} from {}: {ours:?} instead of {:?}", row[2], &row[3..]));
+        }
+    }
+    Ok(())
+}
+
+/// Fast-dLLM's choice of positions from one row of logits per position, by every rule.
+fn fd_transfer_index(case: &Case) -> Result<(), String> {
+    let (logits, mask) = (case.floats("logits")?, case.ints("mask")?);
+    let vocab = case.tensor("logits")?.shape[2];
+    let policy = DecodePolicy { mask_id: -1, ..DecodePolicy::llada(0) };
+    let mut candidates = Vec::new();
+    for (position, row) in logits.chunks(vocab).enumerate().filter(|(position, _)| mask[*position] != 0) {
+        let at = NoiseRow { pass: 0, position };
+        let drawn = sample::choose(row, &policy, &Noise::Seeded(0), at).ok_or("nothing to choose")?;
+        let (token, confidence, entropy) = (drawn.stats.best, drawn.stats.prob, drawn.entropy);
+        candidates.push(Candidate { position, token, confidence, entropy, noise: 1.0 });
+    }
+    let mut checked = 0;
+    for name in case.tensors.keys().filter_map(|name| name.strip_suffix(".transfer")) {
+        let (rule, number) = name.split_at(name.find(|c: char| c.is_ascii_digit()).ok_or("no parameter in the name")?);
+        let number: f32 = number.parse().map_err(|error| format!("{name}: {error}"))?;
+        let (rule, quota, params) = match rule {
+            "fixed" => ("static", number as usize, vec![]),
+            "thr" => ("at-least", 1, vec![number]),
+            "factor" => ("factor", 1, vec![number]),
+            other => return Err(format!("no rule for `{other}`")),
+        };
+        let mut changes = Vec::new();
+        let pass = Pass { candidates: &candidates, quota, part: 0.0, params: &params };
+        (reveal::find(rule).ok_or("no such rule")?.reveal)(&pass, &mut changes);
+        let mut ours = vec![0; mask.len()];
+        for change in &changes {
+            ours[change.position] = 1;
+            if let Ok(tokens) = case.ints(&format!("{name}.x0"))
+                && tokens[change.position] != change.token
+            {
+                return Err(format!("{name}: token {} at {}", change.token, change.position));
+            }
+        }
+        let expected = case.ints(&format!("{name}.transfer"))?;
+        if ours != expected {
+            return Err(format!("{name}: {ours:?} instead of {expected:?}"));
+        }
+        checked += 1;
+    }
+    if checked == 0 { Err("no choices".to_owned()) } else { Ok(()) }
+}
+
+/// Cosines and sines at a few positions: the reference's angles are f32, which moves those of late positions.
+fn rope_tables(case: &Case) -> Result<(), String> {
+    let positions = case.ints("positions")?;
+    for (name, tensor) in case.tensors.iter().filter(|(name, _)| *name != "positions") {
+        let (function, rest) = name.split_once(".theta").ok_or("no base in the name")?;
+        let (theta, head_dim) = rest.split_once(".hd").ok_or("no head size in the name")?;
+        let theta: f64 = theta.parse().map_err(|error| format!("{name}: {error}"))?;
+        let head_dim: usize = head_dim.parse().map_err(|error| format!("{name}: {error}"))?;
+        let Data::Float(expected) = &tensor.data else { return Err(format!("`{name}` holds no floats")) };
+        for (&pos, expected) in positions.iter().zip(expected.chunks(head_dim)) {
+            let ours: Vec<f32> = (0..head_dim)
+                .map(|column| {
+                    let (sin, cos) = rotation(pos, column % (head_dim / 2), head_dim, theta);
+                    if function == "cos" { cos as f32 } else { sin as f32 }
+                })
+                .collect();
+            let rounding = 1e-6 + pos as f32 * f32::EPSILON;
+            close(&ours, expected, rounding).map_err(|error| format!("{name} at {pos}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// dllm's transfer schedule, one row per number of masks and steps.
+fn linear(case: &Case) -> Result<(), String> {
+    let width = case.tensor("counts")?.shape[1];
+    let rows = case.ints("n")?.iter().zip(case.ints("steps")?).zip(case.ints("effective_steps")?);
+    let curve = schedule::find("linear").ok_or("no such schedule")?;
+    for (((&n, &steps), &effective), counts) in rows.zip(case.ints("counts")?.chunks(width)) {
+        let (masked, steps, effective) = (n as usize, steps as usize, effective as usize);
+        let expected: Vec<usize> = counts[..effective].iter().map(|&count| count as usize).collect();
+        let due = (curve.due)(&Plan { masked, block: masked, steps, params: &[] });
+        if linear_schedule(masked, steps) != expected
+            || due != expected.iter().map(|&n| Due::Count(n)).collect::<Vec<_>>()
+        {
+            return Err(format!("{n} in {steps}: {:?} instead of {expected:?}", linear_schedule(masked, steps)));
         }
     }
     Ok(())

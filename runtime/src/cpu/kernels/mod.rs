@@ -18,6 +18,7 @@ mod avx512;
 mod body;
 pub(crate) mod elementwise;
 pub(crate) mod head;
+pub(crate) mod limits;
 pub(crate) mod linear;
 pub(crate) mod parallel;
 pub(crate) mod quantize;

@@ -1,0 +1,32 @@
+//! Dream (`DreamModel`; DiffuCoder and Dream-Coder use the same class): Qwen2-shaped, full attention, logits shifted by one.
+//!
+//! Reference: NVlabs/Fast-dLLM `dream/model`, and the model repositories' `modeling_dream.py`.
+
+use dlx_ir::{Error, Mask};
+use dlx_runtime::decode::DecodePolicy;
+
+use super::decoder::Decoder;
+use super::{Family, Imported, Source};
+
+pub(super) const FAMILY: Family = Family {
+    name: "dream",
+    model_types: &["Dream"],
+    doc: "Dream v0 7B, Dream-Coder, DiffuCoder: masked diffusion, full attention, logits shifted by one position",
+    has_samplers: false,
+    import,
+};
+
+fn import(source: &Source<'_>) -> Result<Imported, Error> {
+    let config = &source.checkpoint.config;
+    let decoder = Decoder::from_qwen_config(config, true, false, Mask::Full)?;
+    let (module, notes) = decoder.build("dream", source.checkpoint)?;
+    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let own = DecodePolicy::dream(mask_id);
+    let policy = DecodePolicy {
+        block: source.block.unwrap_or(own.block),
+        stop_ids: super::stop_ids(source, decoder.vocab)?,
+        ..own
+    };
+    let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
+    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
+}

@@ -1,0 +1,108 @@
+//! LLaDA (`LLaDAModelLM`): its own config keys and tensor names, full attention, no logit shift.
+//!
+//! Reference: ML-GSAI/LLaDA `modeling_llada.py`. A missing key takes the Python class's default, which is that of GPT-2; a
+//! config that relies on such a default for something that is not supported is refused.
+
+use dlx_ir::{Error, Mask};
+use dlx_runtime::decode::DecodePolicy;
+
+use super::decoder::{Decoder, Names};
+use super::{Family, Imported, Source};
+use crate::checkpoint::Config;
+
+pub(super) const FAMILY: Family = Family {
+    name: "llada",
+    model_types: &["llada"],
+    doc: "LLaDA 8B Base/Instruct, LLaDA 1.5: masked diffusion, full attention, blocks counted from the prompt's end",
+    has_samplers: false,
+    import,
+};
+
+const NAMES: Names = Names {
+    embed: "model.transformer.wte",
+    attn_norm: "model.transformer.blocks.{}.attn_norm",
+    q: "model.transformer.blocks.{}.q_proj",
+    k: "model.transformer.blocks.{}.k_proj",
+    v: "model.transformer.blocks.{}.v_proj",
+    o: "model.transformer.blocks.{}.attn_out",
+    mlp_norm: "model.transformer.blocks.{}.ff_norm",
+    gate: "model.transformer.blocks.{}.ff_proj",
+    up: "model.transformer.blocks.{}.up_proj",
+    // The same leaf name is the down projection in a block and the LM head at the top.
+    down: "model.transformer.blocks.{}.ff_out",
+    final_norm: "model.transformer.ln_f",
+    head: "model.transformer.ff_out",
+};
+
+fn import(source: &Source<'_>) -> Result<Imported, Error> {
+    let config = &source.checkpoint.config;
+    let decoder = decoder(config)?;
+    let (module, notes) = decoder.build("llada", source.checkpoint)?;
+    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let own = DecodePolicy::llada(mask_id);
+    let policy = DecodePolicy {
+        block: source.block.unwrap_or(own.block),
+        stop_ids: super::stop_ids(source, decoder.vocab)?,
+        ..own
+    };
+    let max_positions = config.opt_usize("max_sequence_length")?.unwrap_or(1024);
+    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
+}
+
+fn decoder(config: &Config) -> Result<Decoder, Error> {
+    must_be(config, "block_type", "sequential", "llama")?;
+    must_be(config, "layer_norm_type", "default", "rms")?;
+    must_be(config, "activation_type", "swiglu", "silu")?;
+    for (key, default, wanted) in [
+        ("alibi", false, false),
+        ("attention_layer_norm", false, false),
+        ("bias_for_layer_norm", false, false),
+        ("include_bias", false, false),
+        ("layer_norm_with_affine", true, true),
+        ("rope", false, true),
+    ] {
+        if config.opt_bool(key)?.unwrap_or(default) != wanted {
+            return Err(config.error(key, format!("must be {wanted}; the other form is not supported")));
+        }
+    }
+    let hidden = config.usize("d_model")?;
+    let heads = config.usize("n_heads")?;
+    let multi_query = config.opt_bool("multi_query_attention")?.unwrap_or(false);
+    let kv_heads = config.opt_usize("n_kv_heads")?.unwrap_or(if multi_query { 1 } else { heads });
+    if hidden % heads != 0 || heads % kv_heads != 0 {
+        return Err(config.error("n_heads", format!("{heads} heads and {kv_heads} key heads do not divide {hidden}")));
+    }
+    let mlp = match config.opt_usize("mlp_hidden_size")? {
+        Some(size) => size,
+        None => config.opt_usize("mlp_ratio")?.unwrap_or(4).saturating_mul(hidden),
+    };
+    let vocab = config.opt_usize("vocab_size")?.unwrap_or(50257);
+    let scale = |key: &str, by: f32| Ok::<_, Error>(if config.opt_bool(key)? == Some(true) { by } else { 1.0 });
+    let root = (hidden as f32).sqrt();
+    Ok(Decoder {
+        layers: config.usize("n_layers")?,
+        hidden,
+        heads,
+        kv_heads,
+        head_dim: hidden / heads,
+        intermediate: mlp,
+        vocab: config.opt_usize("embedding_size")?.unwrap_or(vocab),
+        eps: config.opt_f64("rms_norm_eps")?.unwrap_or(1e-5) as f32,
+        theta: config.opt_f64("rope_theta")?.unwrap_or(10000.0) as f32,
+        qkv_bias: config.opt_bool("include_qkv_bias")?.unwrap_or(false),
+        qk_norm: false,
+        tied: config.opt_bool("weight_tying")?.unwrap_or(true),
+        embed_scale: scale("input_emb_norm", root)?,
+        logit_scale: scale("scale_logits", 1.0 / root)?,
+        mask: Mask::Full,
+        names: &NAMES,
+    })
+}
+
+fn must_be(config: &Config, key: &str, default: &str, wanted: &str) -> Result<(), Error> {
+    let found = config.opt_str(key)?.unwrap_or(default);
+    if found == wanted {
+        return Ok(());
+    }
+    Err(config.error(key, format!("`{found}` is not supported; only `{wanted}` is")))
+}

@@ -1,0 +1,61 @@
+//! What this machine can do at most: int8 dot products and reading memory, measured with the same instructions that the
+//! kernels use. Every speed is reported as a share of these, measured in the same run.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::super::Isa;
+
+/// Giga-operations per second of 512-bit int8 dot products on the threads of the current pool; `None` where this CPU has
+/// no such instruction.
+pub fn int8_peak() -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512.available() {
+        use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32};
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn spin(rounds: usize) -> i32 {
+            let mut sums = [_mm512_set1_epi32(1); 12];
+            let x = _mm512_set1_epi8(3);
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, x, x);
+                }
+            }
+            sums.into_iter().map(|s| _mm512_reduce_add_epi32(s)).fold(0, i32::wrapping_add)
+        }
+        const ROUNDS: usize = 500_000;
+        let best = best_of(5, || {
+            // SAFETY: the CPU has the features, as checked above.
+            rayon::broadcast(|_| black_box(unsafe { spin(black_box(ROUNDS)) }));
+        });
+        return Some((ROUNDS * 12 * 128 * rayon::current_num_threads()) as f64 / best.as_secs_f64() / 1e9);
+    }
+    None
+}
+
+/// Gigabytes per second at which the threads of the current pool read `bytes`, each its own part.
+pub fn read_bandwidth(bytes: &[u8]) -> f64 {
+    let words = bytes.as_chunks::<64>().0;
+    let share = words.len() / rayon::current_num_threads();
+    let best = best_of(3, || {
+        rayon::broadcast(|t| {
+            let mut acc = [0u64; 8];
+            for line in &words[t.index() * share..][..share] {
+                for (a, w) in acc.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *a ^= u64::from_le_bytes(*w);
+                }
+            }
+            black_box(acc)
+        });
+    });
+    bytes.len() as f64 / best.as_secs_f64() / 1e9
+}
+
+fn best_of(n: usize, mut work: impl FnMut()) -> Duration {
+    let run = |_| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    (0..n).map(run).min().expect("at least one run")
+}

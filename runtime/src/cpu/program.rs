@@ -1,0 +1,208 @@
+//! A program resolved for the CPU: packed weights in the mapped file, entries as lists of instructions.
+//!
+//! Invariant: what loads here satisfies everything that the kernels assert beyond the types that the verifier checked.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use dlx_ir::{DType, Graph, Id, Module, Op, Operand, WeightDef};
+
+use super::arena::Slot;
+use super::executor::LoadError;
+use super::{PackedWeight, packed_bytes};
+use crate::mapped::Mapped;
+
+/// Packed matrices stay in the mapped file; vectors are copied, since kernels read them as aligned f32.
+pub(super) struct Weights {
+    pub(super) file: Arc<Mapped>,
+    pub(super) all: Vec<Weight>,
+}
+
+pub(super) enum Weight {
+    Matrix { dtype: DType, n: usize, k: usize, bytes: Range<usize> },
+    Vector(Vec<f32>),
+}
+
+/// A compiled graph.
+pub(super) struct Entry {
+    pub(super) kind: Kind,
+    /// Rows of its bucket.
+    pub(super) rows: usize,
+    pub(super) params: Vec<Slot>,
+    pub(super) results: Vec<Slot>,
+    pub(super) code: Vec<Instr>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Step,
+    Head,
+    Logits,
+}
+
+pub(super) struct Instr {
+    pub(super) op: Op,
+    pub(super) inputs: Vec<Loc>,
+    pub(super) outputs: Vec<Slot>,
+    /// Name of the first result, for observers.
+    pub(super) name: String,
+    /// Bytes of the matrices that it multiplies by.
+    pub(super) weight_bytes: usize,
+    /// Multiplications of the matrix product per row.
+    pub(super) row_products: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Loc {
+    Slot(Slot),
+    Weight(usize),
+    State(usize),
+}
+
+impl Weights {
+    pub(super) fn load(module: &Module, file: Arc<Mapped>, section: Range<usize>) -> Result<Self, LoadError> {
+        let mut all = Vec::with_capacity(module.weights.len());
+        for (_, w) in module.weights.iter() {
+            let place = || module.weight_text(w);
+            let WeightDef::Stored { offset, bytes } = w.def else {
+                return Err(bad(format!("{}: is not stored", place())));
+            };
+            let start = usize::try_from(offset).ok().and_then(|o| o.checked_add(section.start));
+            let end = start.and_then(|s| s.checked_add(usize::try_from(bytes).ok()?));
+            let range = match (start, end) {
+                (Some(s), Some(e)) if e <= section.end && section.end <= file.bytes().len() => s..e,
+                _ => return Err(bad(format!("{}: lies outside the weights", place()))),
+            };
+            let weight = match (w.ty.shape().as_deref(), w.ty.layout.as_deref(), w.ty.dtype) {
+                (Some(&[n, k]), Some("cpu.n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
+                    Weight::Matrix { dtype, n, k, bytes: range }
+                }
+                (Some(&[_]), None, DType::F32) => {
+                    let (words, _) = file.bytes()[range].as_chunks::<4>();
+                    Weight::Vector(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
+                }
+                _ => return Err(bad(format!("{}: has a layout that is not read here", place()))),
+            };
+            all.push(weight);
+        }
+        Ok(Weights { file, all })
+    }
+
+    pub(super) fn matrix(&self, loc: Loc) -> Option<PackedWeight<'_>> {
+        let Loc::Weight(w) = loc else { return None };
+        let Weight::Matrix { dtype, n, k, bytes } = &self.all[w] else { return None };
+        PackedWeight::new(*dtype, *n, *k, &self.file.bytes()[bytes.clone()])
+    }
+
+    pub(super) fn vector(&self, weight: usize) -> &[f32] {
+        match &self.all[weight] {
+            Weight::Vector(v) => v,
+            Weight::Matrix { .. } => unreachable!("vectors and matrices are told apart at load"),
+        }
+    }
+}
+
+impl Entry {
+    /// Resolves a verified graph, refusing everything that the kernels would not accept.
+    pub(super) fn load(module: &Module, graph: &Graph, weights: &Weights) -> Result<Self, String> {
+        let kind = match graph.name.split('_').next() {
+            Some("step") => Kind::Step,
+            Some("head") => Kind::Head,
+            Some("logits") => Kind::Logits,
+            _ => return Err("is not a step, head or logits entry".into()),
+        };
+        let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
+        let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
+        let rows = match (kind, shapes.as_deref()) {
+            (Kind::Step, Some([ids, pos, at, end, from, visible]))
+                if ids.len() == 1 && ids == pos && [at, end, from, visible].iter().all(|s| s.is_empty()) =>
+            {
+                ids[0]
+            }
+            (Kind::Head | Kind::Logits, Some([rows])) if rows.len() == 1 => rows[0],
+            _ => return Err("has parameters that are not those of its kind".into()),
+        };
+        if graph.params.iter().any(|p| ty(p).dtype != DType::I32) {
+            return Err("has parameters that are not i32".into());
+        }
+        let results: Vec<_> = graph.results.iter().map(|r| (ty(r).dtype, ty(r).dims.len())).collect();
+        let expected: &[(DType, usize)] = match kind {
+            Kind::Step => &[],
+            Kind::Head => &[(DType::I32, 1), (DType::F32, 2)],
+            Kind::Logits => &[(DType::F32, 2)],
+        };
+        if results != expected {
+            return Err("has results that are not those of its kind".into());
+        }
+        let mut slots = Vec::with_capacity(graph.values.len());
+        for (_, v) in graph.values.iter() {
+            slots.push(Slot::of(v, rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
+        }
+        let loc = |operand: &Operand| match operand {
+            Operand::Value(v) => Loc::Slot(slots[v.index()]),
+            Operand::Weight(w) => Loc::Weight(w.index()),
+            Operand::State(s) => Loc::State(s.index()),
+        };
+        let mut code = Vec::with_capacity(graph.nodes.len());
+        for node in &graph.nodes {
+            runnable(module, graph, node).map_err(|e| format!("{}: {e}", module.node_text(graph, node)))?;
+            let inputs: Vec<Loc> = node.inputs.iter().map(loc).collect();
+            let multiplies = matches!(node.op, Op::Linear { .. } | Op::HeadStats { .. });
+            let matrices = || inputs.iter().filter_map(|i| weights.matrix(*i)).filter(|_| multiplies);
+            let bytes = |w: PackedWeight<'_>| packed_bytes(w.dtype(), w.n(), w.k()).unwrap_or(0);
+            code.push(Instr {
+                op: node.op.clone(),
+                weight_bytes: matrices().map(bytes).sum(),
+                row_products: matrices().map(|w| w.n() as u64 * w.k() as u64).sum(),
+                inputs,
+                outputs: node.outputs.iter().map(|o| slots[o.index()]).collect(),
+                name: node.outputs.first().map_or_else(String::new, |o| graph.values[*o].name.clone()),
+            });
+        }
+        let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();
+        Ok(Entry { kind, rows, params: slots_of(&graph.params), results: slots_of(&graph.results), code })
+    }
+}
+
+/// What the kernels ask of a node beyond its types.
+fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), String> {
+    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("cpu.n16");
+    let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
+    let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
+    let ok = match &node.op {
+        Op::Add {} | Op::Mul {} => values(0..2),
+        Op::Scale { .. } | Op::Silu {} | Op::RopeTable { .. } => values(0..1),
+        Op::Embed {} => matrix(1),
+        Op::RmsNorm { .. } => values(0..1) && vector(1),
+        Op::Rope { .. } => values(0..2),
+        Op::Linear { n, bias, .. } => {
+            let n = *n as usize;
+            let ends = values(0..1) && node.inputs.iter().skip(1 + n).all(|i| i.state().is_none());
+            n <= 3 && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
+        }
+        Op::HeadStats { .. } => values(0..1) && matrix(1),
+        Op::KvWrite {} => {
+            values(0..2) && node.inputs[2] != node.inputs[3] && caches(module, node.inputs[2], node.inputs[3])
+        }
+        Op::CachedAttention { .. } => values(0..1) && caches(module, node.inputs[1], node.inputs[2]),
+        Op::StoreRows {} => values(0..1) && rows_state(module, node.inputs[1]),
+        Op::TakeRows {} => rows_state(module, node.inputs[0]),
+        _ => return Err("this op is not run on the CPU".into()),
+    };
+    if ok { Ok(()) } else { Err("an operand has a form that the CPU does not read".into()) }
+}
+
+fn caches(module: &Module, k: Operand, v: Operand) -> bool {
+    let [Some(k), Some(v)] = [k, v].map(|s| s.state().map(|s| &module.states[s].ty)) else { return false };
+    let layouts = [k, v].map(|ty| ty.layout.as_deref());
+    k.dtype == v.dtype && k.dims == v.dims && layouts == [Some("cpu.k16"), Some("cpu.v")]
+}
+
+fn rows_state(module: &Module, state: Operand) -> bool {
+    let ty = state.state().map(|s| &module.states[s].ty);
+    ty.is_some_and(|ty| ty.dtype == DType::F32 && ty.layout.is_none() && ty.dims.len() == 2)
+}
+
+pub(super) fn bad(what: String) -> LoadError {
+    LoadError::Program(what)
+}

@@ -1,0 +1,263 @@
+//! Checks a policy against a model and looks up what it names.
+//!
+//! Invariant: a policy that passed [`DecodePolicy::resolve`] names only rows of the static tables, holds numbers in range
+//! and asks for a combination that the loop can run, so the loop never has to ask again.
+
+use std::collections::BTreeMap;
+
+use super::confidence::{self, Confidence};
+use super::policy::{Attention, CacheMode, ConfidenceStage, DecodePolicy, FirstRow, Lead, PromptTail};
+use super::reveal::{self, Param, RevealRule};
+use super::schedule::{self, ScheduleCurve};
+use crate::exec::Executor;
+
+/// The table rows that a policy names, and what follows from the policy as a whole.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The reveal rule.
+    pub rule: &'static RevealRule,
+    /// Its parameters, in the order in which the row lists them.
+    pub params: Vec<f32>,
+    /// The transfer schedule.
+    pub schedule: &'static ScheduleCurve,
+    /// Its parameters, in the order in which the row lists them.
+    pub schedule_params: Vec<f32>,
+    /// The confidence measure.
+    pub confidence: &'static Confidence,
+    /// Whether the head's statistics do not say enough to choose a token.
+    pub needs_logits: bool,
+}
+
+/// A policy that cannot be run.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The block length does not fit the compiled steps.
+    #[error("a block of {block} tokens does not fit the model: use 1 to {largest}, or compile with a larger step")]
+    Block {
+        /// Block length of the policy.
+        block: usize,
+        /// Largest block that the executor can run.
+        largest: usize,
+    },
+    /// The attention mask fixes the block length.
+    #[error("this model decodes in blocks of {block}, which its attention mask fixes: leave the block length alone")]
+    FixedBlock {
+        /// Block length of the model.
+        block: usize,
+    },
+    /// The mask id is no token of the model.
+    #[error("mask id {mask_id} is outside the vocabulary of {vocab}: set the mask id of this checkpoint")]
+    MaskId {
+        /// Mask id of the policy.
+        mask_id: i32,
+        /// Vocabulary size of the model.
+        vocab: usize,
+    },
+    /// A number is out of range.
+    #[error("`{field}` is out of range: it must be {range}")]
+    Range {
+        /// Field of the policy.
+        field: &'static str,
+        /// What it must be.
+        range: &'static str,
+    },
+    /// Two fields contradict each other.
+    #[error("`{field}` cannot be {value} here: {why}")]
+    Conflict {
+        /// Field of the policy.
+        field: &'static str,
+        /// Its value.
+        value: &'static str,
+        /// What it needs.
+        why: &'static str,
+    },
+    /// A table has no row of that name.
+    #[error("there is no {what} `{name}`: use one of {known}")]
+    Unknown {
+        /// What was looked up.
+        what: &'static str,
+        /// The name in the policy.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+}
+
+impl DecodePolicy {
+    /// Looks up the table rows that the policy names and checks every number, also against what `executor` can run.
+    ///
+    /// # Errors
+    /// The first thing that cannot be run, with what to change.
+    pub fn resolve(&self, executor: &dyn Executor) -> Result<Resolved, PolicyError> {
+        let largest = executor.step_buckets().last().copied().unwrap_or(0).min(executor.max_seq());
+        if self.block == 0 || (self.commits() && self.block > largest) {
+            return Err(PolicyError::Block { block: self.block, largest });
+        }
+        let vocab = executor.vocab();
+        let no_mask = self.attention == Attention::Causal && self.mask_id == -1;
+        if !no_mask && usize::try_from(self.mask_id).map_or(true, |id| id >= vocab) {
+            return Err(PolicyError::MaskId { mask_id: self.mask_id, vocab });
+        }
+        self.check_numbers()?;
+        self.check_combination()?;
+        let confidence = confidence::find(&self.confidence)
+            .ok_or_else(|| unknown("confidence measure", &self.confidence, confidence::names()))?;
+        let rule = reveal::find(&self.reveal.rule)
+            .ok_or_else(|| unknown("reveal rule", &self.reveal.rule, reveal::names()))?;
+        let schedule = schedule::find(&self.schedule.curve)
+            .ok_or_else(|| unknown("schedule", &self.schedule.curve, schedule::names()))?;
+        let filtered = self.top_k != 1 && (self.top_k != 0 || self.top_p < 1.0);
+        Ok(Resolved {
+            rule,
+            params: params("parameter of this reveal rule", rule.params, &self.reveal.params)?,
+            schedule,
+            schedule_params: params("parameter of this schedule", schedule.params, &self.schedule.params)?,
+            confidence,
+            needs_logits: !self.is_greedy()
+                // With `top_k` 1 the filtered distribution is known to be one certain token.
+                || (filtered && self.confidence_stage == ConfidenceStage::AfterFilters)
+                || !self.suppress_ids.is_empty()
+                || !self.unsure_ids.is_empty()
+                || self.cfg_scale > 0.0
+                || self.first_row == FirstRow::Before,
+        })
+    }
+
+    fn check_numbers(&self) -> Result<(), PolicyError> {
+        if self.logit_shift > 1 {
+            return Err(out_of_range("logit_shift", "0 or 1"));
+        }
+        if self.steps == 0 {
+            return Err(out_of_range("steps", "at least 1"));
+        }
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(out_of_range("temperature", "0 (greedy) or a positive number"));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(out_of_range("top_p", "above 0 and at most 1"));
+        }
+        if !(self.cfg_scale >= 0.0 && self.cfg_scale.is_finite()) {
+            return Err(out_of_range("cfg_scale", "0 (no guidance) or a positive number"));
+        }
+        if self.sub_block.is_some_and(|sub| sub.length == 0 || sub.length > self.block) {
+            return Err(out_of_range("sub_block", "1 to the block length"));
+        }
+        Ok(())
+    }
+
+    fn check_combination(&self) -> Result<(), PolicyError> {
+        let conflict = |field, value, why| Err(PolicyError::Conflict { field, value, why });
+        if !self.commits() && self.attention != Attention::Full {
+            let value = match self.cache {
+                CacheMode::Prefix => "prefix",
+                CacheMode::Dual => "dual",
+                _ => "none",
+            };
+            return conflict("cache", value, "it needs full attention; this model keeps the rows of finished blocks");
+        }
+        if self.lead != Lead::None && self.logit_shift == 0 {
+            return conflict("lead", "set", "it needs `logit_shift` 1");
+        }
+        if self.first_row == FirstRow::Before && !self.commits() {
+            return conflict("first_row", "before", "it needs a cache that commits blocks");
+        }
+        if self.hidden_id.is_some() && !(self.commits() && self.attention == Attention::Full) {
+            return conflict("hidden_id", "set", "it needs full attention and a cache that commits blocks");
+        }
+        if self.hidden_id.is_some() && self.prompt_tail == PromptTail::Prefilled {
+            return conflict(
+                "prompt_tail",
+                "prefilled",
+                "it needs every token to have a cache row, but `hidden_id` is set",
+            );
+        }
+        if self.attention == Attention::Causal && (self.block != 1 || self.lead == Lead::None) {
+            return conflict("attention", "causal", "it needs blocks of 1 and `lead`");
+        }
+        Ok(())
+    }
+}
+
+fn params(what: &'static str, known: &[Param], given: &BTreeMap<String, f32>) -> Result<Vec<f32>, PolicyError> {
+    if let Some(name) = given.keys().find(|name| !known.iter().any(|param| param.name == *name)) {
+        return Err(unknown(what, name, known.iter().map(|param| param.name).collect::<Vec<_>>().join(", ")));
+    }
+    Ok(known.iter().map(|param| given.get(param.name).copied().unwrap_or(param.default)).collect())
+}
+
+fn out_of_range(field: &'static str, range: &'static str) -> PolicyError {
+    PolicyError::Range { field, range }
+}
+
+fn unknown(what: &'static str, name: &str, known: String) -> PolicyError {
+    PolicyError::Unknown { what, name: name.to_owned(), known }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::mock::Mock;
+    use crate::decode::policy::{Reveal, Schedule, SubBlock};
+
+    fn refused(mock: &Mock, ok: &DecodePolicy, change: &dyn Fn(&mut DecodePolicy)) -> String {
+        let mut policy = ok.clone();
+        change(&mut policy);
+        policy.resolve(mock).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_with_advice() {
+        let mock = Mock::new(64, 16, &[4, 8]);
+        let ok = DecodePolicy::greedy(1, 4);
+        assert!(ok.resolve(&mock).is_ok());
+        let refused = |change: &dyn Fn(&mut DecodePolicy)| refused(&mock, &ok, change);
+        assert!(refused(&|p| p.block = 0).contains("use 1 to 8"));
+        assert!(refused(&|p| p.block = 16).contains("use 1 to 8"));
+        assert!(refused(&|p| p.mask_id = 16).contains("vocabulary of 16"));
+        assert!(refused(&|p| p.mask_id = -1).contains("vocabulary of 16"));
+        assert!(refused(&|p| p.steps = 0).contains("`steps`"));
+        assert!(refused(&|p| p.logit_shift = 2).contains("`logit_shift`"));
+        assert!(refused(&|p| p.temperature = f32::NAN).contains("`temperature`"));
+        assert!(refused(&|p| p.top_p = 0.0).contains("`top_p`"));
+        assert!(refused(&|p| p.cfg_scale = -1.0).contains("`cfg_scale`"));
+        assert!(refused(&|p| p.sub_block = Some(SubBlock { length: 5, cached: true })).contains("`sub_block`"));
+        assert!(refused(&|p| p.reveal = Reveal::new("guess")).contains("sequential"));
+        assert!(refused(&|p| p.confidence = "hunch".into()).contains("margin"));
+        assert!(refused(&|p| p.reveal = Reveal::new("threshold").with("tau", 1.0)).contains("use one of threshold"));
+        assert!(refused(&|p| p.schedule = Schedule::new("uneven")).contains("timesteps"));
+        assert!(refused(&|p| p.schedule = Schedule::new("timesteps").with("tau", 1.0)).contains("use one of eps"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let mock = Mock::new(64, 16, &[4, 8]);
+        let refused = |change: &dyn Fn(&mut DecodePolicy)| refused(&mock, &DecodePolicy::greedy(1, 4), change);
+        assert!(refused(&|p| p.cache = CacheMode::Dual).contains("`cache` cannot be dual"));
+        assert!(refused(&|p| p.lead = Lead::MostLikely).contains("`lead`"));
+        assert!(refused(&|p| p.hidden_id = Some(3)).contains("`hidden_id`"));
+        assert!(refused(&|p| p.attention = Attention::Causal).contains("blocks of 1"));
+        let mut full = DecodePolicy::llada(1);
+        full.first_row = FirstRow::Before;
+        assert!(full.resolve(&mock).is_err());
+    }
+
+    #[test]
+    fn ready_made_policies_can_be_run() {
+        let mock = Mock::new(128, 16, &[64]);
+        let policies = [
+            DecodePolicy::greedy(1, 4),
+            DecodePolicy::llada(1),
+            DecodePolicy::dream(1),
+            DecodePolicy::fast_dllm_v2(1, 32),
+            DecodePolicy::autoregressive(),
+            DecodePolicy::bd3lm(1, Some(2), 32),
+            DecodePolicy::mdlm(1),
+        ];
+        for policy in policies {
+            policy.resolve(&mock).unwrap();
+            let text = serde_json::to_string(&policy).unwrap();
+            assert_eq!(serde_json::from_str::<DecodePolicy>(&text).unwrap(), policy);
+        }
+    }
+}
