@@ -129,7 +129,7 @@ pub struct CompileOptions {
     pub block: Option<usize>,
     /// Sampler, for checkpoints that do not say which one they were trained for.
     pub sampler: Option<String>,
-    /// Element type of the KV caches; f32 for unquantized models and f16 otherwise if not given.
+    /// Element type of the KV caches: f32, f16 or [`DType::CACHE_Q8`]; f32 for unquantized models and f16 otherwise if not given.
     pub kv: Option<DType>,
     /// Rows of the compiled steps; chosen by the block length if empty.
     pub buckets: Vec<usize>,

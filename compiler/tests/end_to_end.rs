@@ -18,11 +18,12 @@ const QUESTIONS: &[(&str, &str)] = &[
 #[test]
 fn every_format_gives_the_same_answers() {
     let dir = tempfile::tempdir().unwrap();
-    for quant in ["none", "f16", "int8", "int8:32", "int4", "int4:min"] {
-        let artifact = dir.path().join(format!("{}.dlxa", quant.replace(':', "-")));
-        compile(&model(), &artifact, &["--quant", quant]);
+    let formats = ["none", "f16", "int8", "int8:32", "int4", "int4:min"].map(|quant| ["--quant", quant]);
+    for format in formats.into_iter().chain([["--kv", "int8"]]) {
+        let artifact = dir.path().join("model.dlxa");
+        compile(&model(), &artifact, &format);
         for (question, answer) in QUESTIONS {
-            assert_eq!(text(&dlxc(&["run", path(&artifact), question])), format!("{answer}\n"), "{quant}");
+            assert_eq!(text(&dlxc(&["run", path(&artifact), question])), format!("{answer}\n"), "{format:?}");
         }
     }
 }

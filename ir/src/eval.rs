@@ -8,7 +8,7 @@ use crate::attr::Post;
 use crate::error::Error;
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
 use crate::op::Op;
-use crate::quant::{QuantizedRow, quantize_row};
+use crate::quant::{QuantizedRow, int8_rounded, quantize_row};
 use crate::types::{DType, Dim, Type};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -179,17 +179,21 @@ impl<'m> Evaluator<'m> {
         let ty = |s: usize| &self.module.states[states[s]].ty;
         let rows = ty(0).shape().and_then(|s| s.first().copied()).ok_or("a state needs rows")?;
         let width = ty(0).elements().unwrap_or(0) / rows;
-        let dtype = ty(0).dtype;
+        // What a state holds of a row: int8 has one scale per head, so a state's last dimension.
+        let held = |s: usize, row: &[f32]| {
+            let (dtype, head_dim) = (ty(s).dtype, ty(s).shape().and_then(|d| d.last().copied()).unwrap_or(1));
+            if dtype == DType::CACHE_Q8 { int8_rounded(row, head_dim) } else { round_all(row, dtype) }
+        };
         match op {
             Op::KvWrite {} => {
                 let (at, end) = (index(args[2])?, index(args[3])?);
-                for (x, s) in args.iter().zip(states).take(2) {
+                for (place, (x, s)) in args.iter().zip(states).take(2).enumerate() {
                     let state = self.states.get_mut(s).expect("created above");
                     for (i, row) in x.floats()?.chunks(width).enumerate().filter(|(i, _)| at + i < end) {
                         if at + i >= rows {
                             return Err(format!("row {} is beyond the cache's {rows} rows", at + i));
                         }
-                        state[(at + i) * width..][..width].copy_from_slice(&round_all(row, dtype));
+                        state[(at + i) * width..][..width].copy_from_slice(&held(place, row));
                     }
                 }
                 Ok(vec![])
@@ -200,7 +204,7 @@ impl<'m> Evaluator<'m> {
                 if x.len() > state.len() {
                     return Err(format!("{} rows do not fit a state of {rows}", args[0].shape[0]));
                 }
-                state[..x.len()].copy_from_slice(&round_all(x, dtype));
+                state[..x.len()].copy_from_slice(&held(0, x));
                 Ok(vec![])
             }
             Op::TakeRows {} => {

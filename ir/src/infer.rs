@@ -136,8 +136,8 @@ impl<'a> Rule<'a> {
             Op::CachedAttention { head_dim, mask: _ } => {
                 let q = self.activation("q")?;
                 let [_, f] = rank2(q)?;
-                let k = self.state("k")?;
-                let v = self.state("v")?;
+                let k = self.cache("k")?;
+                let v = self.cache("v")?;
                 let [rows, heads, hd] = rank3(k)?;
                 same(&v.dims, &k.dims)?;
                 same_dim(hd, &Dim::Fixed(*head_dim as usize), "head_dim and the state's")?;
@@ -155,8 +155,8 @@ impl<'a> Rule<'a> {
                 let v = self.activation("v")?;
                 same(&v.dims, &k.dims)?;
                 let [_, f] = rank2(k)?;
-                let k_state = self.state("k cache")?;
-                let v_state = self.state("v cache")?;
+                let k_state = self.cache("k cache")?;
+                let v_state = self.cache("v cache")?;
                 same(&v_state.dims, &k_state.dims)?;
                 let [_, heads, hd] = rank3(k_state)?;
                 match (f.fixed(), heads.fixed(), hd.fixed()) {
@@ -169,7 +169,7 @@ impl<'a> Rule<'a> {
             }
             Op::StoreRows {} => {
                 let [m, f] = rank2(self.activation("x")?)?;
-                let [rows, f2] = rank2(self.state("state")?)?;
+                let [rows, f2] = rank2(self.rows("state")?)?;
                 same_dim(f, f2, "features of x and of the state")?;
                 if m.fixed().zip(rows.fixed()).is_some_and(|(m, rows)| m > rows) {
                     return Err(format!("{m} rows do not fit a state of {rows} rows"));
@@ -177,7 +177,7 @@ impl<'a> Rule<'a> {
                 vec![]
             }
             Op::TakeRows {} => {
-                let [_, f] = rank2(self.state("state")?)?;
+                let [_, f] = rank2(self.rows("state")?)?;
                 let r = self.vector(DType::I32, "rows")?;
                 vec![Type::new(DType::F32, [r, f.clone()])]
             }
@@ -313,8 +313,16 @@ impl<'a> Rule<'a> {
         if ty.layout.is_none() { Ok(ty) } else { Err(format!("{ty} has a layout already")) }
     }
 
-    fn state(&mut self, what: &str) -> Result<&'a Type, String> {
-        self.kind(ArgKind::State, what)
+    /// A state that `kv_write` writes.
+    fn cache(&mut self, what: &str) -> Result<&'a Type, String> {
+        let ty = self.kind(ArgKind::State, what)?;
+        if ty.dtype.is_cache() { Ok(ty) } else { Err(format!("{what} is {ty}; a cache holds f32, f16, bf16 or q8")) }
+    }
+
+    /// A state that `store_rows` writes.
+    fn rows(&mut self, what: &str) -> Result<&'a Type, String> {
+        let ty = self.kind(ArgKind::State, what)?;
+        if ty.dtype.is_float() { Ok(ty) } else { Err(format!("{what} is {ty}; only caches are quantized")) }
     }
 
     /// A value or a weight of any type.

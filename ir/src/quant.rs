@@ -65,6 +65,25 @@ pub fn quantize_row(format: QuantFormat, row: &[f32], out: &mut QuantizedRow) ->
     fits
 }
 
+/// Peaks below this count as zero: the reciprocal of the scale would overflow.
+const TINY: f32 = 1e-30;
+
+/// Scale of signed 8-bit codes for numbers up to `peak` in magnitude, and its inverse: how activations and int8 caches
+/// are quantized while the model runs. A code is the nearest integer (ties to even) of the number times the inverse.
+#[inline(always)]
+pub fn int8_scale(peak: f32) -> (f32, f32) {
+    if peak < TINY { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) }
+}
+
+/// What groups of `len` numbers are after a way through int8 with [`int8_scale`].
+pub fn int8_rounded(x: &[f32], len: usize) -> Vec<f32> {
+    let round = |group: &[f32]| {
+        let (scale, inverse) = int8_scale(group.iter().fold(0.0, |m, v| v.abs().max(m)));
+        group.iter().map(|v| (v * inverse).round_ties_even() * scale).collect::<Vec<_>>()
+    };
+    x.chunks(len.max(1)).flat_map(round).collect()
+}
+
 /// Candidate ranges tried around the full one, in steps of 1/80 (4 bits) of it.
 const CANDIDATES: i32 = 5;
 

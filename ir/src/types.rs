@@ -11,7 +11,8 @@ use std::str::FromStr;
 ///
 /// * `q4g64` – signed 4-bit codes −8…7, one f16 scale per 64 consecutive weights of a row (symmetric);
 /// * `q4g64m` – unsigned codes 0…15 with a scale and a minimum per group (`w = scale·code + min`);
-/// * `q8g32` – signed codes −127…127 per group of 32; `q8` – one scale per row (per output channel).
+/// * `q8g32` – signed codes −127…127 per group of 32; `q8` – one scale per row (per output channel; in a KV cache per
+///   row and head).
 ///
 /// The last group of a row may be short.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -99,6 +100,14 @@ impl DType {
             DType::Bool => Some(1),
             DType::Quant(_) => None,
         }
+    }
+
+    /// Elements of an int8 KV cache: signed codes −127…127 and, beside them, one f32 scale per cache row and head.
+    pub const CACHE_Q8: DType = DType::Quant(QuantFormat { bits: 8, group: None, min: false });
+
+    /// Whether a KV cache may have these elements.
+    pub fn is_cache(self) -> bool {
+        self.is_float() || self == DType::CACHE_Q8
     }
 
     /// Whether this is a floating-point type (quantized formats are not).

@@ -4,7 +4,7 @@
 //! * every dimension is positive; sizes do not overflow;
 //! * a weight expression reads only earlier weights, its op has one result, touches no state, and its written type is
 //!   the inferred one; a stored weight has a layout or a plain type of exactly its bytes;
-//! * states have static shapes;
+//! * states have static shapes and float elements, caches also q8;
 //! * values are row-major and not quantized;
 //! * every value is a parameter or the result of exactly one node, and is defined before it is read;
 //! * every node's written result types are the inferred ones;
@@ -114,8 +114,8 @@ impl<'m> Verifier<'m> {
         for (_, s) in m.states.iter() {
             let text = format!("state @{}: {}", s.name, s.ty);
             self.well_formed(&s.ty, &text);
-            if s.ty.shape().is_none() || s.ty.dims.is_empty() || !s.ty.dtype.is_float() {
-                self.report(&text, "a state needs a float type with static dimensions");
+            if s.ty.shape().is_none() || s.ty.dims.is_empty() || !s.ty.dtype.is_cache() {
+                self.report(&text, "a state needs a float type, or q8 for a cache, with static dimensions");
             }
         }
     }

@@ -8,14 +8,14 @@
 //! kv_write %k, %v, @kv.0.k, @kv.0.v, %at, %end
 //! %a = cached_attention %q, @kv.0.k, @kv.0.v, %at, %from, %visible {head_dim=64, mask=causal}: f32[T, 192]
 //! ```
-//! Parameters: `max_seq` (cache rows), `kv` (f32 or f16).
+//! Parameters: `max_seq` (cache rows), `kv` (f32, f16, or q8: int8 with one scale per row and head).
 
 use crate::{Params, PassInfo};
 use dlx_ir::{DType, Error, Module, Op, Operand, Rewrite, Type, rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "cache-kv",
-    doc: "@forward → @step with KV states {max_seq, kv=f32|f16}",
+    doc: "@forward → @step with KV states {max_seq, kv=f32|f16|q8}",
     params: &["max_seq", "kv"],
     run,
 };

@@ -39,7 +39,7 @@ fn main() {
             let cost = fork_join(Duration::from_micros(pause));
             println!("a parallel region costs {:.1} us after {pause} us without one", cost.as_secs_f64() * 1e6);
         }
-        for dtype in [DType::F16, DType::F32] {
+        for dtype in [DType::F16, DType::CACHE_Q8, DType::F32] {
             for &m in &rows {
                 for depth in [512, 2048] {
                     time(&ctx, dtype, m, depth);

@@ -41,7 +41,7 @@ pub struct Args {
     /// Sampler, for checkpoints that do not say which one they were trained for (Tiny-A2D: bd3lm or mdlm).
     #[arg(long, value_name = "NAME")]
     pub sampler: Option<String>,
-    /// Element type of the KV caches: f16 or f32; f32 for unquantized models and f16 otherwise if not given.
+    /// Element type of the KV caches: f32, f16 or int8; f32 for unquantized models and f16 otherwise if not given.
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
     /// Rows of the compiled steps, smallest first; a call runs in the next larger one.
@@ -187,7 +187,8 @@ fn kv_type(text: &str) -> Result<DType, String> {
     match text {
         "f16" => Ok(DType::F16),
         "f32" => Ok(DType::F32),
-        _ => Err("use f16 or f32".into()),
+        "int8" => Ok(DType::CACHE_Q8),
+        _ => Err("use f16, f32 or int8".into()),
     }
 }
 
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        for wrong in ["--quant int3", "--max-seq 0", "--max-seq 2000000", "--kv int8", "--keep =f16", "--threads -1"] {
+        for wrong in ["--quant int3", "--max-seq 0", "--max-seq 2000000", "--kv int4", "--keep =f16", "--threads -1"] {
             let line = format!("compile m -o m.dlxa {wrong}");
             assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
         }

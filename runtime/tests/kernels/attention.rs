@@ -1,6 +1,6 @@
-//! Attention over f32 and f16 states, under every mask and cut of the cache.
+//! Attention over f32, f16 and int8 states, under every mask and cut of the cache.
 
-use super::{Rng, assert_near, everywhere};
+use super::{Rng, assert_near, everywhere, quantize, to_f64};
 use dlx_ir::{DType, Mask};
 use dlx_runtime::cpu::{
     AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
@@ -45,7 +45,12 @@ fn check(rng: &mut Rng, c: &Case) {
         attention(ctx, shape, &q, &k_state, &v_state, &mut out, &mut scratch);
         out
     });
-    let stored = |x: f32| if c.dtype == DType::F16 { f16::from_f32(x).to_f64() } else { f64::from(x) };
+    let stored = |x: &[f32]| match c.dtype {
+        DType::F16 => x.iter().map(|x| f16::from_f32(*x).to_f64()).collect(),
+        DType::CACHE_Q8 => to_f64(x).chunks(c.head_dim).flat_map(quantize).collect(),
+        _ => to_f64(x),
+    };
+    let (k, v) = (stored(&k), stored(&v));
     let mut want = Vec::new();
     for i in 0..c.rows {
         let end = match c.mask {
@@ -59,16 +64,14 @@ fn check(rng: &mut Rng, c: &Case) {
             let scores: Vec<f64> = (c.from..end)
                 .map(|s| {
                     let k = &k[s * width + head..][..c.head_dim];
-                    q.iter().zip(k).map(|(a, b)| f64::from(*a) * stored(*b)).sum::<f64>() / (c.head_dim as f64).sqrt()
+                    q.iter().zip(k).map(|(a, b)| f64::from(*a) * b).sum::<f64>() / (c.head_dim as f64).sqrt()
                 })
                 .collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
             for d in 0..c.head_dim {
-                let sum: f64 = (c.from..end)
-                    .zip(&scores)
-                    .map(|(s, score)| (score - top).exp() * stored(v[s * width + head + d]))
-                    .sum();
+                let sum: f64 =
+                    (c.from..end).zip(&scores).map(|(s, score)| (score - top).exp() * v[s * width + head + d]).sum();
                 want.push(if total > 0.0 { sum / total } else { 0.0 });
             }
         }
@@ -79,7 +82,7 @@ fn check(rng: &mut Rng, c: &Case) {
 #[test]
 fn every_mask_and_cut() {
     let mut rng = Rng::new(20);
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, DType::CACHE_Q8] {
         for mask in [Mask::Full, Mask::Causal, Mask::BlockCausal(4), Mask::BlockCausal(32)] {
             for (rows, at, from, visible) in
                 [(1, 0, 0, 1), (4, 40, 0, 44), (4, 40, 17, 77), (9, 70, 66, 150), (21, 0, 3, 21), (3, 128, 0, 200)]
@@ -93,7 +96,7 @@ fn every_mask_and_cut() {
 #[test]
 fn head_sizes_and_groups() {
     let mut rng = Rng::new(21);
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, DType::CACHE_Q8] {
         for (heads, kv_heads, head_dim) in [(1, 1, 8), (6, 2, 24), (3, 3, 64), (7, 1, 128), (8, 2, 256)] {
             let mask = Mask::BlockCausal(8);
             check(&mut rng, &Case { dtype, heads, kv_heads, head_dim, rows: 5, at: 60, from: 2, visible: 90, mask });

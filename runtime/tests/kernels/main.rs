@@ -154,7 +154,7 @@ impl TestWeight {
 }
 
 /// int8 with one scale, back as numbers; in f32 up to the codes, so that ties and near-ties round as in the kernels.
-fn quantize(block: &[f64]) -> Vec<f64> {
+pub(crate) fn quantize(block: &[f64]) -> Vec<f64> {
     let peak = block.iter().fold(0f32, |m, v| m.max(v.abs() as f32));
     let (scale, inverse) = if peak == 0.0 { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) };
     block.iter().map(|v| f64::from((*v as f32 * inverse).round_ties_even()) * f64::from(scale)).collect()

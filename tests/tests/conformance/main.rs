@@ -92,6 +92,8 @@ fn every_op_has_a_file() {
     let missing: Vec<_> = OPS.iter().map(|op| op.name).filter(|name| !names.contains(name)).collect();
     assert!(missing.is_empty(), "no conformance file for {missing:?}");
     for (name, file) in &files {
+        // `kv_write-int8.dlx` is about `kv_write`, too.
+        let name = name.split('-').next().expect("split gives a part");
         let graphs = file.module.graphs.iter().flat_map(|g| g.nodes.iter().map(move |n| (g, &n.op)));
         let in_graphs: Vec<_> = graphs.filter(|(_, op)| op.name() == name).collect();
         let weights = file.module.weights.iter();

@@ -1,12 +1,15 @@
 //! KV states and attention with an online softmax.
 //!
 //! States of one layer, per KV head: keys are interleaved by 16 rows, `[row / 16][head_dim][16]` (layout `cpu.k16`), so
-//! that lanes are keys; values are rows, `[row][head_dim]` with head_dim rounded up to 16 (layout `cpu.v`). The query
-//! heads that share a KV head are worked off together, a register tile of (row, head) pairs at a time.
+//! that lanes are keys; values are rows, `[row][head_dim]` with head_dim rounded up to 16 (layout `cpu.v`). Int8 elements
+//! are followed by one f32 scale per row. They are widened in registers; a key's scale multiplies its scores, a value's
+//! scale its weights. The query heads that share a KV head are worked off together, a register tile of (row, head) pairs
+//! at a time.
 //!
 //! Invariant: key blocks start at fixed multiples, so a row's result depends neither on the rows beside it nor on
 //! threads; no key outside `from..visible` is ever multiplied.
 
+use super::body::{NewRows, SCALE_BYTES};
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use super::{FloatKind, FmaArgs, KEY_BLOCK};
@@ -20,7 +23,7 @@ const MAX_TILE_ROWS: usize = 8;
 /// Shape of one layer's KV states.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KvShape {
-    /// Element type: f32 or f16.
+    /// Element type: f32, f16, or [`DType::CACHE_Q8`].
     pub dtype: DType,
     /// Cache rows.
     pub max_seq: usize,
@@ -35,7 +38,8 @@ impl KvShape {
         match self.dtype {
             DType::F32 => FloatKind::F32,
             DType::F16 => FloatKind::F16,
-            other => panic!("KV states are f32 or f16, not {other}"),
+            DType::CACHE_Q8 => FloatKind::I8,
+            other => panic!("KV states are f32, f16 or q8, not {other}"),
         }
     }
 
@@ -62,19 +66,20 @@ pub struct AttentionShape {
 }
 
 fn state_bytes(shape: KvShape, width: usize) -> Option<usize> {
-    if !matches!(shape.dtype, DType::F32 | DType::F16) {
-        return None;
-    }
-    let rows = shape.max_seq.checked_next_multiple_of(KEY_LANES)?;
-    rows.checked_mul(shape.kv_heads)?.checked_mul(width)?.checked_mul(shape.dtype.size()?)
+    let row = match shape.dtype {
+        DType::F32 | DType::F16 => width.checked_mul(shape.kind().size())?,
+        DType::CACHE_Q8 => width.checked_add(SCALE_BYTES)?,
+        _ => return None,
+    };
+    shape.max_seq.checked_next_multiple_of(KEY_LANES)?.checked_mul(shape.kv_heads)?.checked_mul(row)
 }
 
-/// Bytes of a layer's key state; `None` on overflow or if the type is neither f32 nor f16.
+/// Bytes of a layer's key state; `None` on overflow or for another element type.
 pub fn k_state_bytes(shape: KvShape) -> Option<usize> {
     state_bytes(shape, shape.head_dim)
 }
 
-/// Bytes of a layer's value state; `None` on overflow or if the type is neither f32 nor f16.
+/// Bytes of a layer's value state; `None` on overflow or for another element type.
 pub fn v_state_bytes(shape: KvShape) -> Option<usize> {
     state_bytes(shape, shape.head_dim.checked_next_multiple_of(KEY_LANES)?)
 }
@@ -104,13 +109,14 @@ pub fn kv_write(
     }
     let (k_head, v_head) = (k_state.len() / shape.kv_heads, v_state.len() / shape.kv_heads);
     let (keys, values) = (SharedMut::new(k_state), SharedMut::new(v_state));
-    let half = shape.kind() == FloatKind::F16;
+    let kind = shape.kind();
     ctx.parallel(shape.kv_heads, MIN_VALUES.div_ceil(rows * shape.head_dim), |_, heads| {
         for h in heads {
             // SAFETY: each head is visited once, and heads do not overlap.
             let (keys, values) = unsafe { (keys.slice(h * k_head, k_head), values.slice(h * v_head, v_head)) };
-            let (k, v) = (&k[h * shape.head_dim..], &v[h * shape.head_dim..]);
-            ctx.kernels.portable.kv_write(k, v, width, shape.head_dim, at, half, keys, values);
+            let new = |x| NewRows { x, stride: width, head_dim: shape.head_dim, at };
+            ctx.kernels.portable.write_keys(new(&k[h * shape.head_dim..]), kind, keys);
+            ctx.kernels.portable.write_values(new(&v[h * shape.head_dim..]), kind, values);
         }
     });
 }
@@ -209,8 +215,13 @@ impl Task<'_> {
         sum.fill(0.0);
         max.fill(f32::NEG_INFINITY);
 
-        let keys = &k_state[self.head * (k_state.len() / kv.kv_heads)..];
-        let values = &v_state[self.head * (v_state.len() / kv.kv_heads)..];
+        let (k_head, v_head) = (k_state.len() / kv.kv_heads, v_state.len() / kv.kv_heads);
+        let keys = &k_state[self.head * k_head..][..k_head];
+        let values = &v_state[self.head * v_head..][..v_head];
+        // Behind the elements, int8 states have a scale per row and others nothing.
+        let cache_rows = kv.max_seq.next_multiple_of(KEY_LANES);
+        let key_scales = &keys[cache_rows * head_dim * kind.size()..];
+        let value_scales = &values[cache_rows * value_width * kind.size()..];
         let end = ends[..rows].iter().copied().max().unwrap_or(0);
         let blocks = if shape.from < end { shape.from / KEY_BLOCK..end.div_ceil(KEY_BLOCK) } else { 0..0 };
         for block in blocks.map(|b| b * KEY_BLOCK) {
@@ -236,11 +247,17 @@ impl Task<'_> {
                     total_tile: KEY_LANES,
                 });
             }
+            if kind == FloatKind::I8 {
+                self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, &key_scales[block * SCALE_BYTES..]);
+            }
             let mut block_ends = [0; MAX_TILE_ROWS];
             for (to, end) in block_ends.iter_mut().zip(&ends[..rows]) {
                 *to = end.saturating_sub(block);
             }
             self.ctx.kernels.portable.softmax_block(scores, first, &block_ends[..rows], max, sum, acc);
+            if kind == FloatKind::I8 {
+                self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, &value_scales[block * SCALE_BYTES..]);
+            }
             // SAFETY: value rows `block + first..block + stop` are below `visible`; `acc` is `[rows][value_width]`.
             unsafe {
                 (self.ctx.kernels.fma)(&FmaArgs {

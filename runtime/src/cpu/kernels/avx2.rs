@@ -159,6 +159,7 @@ unsafe fn fma_kind<const R: usize, const C: usize>(p: &FmaArgs, t: usize) {
             FloatKind::F32 => fma_tile::<R, C, 0>(p, t),
             FloatKind::F16 => fma_tile::<R, C, 1>(p, t),
             FloatKind::BF16 => fma_tile::<R, C, 2>(p, t),
+            FloatKind::I8 => fma_tile::<R, C, 3>(p, t),
         }
     }
 }
@@ -167,7 +168,7 @@ unsafe fn fma_kind<const R: usize, const C: usize>(p: &FmaArgs, t: usize) {
 unsafe fn fma_tile<const R: usize, const C: usize, const KIND: u8>(p: &FmaArgs, t: usize) {
     // SAFETY: `p.rows == R`, `t + C <= p.tiles`, and every index is below the extents that `FmaArgs` documents.
     unsafe {
-        let size = if KIND == 0 { 4 } else { 2 };
+        let size = p.w_kind.size();
         let (step, tile) = (p.w_step * size, p.w_tile * size);
         let mut w = p.w.add(t * tile);
         let total = p.total.add(t * p.total_tile);
@@ -189,7 +190,8 @@ unsafe fn fma_tile<const R: usize, const C: usize, const KIND: u8>(p: &FmaArgs, 
                         _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
                         _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())),
                     ],
-                    _ => [widen_bf16(at), widen_bf16(at.add(16))],
+                    2 => [widen_bf16(at), widen_bf16(at.add(16))],
+                    _ => [widen_i8(at), widen_i8(at.add(8))],
                 };
                 for r in 0..R {
                     let x = _mm256_set1_ps(*a.add(r * row));
@@ -215,4 +217,11 @@ unsafe fn widen_bf16(at: *const u8) -> __m256 {
     // SAFETY: the caller has eight elements at `at`.
     let bits = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())) };
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn widen_i8(at: *const u8) -> __m256 {
+    // SAFETY: the caller has eight elements at `at`.
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
 }

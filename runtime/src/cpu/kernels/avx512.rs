@@ -176,6 +176,8 @@ unsafe fn fma_kind<const R: usize, const C: usize>(p: &FmaArgs, t: usize) {
             (FloatKind::F16, false) => fma_tile::<R, C, 1, false>(p, t),
             (FloatKind::F16, true) => fma_tile::<R, C, 1, true>(p, t),
             (FloatKind::BF16, _) => fma_tile::<R, C, 2, false>(p, t),
+            (FloatKind::I8, false) => fma_tile::<R, C, 3, false>(p, t),
+            (FloatKind::I8, true) => fma_tile::<R, C, 3, true>(p, t),
         }
     }
 }
@@ -184,7 +186,7 @@ unsafe fn fma_kind<const R: usize, const C: usize>(p: &FmaArgs, t: usize) {
 unsafe fn fma_tile<const R: usize, const C: usize, const KIND: u8, const ROW_MAJOR: bool>(p: &FmaArgs, t: usize) {
     // SAFETY: `p.rows == R`, `t + C <= p.tiles`, and every index is below the extents that `FmaArgs` documents.
     unsafe {
-        let size = if KIND == 0 { 4 } else { 2 };
+        let size = p.w_kind.size();
         let (step, tile) = (p.w_step * size, p.w_tile * size);
         let mut w = p.w.add(t * tile);
         let total = p.total.add(t * p.total_tile);
@@ -202,6 +204,7 @@ unsafe fn fma_tile<const R: usize, const C: usize, const KIND: u8, const ROW_MAJ
                 v[c] = match KIND {
                     0 => _mm512_loadu_ps(at.cast()),
                     1 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+                    3 => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))),
                     _ => {
                         let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
                         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))

@@ -4,6 +4,7 @@
 //! features and the compiler vectorizes it. Invariant: bodies use only operations with one exact result (IEEE basic
 //! operations, fused multiply-add, integer arithmetic) in a fixed order, so all instruction sets agree to the bit.
 
+mod cache;
 mod lanes;
 mod pointwise;
 mod quantize;
@@ -11,10 +12,12 @@ mod softmax;
 mod stats;
 mod store;
 
+pub(super) use cache::{NewRows, SCALE_BYTES};
 pub(super) use quantize::IntAct;
 pub(super) use stats::{ChunkStats, STATS_WORDS};
 pub(super) use store::{Store, StoreMode};
 
+use super::FloatKind;
 use super::elementwise::Norm;
 use crate::exec::RowStats;
 
@@ -72,8 +75,12 @@ portable! {
     pointwise::rms_norm(x: &mut [f32], norm: Norm<'_>);
     /// Rotates each consecutive head by one row of a rotary table (`cos` half, `sin` half).
     pointwise::rope(x: &mut [f32], table: &[f32]);
-    /// Writes new rows of one KV head; see `attention::kv_write`.
-    pointwise::kv_write(k: &[f32], v: &[f32], stride: usize, head_dim: usize, at: usize, half: bool, keys: &mut [u8], values: &mut [u8]);
+    /// Writes new keys of one head.
+    cache::write_keys(new: NewRows<'_>, kind: FloatKind, keys: &mut [u8]);
+    /// Writes new values of one head.
+    cache::write_values(new: NewRows<'_>, kind: FloatKind, values: &mut [u8]);
+    /// Multiplies the elements of each row by the scales of int8 keys or values.
+    cache::apply_scales(x: &mut [f32], stride: usize, scales: &[u8]);
     /// Quantizes a tile of rows, normalized first if asked, to the activation layout of `DotArgs`.
     quantize::quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec: IntAct, out: &mut [u32]);
     /// Interleaves a tile of rows, normalized first if asked, to `[k][rows]` f32 bits.

@@ -108,12 +108,14 @@ impl DotArgs {
     }
 }
 
-/// Element type of a float operand.
+/// Element type of the float kernel's `w`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum FloatKind {
     F32,
     F16,
     BF16,
+    /// Signed codes; their scale is not the kernel's business.
+    I8,
 }
 
 impl FloatKind {
@@ -121,6 +123,7 @@ impl FloatKind {
         match self {
             FloatKind::F32 => 4,
             FloatKind::F16 | FloatKind::BF16 => 2,
+            FloatKind::I8 => 1,
         }
     }
 }

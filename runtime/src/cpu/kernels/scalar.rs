@@ -69,6 +69,7 @@ pub(super) unsafe fn fma(p: &FmaArgs) {
                         let w = match p.w_kind {
                             FloatKind::F32 => p.w.cast::<f32>().add(at).read_unaligned(),
                             FloatKind::F16 => f16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
+                            FloatKind::I8 => f32::from(*p.w.cast::<i8>().add(at)),
                             FloatKind::BF16 => bf16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
                         };
                         sum = a.mul_add(w, sum);

@@ -52,6 +52,17 @@ pub(super) fn greater(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
+/// Greatest magnitude.
+#[inline(always)]
+pub(super) fn peak(x: &[f32]) -> f32 {
+    // The bits of non-negative floats are ordered as they are, and integers may be reduced in any order.
+    let mut peak = 0u32;
+    for x in x {
+        peak = peak.max(x.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(peak)
+}
+
 /// The nearest integer (ties to even) of a number below 2²² in magnitude, as the low 22 bits in two's complement.
 #[inline(always)]
 pub(super) fn round(x: f32) -> u32 {

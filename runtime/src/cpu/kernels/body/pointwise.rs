@@ -1,7 +1,7 @@
-//! Element-wise ops, RMS norm, rotary embedding and the KV cache writer.
+//! Element-wise ops, RMS norm and rotary embedding.
 
 use super::super::elementwise::Norm;
-use super::lanes::{LANES, rms_factor, silu as silu_of, to_f16};
+use super::lanes::{rms_factor, silu as silu_of};
 
 #[inline(always)]
 pub(super) fn add(x: &mut [f32], y: &[f32]) {
@@ -57,49 +57,6 @@ pub(super) fn rope(x: &mut [f32], table: &[f32]) {
             let (x, y) = (*a, *b);
             *a = x.mul_add(*c, -(y * s));
             *b = y.mul_add(*c, x * s);
-        }
-    }
-}
-
-/// `k` and `v` start at this head's first row and have `stride` floats between rows; `keys` and `values` are the head's
-/// own states.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "operands of a kernel")]
-pub(super) fn kv_write(
-    k: &[f32],
-    v: &[f32],
-    stride: usize,
-    head_dim: usize,
-    at: usize,
-    half: bool,
-    keys: &mut [u8],
-    values: &mut [u8],
-) {
-    let padded = head_dim.next_multiple_of(LANES);
-    for (i, (k, v)) in k.chunks(stride).zip(v.chunks(stride)).enumerate() {
-        let row = at + i;
-        let (k, v) = (&k[..head_dim], &v[..head_dim]);
-        let key = row / LANES * LANES * head_dim + row % LANES;
-        if half {
-            let keys = &mut keys.as_chunks_mut::<2>().0[key..];
-            for (to, x) in keys.iter_mut().step_by(LANES).zip(k) {
-                *to = to_f16(*x).to_le_bytes();
-            }
-            let values = &mut values.as_chunks_mut::<2>().0[row * padded..][..padded];
-            for (to, x) in values.iter_mut().zip(v) {
-                *to = to_f16(*x).to_le_bytes();
-            }
-            values[head_dim..].fill([0; 2]);
-        } else {
-            let keys = &mut keys.as_chunks_mut::<4>().0[key..];
-            for (to, x) in keys.iter_mut().step_by(LANES).zip(k) {
-                *to = x.to_le_bytes();
-            }
-            let values = &mut values.as_chunks_mut::<4>().0[row * padded..][..padded];
-            for (to, x) in values.iter_mut().zip(v) {
-                *to = x.to_le_bytes();
-            }
-            values[head_dim..].fill([0; 4]);
         }
     }
 }

@@ -2,11 +2,9 @@
 
 use super::super::DotArgs;
 use super::super::elementwise::Norm;
-use super::lanes::{rms_factor, round};
+use super::lanes::{peak, rms_factor, round};
 use crate::cpu::pack::BLOCK;
-
-/// Blocks whose greatest magnitude is below this count as zero: the reciprocal of the scale would overflow.
-const TINY: f32 = 1e-30;
+use dlx_ir::quant::int8_scale;
 
 /// What the integer kernel needs beside the int8 values; weights that agree on it share one quantized activation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,13 +33,7 @@ pub(super) fn quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec
                     *y = w * (*y * factor);
                 }
             }
-            // The bits of non-negative floats are ordered as they are, and integers may be reduced in any order.
-            let mut peak = 0u32;
-            for y in &y {
-                peak = peak.max(y.to_bits() & 0x7fff_ffff);
-            }
-            let peak = f32::from_bits(peak);
-            let (scale, inverse) = if peak < TINY { (0.0, 0.0) } else { (peak / 127.0, 127.0 / peak) };
+            let (scale, inverse) = int8_scale(peak(&y));
             let mut q = [0u8; BLOCK];
             for (q, y) in q.iter_mut().zip(&y) {
                 *q = round(y * inverse) as u8;
