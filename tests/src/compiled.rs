@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use dlx_ir::{Error, Evaluator, Module, Tensor};
+use dlx_passes::Step;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
 use dlx_runtime::{LoadOptions, Model};
 use dlxc::checkpoint::{Checkpoint, TextFiles};
 use dlxc::driver::{self, Watch};
-use dlxc::hf;
+use dlxc::hf::{self, Imported};
 use dlxc::options::CompileOptions;
 
 struct Silent;
@@ -45,6 +46,13 @@ pub fn compile(model: &Path, output: &Path, options: &CompileOptions) -> Result<
 /// # Errors
 /// What the importer says.
 pub fn pipeline(model: &Path, options: &CompileOptions, without: &str) -> Result<String, Error> {
+    let (_, _, steps) = import(model, options)?;
+    let kept = steps.iter().filter(|s| !s.pass.name.starts_with(without)).map(ToString::to_string);
+    Ok(kept.collect::<Vec<_>>().join(","))
+}
+
+/// An imported checkpoint and the passes that the CPU target runs on it.
+fn import(model: &Path, options: &CompileOptions) -> Result<(Checkpoint, Imported, Vec<Step>), Error> {
     let (checkpoint, text) = (Checkpoint::open(model)?, TextFiles::read(model)?);
     let imported = hf::import(&hf::Source {
         checkpoint: &checkpoint,
@@ -54,9 +62,7 @@ pub fn pipeline(model: &Path, options: &CompileOptions, without: &str) -> Result
     })?;
     let pipeline = driver::default_pipeline(driver::find_target("cpu")?, options, &imported)?;
     let steps = dlx_passes::parse_pipeline(&pipeline)?;
-    let kept: Vec<String> =
-        steps.iter().filter(|s| !s.pass.name.starts_with(without)).map(ToString::to_string).collect();
-    Ok(kept.join(","))
+    Ok((checkpoint, imported, steps))
 }
 
 /// The compiled module on the reference evaluator.
@@ -75,15 +81,7 @@ impl Interpreted {
     /// # Errors
     /// What the importer or a pass says.
     pub fn load(model: &Path, options: &CompileOptions) -> Result<Self, Error> {
-        let (checkpoint, text) = (Checkpoint::open(model)?, TextFiles::read(model)?);
-        let imported = hf::import(&hf::Source {
-            checkpoint: &checkpoint,
-            text: &text,
-            block: options.block,
-            sampler: options.sampler.as_deref(),
-        })?;
-        let pipeline = driver::default_pipeline(driver::find_target("cpu")?, options, &imported)?;
-        let steps = dlx_passes::parse_pipeline(&pipeline)?;
+        let (checkpoint, imported, steps) = import(model, options)?;
         let (mut module, vocab) = (imported.module, imported.vocab);
         dlx_passes::run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
         // An evaluator borrows its module; a test process can afford to keep both.
