@@ -27,6 +27,11 @@ const CHECKPOINTS: &[Row] = &[
     ("a fractional head count", |m| m.set("num_attention_heads", json!(2.5)), "`num_attention_heads`"),
     ("a size that is missing", |m| m.unset("vocab_size"), "`vocab_size`"),
     ("an unknown family", |m| m.set("model_type", json!("mamba")), "`mamba` is not a supported family"),
+    (
+        "a mixture of experts",
+        |m| m.set("model_type", json!("sdar_moe")),
+        "`sdar_moe` is not supported, because it is a mixture",
+    ),
     ("heads that do not divide", |m| m.set("num_key_value_heads", json!(2)), "2 key heads do not divide 3 heads"),
     ("an odd head size", |m| m.set("head_dim", json!(63)), "63 cannot be rotated"),
     ("scaled rotary embeddings", |m| m.set("rope_scaling", json!({"factor": 2.0})), "`rope_scaling`"),
@@ -157,6 +162,13 @@ fn broken_requests() {
     let cases: &[(&str, &[&str], i32, &str)] = &[
         ("a prompt longer than the caches", &["run", good, &long], 1, "shorten the prompt"),
         ("an unknown reveal rule", &["run", good, "hi", "--rule", "guess"], 1, "there is no reveal rule `guess`"),
+        ("a cache that the family cannot use", &["run", good, "hi", "--cache", "dual"], 1, "it needs full attention"),
+        (
+            "a sampler for a family that has one",
+            &["compile", model, "-o", out, "--sampler", "mdlm"],
+            1,
+            "cannot be chosen",
+        ),
         ("a directory that is no model", &["run", path(dir.path()), "hi"], 1, "config.json"),
         ("a model that is not there", &["compile", "/no/such/model", "-o", out], 1, "no such directory"),
         ("an output directory that is not there", &["compile", model, "-o", path(&nowhere)], 1, "cannot write into"),

@@ -29,6 +29,22 @@ fn every_format_gives_the_same_answers() {
 }
 
 #[test]
+fn every_family_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    for family in ["dream-tiny", "fast-dllm-v2-tiny", "llada-tiny", "qwen2-tiny", "sdar-tiny"] {
+        let artifact = dir.path().join(format!("{family}.dlxa"));
+        compile(&model().with_file_name(family), &artifact, &["--quant", "int8"]);
+        let answer = text(&dlxc(&["run", path(&artifact), "What is the capital of France?"]));
+        assert_eq!(answer, "The capital of France is Paris.\n", "{family}");
+    }
+    let llada = dir.path().join("llada-tiny.dlxa");
+    for cache in ["none", "prefix", "dual"] {
+        let answer = text(&dlxc(&["run", path(&llada), "What is 27 + 45?", "--cache", cache]));
+        assert_eq!(answer, "72\n", "{cache}");
+    }
+}
+
+#[test]
 fn the_same_input_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("another/place");

@@ -168,7 +168,8 @@ fn ask(
 ) -> Result<dlx_runtime::session::Report, Error> {
     let system = question.system.as_deref().map(|s| Message::new("system", s));
     let messages = system.into_iter().chain([Message::new("user", &question.prompt)]).collect();
-    let mut request = Request::new(Prompt::Chat { messages, variables: serde_json::Map::new() }, decode.max_new());
+    let mut request =
+        Request::new(Prompt::Chat { messages, variables: serde_json::Map::new() }, decode.max_new(session.policy()));
     request.overrides = decode.overrides(session.policy());
     let report = session.generate(&request, &mut |_| {
         if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

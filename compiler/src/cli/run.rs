@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::Error;
+use dlx_runtime::decode::policy::{Attention, CacheMode};
 use dlx_runtime::decode::{DecodePolicy, FinishReason, Overrides, Reveal};
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session};
 use dlx_runtime::text::Message;
@@ -54,9 +55,10 @@ pub struct Args {
 /// What a call changes of the model's own way of decoding.
 #[derive(clap::Args, Debug)]
 pub struct Decode {
-    /// Most tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub max_new: u32,
+    /// Most tokens to generate; 256 if not given, or 64 for models that see the whole answer at once, whose answers depend on
+    /// its length.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_new: Option<u32>,
     /// Reveal tokens that are surer than this.
     #[arg(long, value_name = "P", value_parser = probability)]
     pub threshold: Option<f32>,
@@ -66,6 +68,15 @@ pub struct Decode {
     /// Which tokens to reveal; the model's own rule if not given.
     #[arg(long, value_name = "RULE")]
     pub rule: Option<String>,
+    /// How sure the model is of a token: probability, margin, neg-entropy.
+    #[arg(long, value_name = "MEASURE")]
+    pub confidence: Option<String>,
+    /// Cache of models with full attention: none, prefix or dual. The last two are faster and approximate.
+    #[arg(long, value_name = "CACHE", value_parser = cache_mode)]
+    pub cache: Option<CacheMode>,
+    /// Classifier-free guidance away from the answer without the prompt; 0 is off.
+    #[arg(long, value_name = "W", value_parser = temperature)]
+    pub cfg: Option<f32>,
     /// Randomness; 0 always takes the most likely token.
     #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f32>,
@@ -161,7 +172,7 @@ impl Turn<'_> {
             self.history.push(Message::new("user", prompt));
             Prompt::Chat { messages: self.history.clone(), variables: serde_json::Map::new() }
         };
-        let mut request = Request::new(prompt, args.decode.max_new());
+        let mut request = Request::new(prompt, args.decode.max_new(self.session.policy()));
         request.overrides = args.decode.overrides(self.session.policy());
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         let report = self.generate(&request)?;
@@ -226,8 +237,9 @@ impl Turn<'_> {
 
 impl Decode {
     /// Most tokens to generate.
-    pub fn max_new(&self) -> usize {
-        usize::try_from(self.max_new).unwrap_or(usize::MAX)
+    pub fn max_new(&self, policy: &DecodePolicy) -> usize {
+        let default = if policy.attention == Attention::Full { 64 } else { 256 };
+        self.max_new.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
     /// What the arguments change of the model's own policy.
@@ -245,6 +257,9 @@ impl Decode {
         Overrides {
             reveal,
             steps: count(self.steps),
+            confidence: self.confidence.clone(),
+            cache: self.cache,
+            cfg_scale: self.cfg,
             temperature: self.temperature,
             top_k: count(self.top_k),
             top_p: self.top_p,
@@ -312,6 +327,15 @@ fn read_prompt(input: impl Read) -> Result<String, Error> {
         return Err(Error::new("standard input", "is empty").help("give a prompt as an argument or on standard input"));
     }
     Ok(text)
+}
+
+fn cache_mode(text: &str) -> Result<CacheMode, String> {
+    match text {
+        "none" => Ok(CacheMode::None),
+        "prefix" => Ok(CacheMode::Prefix),
+        "dual" => Ok(CacheMode::Dual),
+        _ => Err("use none, prefix or dual; block-causal models keep an exact cache by themselves".into()),
+    }
 }
 
 fn probability(text: &str) -> Result<f32, String> {

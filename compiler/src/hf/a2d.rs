@@ -36,7 +36,7 @@ fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool
     let block = source.block.unwrap_or(BLOCK);
     let own = match source.sampler {
         None | Some("bd3lm") => DecodePolicy::bd3lm(mask_id, source.text.special_token_id("pad_token"), block),
-        Some("mdlm") => DecodePolicy { block, ..DecodePolicy::mdlm(mask_id) },
+        Some("mdlm") => DecodePolicy { block, steps: block, ..DecodePolicy::mdlm(mask_id) },
         Some(other) => {
             return Err(
                 Error::new("--sampler", format!("`{other}` is not a sampler of {name}")).help("use bd3lm or mdlm")

@@ -22,11 +22,8 @@ fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let (module, notes) = decoder.build("dream", source.checkpoint)?;
     let mask_id = super::mask_id(source, decoder.vocab)?;
     let own = DecodePolicy::dream(mask_id);
-    let policy = DecodePolicy {
-        block: source.block.unwrap_or(own.block),
-        stop_ids: super::stop_ids(source, decoder.vocab)?,
-        ..own
-    };
+    let block = source.block.unwrap_or(own.block);
+    let policy = DecodePolicy { block, steps: block, stop_ids: super::stop_ids(source, decoder.vocab)?, ..own };
     let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
     Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
 }

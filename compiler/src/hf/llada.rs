@@ -40,11 +40,8 @@ fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let (module, notes) = decoder.build("llada", source.checkpoint)?;
     let mask_id = super::mask_id(source, decoder.vocab)?;
     let own = DecodePolicy::llada(mask_id);
-    let policy = DecodePolicy {
-        block: source.block.unwrap_or(own.block),
-        stop_ids: super::stop_ids(source, decoder.vocab)?,
-        ..own
-    };
+    let block = source.block.unwrap_or(own.block);
+    let policy = DecodePolicy { block, steps: block, stop_ids: super::stop_ids(source, decoder.vocab)?, ..own };
     let max_positions = config.opt_usize("max_sequence_length")?.unwrap_or(1024);
     Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
 }

@@ -148,6 +148,9 @@ impl DecodePolicy {
 
     fn check_combination(&self) -> Result<(), PolicyError> {
         let conflict = |field, value, why| Err(PolicyError::Conflict { field, value, why });
+        if self.cfg_scale > 0.0 && self.mask_id < 0 {
+            return conflict("cfg_scale", "above 0", "it masks the prompt, and this model has no mask token");
+        }
         if !self.commits() && self.attention != Attention::Full {
             let value = match self.cache {
                 CacheMode::Prefix => "prefix",

@@ -157,9 +157,8 @@ fn fd_transfer_index(case: &Case) -> Result<(), String> {
         let mut ours = vec![0; mask.len()];
         for change in &changes {
             ours[change.position] = 1;
-            if let Ok(tokens) = case.ints(&format!("{name}.x0"))
-                && tokens[change.position] != change.token
-            {
+            let tokens = case.ints(&format!("{name}.x0"));
+            if tokens.is_ok_and(|tokens| tokens[change.position] != change.token) {
                 return Err(format!("{name}: token {} at {}", change.token, change.position));
             }
         }

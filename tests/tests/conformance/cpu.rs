@@ -118,7 +118,7 @@ fn check(executor: &mut CpuExecutor, call: &Call) -> Result<(), String> {
     let mut results = Vec::new();
     if call.graph.starts_with("step") {
         let position = |i: usize| Ok::<_, String>(usize::try_from(ints(i)?[0]).expect("positions are not negative"));
-        let (at, from, visible) = (position(2)?, position(3)?, position(4)?);
+        let (at, from, visible) = (position(2)?, position(4)?, position(5)?);
         let step = StepCall { ids: ints(0)?, pos: ints(1)?, at, from, visible };
         executor.step_observed(step, usize::MAX, &mut observe).map_err(|e| e.to_string())?;
     } else {
