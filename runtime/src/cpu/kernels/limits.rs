@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
 use super::super::Isa;
 
 /// Giga-operations per second of 512-bit int8 dot products on the threads of the current pool; `None` where this CPU has

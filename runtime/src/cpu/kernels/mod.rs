@@ -15,11 +15,15 @@ pub(crate) mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 mod body;
 pub(crate) mod elementwise;
 pub(crate) mod head;
 pub(crate) mod limits;
 pub(crate) mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod parallel;
 pub(crate) mod quantize;
 mod scalar;
@@ -65,6 +69,26 @@ pub fn kernels(isa: Isa) -> Result<&'static Kernels, String> {
         fma: avx512::fma,
         portable: &body::AVX512,
     };
+    #[cfg(target_arch = "x86_64")]
+    static AVX_VNNI: Kernels = Kernels {
+        isa: Isa::AvxVnni,
+        max_rows: avx2::MAX_ROWS,
+        dot: avxvnni::dot,
+        fma: avx2::fma,
+        portable: &body::AVX2,
+    };
+    // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
+    #[cfg(target_arch = "aarch64")]
+    static NEON: Kernels =
+        Kernels { isa: Isa::Neon, max_rows: neon::MAX_ROWS, dot: neon::dot, fma: neon::fma, portable: &body::SCALAR };
+    #[cfg(target_arch = "aarch64")]
+    static NEON_DOT: Kernels = Kernels {
+        isa: Isa::NeonDot,
+        max_rows: neon::MAX_ROWS,
+        dot: neon::dot_sdot,
+        fma: neon::fma,
+        portable: &body::SCALAR,
+    };
     if !isa.available() {
         return Err(format!("this CPU does not have `{isa}`; the best it has is `{}`", Isa::best()));
     }
@@ -74,8 +98,16 @@ pub fn kernels(isa: Isa) -> Result<&'static Kernels, String> {
         Isa::Avx2 => Ok(&AVX2),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => Ok(&AVX512),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => Err(format!("`{isa}` is not an instruction set of this architecture")),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => Ok(&AVX_VNNI),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Ok(&NEON),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => Ok(&NEON_DOT),
+        #[allow(unreachable_patterns, reason = "no architecture has them all")]
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot => {
+            Err(format!("`{isa}` is not an instruction set of this architecture"))
+        }
     }
 }
 
