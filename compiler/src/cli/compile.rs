@@ -17,7 +17,7 @@ use crate::options::{CompileOptions, Keep, QuantSpec};
 #[derive(Parser, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory of a Hugging Face checkpoint, or an ONNX file.
+    /// Directory of a Hugging Face checkpoint.
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
     /// File to write.
