@@ -196,7 +196,7 @@ pub struct Type {
     pub dtype: DType,
     /// Dimensions, outermost first; empty for a scalar.
     pub dims: Vec<Dim>,
-    /// Target layout such as `cpu.n16`; `None` is plain row-major.
+    /// Target layout such as `n16`; `None` is plain row-major.
     pub layout: Option<Box<str>>,
 }
 

@@ -11,5 +11,6 @@ mod model;
 pub mod selftest;
 pub mod session;
 pub mod text;
+pub mod wgpu;
 
 pub use model::{LoadOptions, Model, ModelError, TextSection, load_executor, read_manifest};

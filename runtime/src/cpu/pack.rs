@@ -1,4 +1,4 @@
-//! The packed weight layout `cpu.n16`: what the compiler writes and the kernels read.
+//! The packed weight layout `n16`: what the compiler writes and the kernels read.
 //!
 //! A weight `[N, K]` (`y = x Wᵀ`) is a concatenation of `ceil(N / 16)` tiles of equal size, a multiple of 64 bytes. A
 //! tile holds 16 consecutive rows of W, that is 16 output columns; rows past N are zero. Tiles are independent, so a
@@ -28,7 +28,7 @@ pub const TILE_COLUMNS: usize = 16;
 /// Weights per block along k: one activation scale covers this many.
 pub(crate) const BLOCK: usize = 128;
 
-/// A weight in the `cpu.n16` layout, its size checked against its bytes.
+/// A weight in the `n16` layout, its size checked against its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedWeight<'a> {
     dtype: DType,

@@ -74,7 +74,7 @@ impl Weights {
                 _ => return Err(bad(format!("{}: lies outside the weights", place()))),
             };
             let weight = match (w.ty.shape().as_deref(), w.ty.layout.as_deref(), w.ty.dtype) {
-                (Some(&[n, k]), Some("cpu.n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
+                (Some(&[n, k]), Some("n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
                     Weight::Matrix { dtype, n, k, bytes: range }
                 }
                 (Some(&[_]), None, DType::F32) => {
@@ -166,7 +166,7 @@ impl Entry {
 
 /// What the kernels ask of a node beyond its types.
 fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), String> {
-    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("cpu.n16");
+    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("n16");
     let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
     let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
     let ok = match &node.op {

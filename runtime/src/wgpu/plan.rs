@@ -1,0 +1,205 @@
+//! The plan of a wgpu program: everything that the device is told, decided at compile time.
+//!
+//! The runtime creates buffers, pipelines and bind groups from it and encodes its dispatches; it generates nothing. The
+//! program beside it (`program:wgpu`, IR text) is for people and tools; the plan is what runs.
+//!
+//! Buffers: `inputs` (what a call brings: ids, positions, scalars, row numbers), `arena` (activations), `outputs` (what is
+//! read back), one per state, and the weights, in as many buffers as the device's limits ask for. Offsets of bindings are
+//! multiples of [`BIND_ALIGN`]. Parts of the arena that one dispatch binds do not overlap.
+//!
+//! Invariant: nothing in a plan is trusted. [`Plan::check`] refuses indices and ranges that do not fit; the WGSL is
+//! validated again by the device's own front end, which also clamps every access.
+
+use serde::{Deserialize, Serialize};
+
+/// Alignment of every bound range: WebGPU's default `min_storage_buffer_offset_alignment`.
+pub const BIND_ALIGN: u64 = 256;
+
+/// Scalars at the start of a step's first input range, as little-endian `u32`: `at`, `end`, `from`, `visible`, `live` (rows
+/// that the call really has). Head and logits entries have only `live`, in the same place.
+pub const SCALARS: usize = 5;
+
+/// A compiled program for one device profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Limits that it was compiled for; a device must have at least these.
+    pub profile: Profile,
+    /// WGSL modules, each once. Every one has a single entry point `main`.
+    pub shaders: Vec<String>,
+    /// Pipelines.
+    pub kernels: Vec<Kernel>,
+    /// Bytes of the input buffer.
+    pub inputs: u64,
+    /// Bytes of the activations.
+    pub arena: u64,
+    /// Bytes of the buffer that results are read back from.
+    pub outputs: u64,
+    /// States, zeroed when a session begins.
+    pub states: Vec<State>,
+    /// Entries, in the order of the program's graphs.
+    pub entries: Vec<Entry>,
+    /// Rows of the KV caches.
+    pub max_seq: usize,
+    /// Width of the logits.
+    pub vocab: usize,
+}
+
+/// What a plan asks of a device: the names and meanings of WebGPU's limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Name in `--profile`.
+    pub name: String,
+    /// `max_storage_buffer_binding_size`.
+    pub max_binding: u64,
+    /// `max_buffer_size`.
+    pub max_buffer: u64,
+    /// `max_compute_invocations_per_workgroup`.
+    pub max_invocations: u32,
+    /// `max_compute_workgroup_storage_size`, in bytes.
+    pub max_workgroup_storage: u32,
+    /// `max_compute_workgroups_per_dimension`.
+    pub max_workgroups: u32,
+    /// `max_storage_buffers_per_shader_stage`.
+    pub max_storage_buffers: u32,
+}
+
+/// A pipeline: one job, in one or more variants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// What it does, such as `linear`; variants of a role are replaced together when one of them is wrong.
+    pub role: String,
+    /// What it is for, such as `q4g32[6144, 2048] x 4`, for people.
+    pub shape: String,
+    /// How each binding is used, in order (group 0, binding i).
+    pub bindings: Vec<Access>,
+    /// Fastest first; the last one needs no feature.
+    pub variants: Vec<Variant>,
+}
+
+/// One implementation of a kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Features that the device must have.
+    pub needs: Vec<Feature>,
+    /// Index into [`Plan::shaders`].
+    pub shader: usize,
+    /// Workgroups per dimension.
+    pub groups: [u32; 3],
+}
+
+/// An optional device feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// `f16` in shaders.
+    F16,
+    /// Subgroup operations.
+    Subgroups,
+}
+
+/// How a kernel uses a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// `var<uniform>`.
+    Uniform,
+    /// `var<storage, read>`.
+    Read,
+    /// `var<storage, read_write>`; all parts of the arena, the states and the outputs are bound so.
+    ReadWrite,
+}
+
+/// A buffer that lives as long as a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Name in the program.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+}
+
+/// A compiled graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Name of the graph, such as `step_4`.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Rows of its bucket.
+    pub rows: usize,
+    /// Where its parameters go in the input buffer: the scalars, then ids and positions (step) or row numbers (head, logits),
+    /// all 32 bits wide.
+    pub inputs: Vec<Range>,
+    /// Where its results lie in the output buffer: none, or best ids `i32[R]` and `f32[R, 3]`, or logits `f32[R, vocab]`.
+    pub results: Vec<Range>,
+    /// What runs, in order.
+    pub dispatches: Vec<Dispatch>,
+    /// Step entries: where the first layer's output is once that many dispatches have run, for the self-test.
+    pub first_layer: Option<Probe>,
+}
+
+/// What an entry does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A forward pass over new rows.
+    Step,
+    /// Statistics of chosen rows.
+    Head,
+    /// Logits of chosen rows.
+    Logits,
+}
+
+/// A value to look at in the middle of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// Dispatches to run before.
+    pub after: usize,
+    /// Where it lies in the arena, row-major `f32`.
+    pub value: Range,
+}
+
+/// One kernel on its operands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dispatch {
+    /// Index into [`Plan::kernels`].
+    pub kernel: usize,
+    /// Number of the node of the graph that it belongs to.
+    pub node: usize,
+    /// One per entry of [`Kernel::bindings`].
+    pub bindings: Vec<Binding>,
+}
+
+/// What is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// Part of the input buffer.
+    Input(Range),
+    /// Part of the arena.
+    Arena(Range),
+    /// Part of the output buffer.
+    Output(Range),
+    /// A whole state, by index.
+    State(usize),
+    /// Part of the artifact's weights section, at a multiple of 64 bytes: a weight or a shard of one.
+    Weight(Range),
+}
+
+/// A range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// First byte.
+    pub offset: u64,
+    /// Length, a multiple of 4.
+    pub bytes: u64,
+}
