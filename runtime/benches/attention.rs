@@ -6,7 +6,7 @@
 
 use dlx_ir::{DType, Mask};
 use dlx_runtime::cpu::{
-    AttentionShape, Ctx, Isa, KvShape, attention, attention_scratch_words, k_state_bytes, kernels, kv_write,
+    AttentionShape, Ctx, Isa, KvShape, Pool, attention, attention_scratch_words, k_state_bytes, kernels, kv_write,
     v_state_bytes,
 };
 use std::hint::black_box;
@@ -31,22 +31,31 @@ fn main() {
         rows = vec![1, 4, 32, 512];
     }
     let isa = Isa::from_env().expect("DLX_ISA");
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let pool = Pool::new(threads).expect("threads");
     let ctx = Ctx { kernels: kernels(isa).expect("instruction set"), pool: &pool };
     println!("kernels: {isa}, {threads} threads");
-    pool.install(|| {
-        for pause in [0, 20, 200] {
-            let cost = fork_join(Duration::from_micros(pause));
-            println!("a parallel region costs {:.1} us after {pause} us without one", cost.as_secs_f64() * 1e6);
-        }
-        for dtype in [DType::F16, DType::CACHE_Q8, DType::F32] {
-            for &m in &rows {
-                for depth in [512, 2048] {
-                    time(&ctx, dtype, m, depth);
-                }
+    for pause in [0, 20, 200, 2000].map(Duration::from_micros) {
+        let part = Duration::from_micros(50);
+        let ours = excess(pause, part, &|| pool.broadcast(|_| spin(part)));
+        // As its own threads see it: handing over from outside costs more.
+        let rayon = rayon::join(
+            || {
+                excess(pause, part, &|| {
+                    rayon::join(|| spin(part), || spin(part));
+                })
+            },
+            || (),
+        )
+        .0;
+        println!("a region of two parts costs {ours:.1?} after {pause:?} without one; rayon's join {rayon:.1?}");
+    }
+    for dtype in [DType::F16, DType::CACHE_Q8, DType::F32] {
+        for &m in &rows {
+            for depth in [512, 2048] {
+                time(&ctx, dtype, m, depth);
             }
         }
-    });
+    }
 }
 
 fn spin(time: Duration) {
@@ -56,14 +65,13 @@ fn spin(time: Duration) {
     }
 }
 
-/// What a join of two equal parts of work takes beyond one part, when the last one was `pause` ago.
-fn fork_join(pause: Duration) -> Duration {
-    let part = Duration::from_micros(50);
+/// What a region of equal parts takes beyond one part, when the last one was `pause` ago.
+fn excess(pause: Duration, part: Duration, region: &(dyn Fn() + Sync)) -> Duration {
     let mut times: Vec<Duration> = (0..200)
         .map(|_| {
             spin(pause);
             let start = Instant::now();
-            rayon::join(|| spin(part), || spin(part));
+            region();
             start.elapsed().saturating_sub(part)
         })
         .collect();

@@ -110,7 +110,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             lines.push(measure(&mut executor, rows, depth, args).map_err(|e| Error::new(&place, e.to_string()))?);
         }
     }
-    let limits = executor.in_pool(|| Limits { int8_gops: int8_peak(), read_gbs: read_bandwidth(artifact.weights()) });
+    let limits =
+        Limits { int8_gops: int8_peak(executor.pool()), read_gbs: read_bandwidth(executor.pool(), artifact.weights()) };
     if args.json {
         let lines: Vec<_> = lines.iter().map(|l| as_json(l, &limits)).collect();
         let report = json!({

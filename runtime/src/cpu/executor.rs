@@ -11,7 +11,7 @@
 use super::arena::{Arena, Slot, StateBuffer};
 use super::program::{Entry, Instr, Kind, Loc, Weights, bad};
 use super::{
-    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, add, attention, attention_scratch_words, embed,
+    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, Pool, add, attention, attention_scratch_words, embed,
     head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, rms_norm, rope,
     rope_table, scale, silu,
 };
@@ -61,7 +61,7 @@ pub struct CpuOptions {
 /// Runs a program on the CPU.
 pub struct CpuExecutor {
     kernels: &'static Kernels,
-    pool: rayon::ThreadPool,
+    pool: Pool,
     weights: Weights,
     entries: Vec<Entry>,
     step_rows: Vec<usize>,
@@ -91,7 +91,7 @@ pub struct Seen<'a> {
 }
 
 /// Sees every node as it has run.
-pub type Observe<'o> = &'o mut (dyn FnMut(Seen<'_>) + Send);
+pub type Observe<'o> = &'o mut dyn FnMut(Seen<'_>);
 
 /// Takes the results of one head call: where they are, and which of the rows asked for they belong to.
 type Done<'d> = &'d mut dyn FnMut(&Arena, &[Slot], Range<usize>);
@@ -109,7 +109,7 @@ impl CpuExecutor {
     ) -> Result<Self, LoadError> {
         let isa = options.isa.map_or_else(Isa::from_env, Ok).map_err(LoadError::Isa)?;
         let kernels = kernels(isa).map_err(LoadError::Isa)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
+        let pool = Pool::new(options.threads);
         let pool = pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
         let module = program.module();
         let weights = Weights::load(module, file, section)?;
@@ -168,12 +168,12 @@ impl CpuExecutor {
 
     /// Number of threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pool.threads()
     }
 
-    /// Runs `work` on the executor's threads.
-    pub fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+    /// The executor's threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Bytes that the session holds besides the mapped weights: those of the states, and those of arena and scratch.
@@ -304,15 +304,12 @@ impl CpuExecutor {
             live,
         };
         let code = self.entries[entry].code.iter().take(nodes);
-        // On a thread of the pool, so that every parallel region starts without waking one.
-        self.pool.install(|| {
-            for instr in code {
-                machine.execute(instr, &mut states, &mut scratch, &mut stats);
-                let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
-                let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
-                observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
-            }
-        });
+        for instr in code {
+            machine.execute(instr, &mut states, &mut scratch, &mut stats);
+            let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
+            let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
+            observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
+        }
         (self.scratch, self.stats, self.states) = (scratch, stats, states);
     }
 

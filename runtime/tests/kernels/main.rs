@@ -10,7 +10,7 @@ mod linear;
 mod pack;
 
 use dlx_ir::DType;
-use dlx_runtime::cpu::{self, Ctx, Isa, PackedWeight};
+use dlx_runtime::cpu::{self, Ctx, Isa, PackedWeight, Pool};
 use half::{bf16, f16};
 
 /// A small deterministic generator (xorshift).
@@ -52,7 +52,7 @@ pub(crate) fn everywhere(what: &str, op: impl Fn(&Ctx<'_>) -> Vec<f32> + Sync) -
             continue;
         }
         for threads in [1, 2] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = Pool::new(threads).unwrap();
             let ctx = Ctx { kernels: cpu::kernels(isa).unwrap(), pool: &pool };
             let got = op(&ctx);
             match &expected {

@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 /// Rows per register tile.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// Bytes ahead of the weight stream that are fetched into L1, per row. One to three rows run at the speed of memory, which
-/// the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
+/// Bytes ahead of the weight stream that are fetched into L1, per row, where nothing else says what to fetch. One to three
+/// rows run at the speed of memory, which the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
 const PREFETCH_PER_ROW: usize = 512;
 const PREFETCH_MIN_ROWS: usize = 4;
 
@@ -38,36 +38,46 @@ pub(super) unsafe fn dot(p: &DotArgs) {
 unsafe fn dot_rows<const R: usize>(p: &DotArgs) {
     // SAFETY: as `dot`.
     unsafe {
-        match (p.nibbles, p.min) {
-            (true, false) => dot_tile::<R, true, false>(p),
-            (true, true) => dot_tile::<R, true, true>(p),
-            (false, false) => dot_tile::<R, false, false>(p),
-            (false, true) => dot_tile::<R, false, true>(p),
+        match (p.nibbles, p.min, p.groups) {
+            (true, false, 1) => dot_tile::<R, true, false, 1>(p),
+            (true, false, 2) => dot_tile::<R, true, false, 2>(p),
+            (true, false, 4) => dot_tile::<R, true, false, 4>(p),
+            (true, false, _) => dot_tile::<R, true, false, 0>(p),
+            (true, true, _) => dot_tile::<R, true, true, 0>(p),
+            (false, false, _) => dot_tile::<R, false, false, 0>(p),
+            (false, true, _) => dot_tile::<R, false, true, 0>(p),
         }
     }
 }
 
+/// With a `GROUPS` of 0 the number of groups is only known when it runs.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &DotArgs) {
+unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool, const GROUPS: usize>(p: &DotArgs) {
+    let groups = if GROUPS == 0 { p.groups } else { GROUPS };
+    // 32 k per round: no more unrolling than the shortest group needs.
+    let rounds = 4 / groups;
     // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R`.
     unsafe {
         let low = _mm512_set1_epi8(15);
-        let (mut codes, mut act) = (p.weights, p.act);
+        let (mut codes, mut act, mut ahead) = (p.weights, p.act, p.ahead);
         for _ in 0..p.blocks {
+            for _ in 0..p.ahead_lines {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(64);
+            }
             let mut block = [_mm512_setzero_ps(); R];
             let mut correction = act.add(BLOCK / 4 * R);
-            let act_scale = correction.add(p.groups * R);
+            let act_scale = correction.add(groups * R);
             let mut scales = codes.add(BLOCK * 16 / if NIBBLES { 2 } else { 1 });
-            let mut mins = scales.add(p.groups * 32);
-            for _ in 0..p.groups {
+            let mut mins = scales.add(groups * 32);
+            for _ in 0..groups {
                 let mut sum = [_mm512_setzero_si512(); R];
                 if !MIN {
                     for r in 0..R {
                         sum[r] = _mm512_set1_epi32(*correction.add(r) as i32);
                     }
                 }
-                // 32 k per round: no more unrolling than the shortest group needs.
-                for _ in 0..4 / p.groups {
+                for _ in 0..rounds {
                     if NIBBLES {
                         for _ in 0..4 {
                             prefetch::<R>(codes);

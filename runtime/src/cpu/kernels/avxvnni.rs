@@ -152,8 +152,18 @@ mod tests {
                 let run = |dot: unsafe fn(&DotArgs)| {
                     let mut total = vec![0.5f32; rows * 16];
                     let (weights, act) = (weights.as_ptr(), act.as_ptr());
-                    let args =
-                        DotArgs { rows, blocks: BLOCKS, groups, nibbles, min, weights, act, total: total.as_mut_ptr() };
+                    let args = DotArgs {
+                        rows,
+                        blocks: BLOCKS,
+                        groups,
+                        nibbles,
+                        min,
+                        weights,
+                        act,
+                        total: total.as_mut_ptr(),
+                        ahead: weights,
+                        ahead_lines: 0,
+                    };
                     // SAFETY: the operands have the extents that `DotArgs` documents; the caller checked the features.
                     unsafe { dot(&args) };
                     total.iter().map(|t| t.to_bits()).collect::<Vec<_>>()

@@ -142,10 +142,16 @@ impl<'a> Operand<'a> {
         let stride = self.weight.tile_stride();
         match self.format {
             Format::Int { layout, act: act_spec, nibbles } => {
+                // A single row tile goes through a column tile at once; several share a run of it while it is in L1.
+                let alone = group.len() == 1;
+                let run = if alone { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
+                let ahead_lines = if alone { 0 } else { layout.block_bytes.div_ceil(64 * group.len()) };
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
-                    let run = if group.len() == 1 { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
                     for b in (0..layout.blocks).step_by(run) {
+                        let blocks = run.min(layout.blocks - b);
+                        // Behind a column tile lies the next one, which comes next.
+                        let mut ahead = tile.wrapping_add((b + blocks) * layout.block_bytes);
                         for t in group.clone() {
                             let r = tiles.rows(t);
                             // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
@@ -153,7 +159,7 @@ impl<'a> Operand<'a> {
                             unsafe {
                                 (ctx.kernels.dot)(&DotArgs {
                                     rows: r.len(),
-                                    blocks: run.min(layout.blocks - b),
+                                    blocks,
                                     groups: layout.groups,
                                     nibbles,
                                     min: act_spec.zero.is_none(),
@@ -162,8 +168,11 @@ impl<'a> Operand<'a> {
                                         .as_ptr()
                                         .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
                                     total: totals.as_mut_ptr().add((r.start - first) * TILE_COLUMNS),
+                                    ahead,
+                                    ahead_lines,
                                 });
                             }
+                            ahead = ahead.wrapping_add(blocks * ahead_lines * 64);
                         }
                     }
                 }
@@ -258,10 +267,7 @@ pub fn linear(
         outs: shared,
     };
     let items = job.column_items() * tiles.count.div_ceil(group_tiles);
-    // A single register tile runs at the speed of memory: long ranges keep each thread on one stretch of weights, as long
-    // as a few of them balance the load. More rows have enough to do per item.
-    let grain = if tiles.count == 1 { (items / (8 * ctx.threads())).clamp(1, 16) } else { 1 };
-    ctx.parallel(items, grain, |_, range| {
+    ctx.parallel(items, 1, |_, range| {
         let mut room: [Totals; 2] = [[MaybeUninit::uninit(); _]; 2];
         for item in range {
             job.run(item, &mut room);

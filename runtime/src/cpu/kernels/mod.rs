@@ -73,6 +73,7 @@ pub fn kernels(isa: Isa) -> Result<&'static Kernels, String> {
     static AVX_VNNI: Kernels = Kernels {
         isa: Isa::AvxVnni,
         max_rows: avx2::MAX_ROWS,
+
         dot: avxvnni::dot,
         fma: avx2::fma,
         portable: &body::AVX2,
@@ -85,6 +86,7 @@ pub fn kernels(isa: Isa) -> Result<&'static Kernels, String> {
     static NEON_DOT: Kernels = Kernels {
         isa: Isa::NeonDot,
         max_rows: neon::MAX_ROWS,
+
         dot: neon::dot_sdot,
         fma: neon::fma,
         portable: &body::SCALAR,
@@ -131,6 +133,11 @@ struct DotArgs {
     act: *const u32,
     /// `[rows][16]`.
     total: *mut f32,
+    /// Cache lines to ask for at the start of every block, from `ahead` on. When several row tiles share weights, each
+    /// fetches a part of what comes next, which spreads the reading of memory over all of the computing; with a single tile
+    /// (0 lines) the kernel looks ahead by itself.
+    ahead: *const u8,
+    ahead_lines: usize,
 }
 
 impl DotArgs {
