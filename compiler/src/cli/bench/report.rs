@@ -15,8 +15,7 @@ impl Limits {
         };
         let int8 = rate(self.int8_gops, "GOPS", "int8");
         let f32 = rate(self.f32_gops, "GFLOPS", "f32");
-        let threads = if self.threads == 1 { "thread" } else { "threads" };
-        format!("{} {threads}: {int8}, {f32}, {:.1} GB/s read\n", self.threads, self.read_gbs)
+        format!("{}: {int8}, {f32}, {:.1} GB/s read\n", counted(self.threads, "thread"), self.read_gbs)
     }
 
     fn to_json(&self) -> Value {
@@ -42,6 +41,10 @@ fn on(limits: &[Limits], threads: usize) -> &Limits {
     limits.iter().find(|l| l.threads == threads).expect("limits are measured on every number of threads")
 }
 
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
@@ -64,8 +67,8 @@ impl Report {
         for line in &self.lines {
             let Some(split) = &line.split else { continue };
             let limits = on(&self.limits, line.threads);
-            let threads = if self.limits.len() > 1 { format!(" on {} threads", line.threads) } else { String::new() };
-            text.push_str(&format!("\n{} rows at depth {}{threads}\n", line.rows, line.depth));
+            let (rows, threads) = (counted(line.rows, "row"), counted(line.threads, "thread"));
+            text.push_str(&format!("\n{rows} at depth {} on {threads}\n", line.depth));
             text.push_str(&op_table(split));
             text.push_str(&split_text(split, limits));
         }

@@ -19,8 +19,7 @@ pub fn int8_peak() -> Option<f64> {
         use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32};
         #[target_feature(enable = "avx512f,avx512vnni")]
         fn spin(rounds: usize) {
-            let mut sums = [_mm512_set1_epi32(1); CHAINS];
-            let x = _mm512_set1_epi8(3);
+            let (mut sums, x) = black_box(([_mm512_set1_epi32(1); CHAINS], _mm512_set1_epi8(3)));
             for _ in 0..rounds {
                 for sum in &mut sums {
                     *sum = _mm512_dpbusd_epi32(*sum, x, x);
@@ -42,7 +41,7 @@ pub fn f32_peak() -> Option<f64> {
         use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
         #[target_feature(enable = "avx512f")]
         fn spin(rounds: usize) {
-            let (mut sums, x) = ([_mm512_set1_ps(1.0); CHAINS], _mm512_set1_ps(0.5));
+            let (mut sums, x) = black_box(([_mm512_set1_ps(1.0); CHAINS], _mm512_set1_ps(0.5)));
             for _ in 0..rounds {
                 for sum in &mut sums {
                     *sum = _mm512_fmadd_ps(*sum, x, x);
@@ -58,7 +57,7 @@ pub fn f32_peak() -> Option<f64> {
         use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
         #[target_feature(enable = "avx2,fma")]
         fn spin(rounds: usize) {
-            let (mut sums, x) = ([_mm256_set1_ps(1.0); CHAINS], _mm256_set1_ps(0.5));
+            let (mut sums, x) = black_box(([_mm256_set1_ps(1.0); CHAINS], _mm256_set1_ps(0.5)));
             for _ in 0..rounds {
                 for sum in &mut sums {
                     *sum = _mm256_fmadd_ps(*sum, x, x);
@@ -74,7 +73,7 @@ pub fn f32_peak() -> Option<f64> {
         use std::arch::aarch64::{vaddvq_f32, vdupq_n_f32, vfmaq_f32};
         #[target_feature(enable = "neon")]
         fn spin(rounds: usize) {
-            let (mut sums, x) = ([vdupq_n_f32(1.0); CHAINS], vdupq_n_f32(0.5));
+            let (mut sums, x) = black_box(([vdupq_n_f32(1.0); CHAINS], vdupq_n_f32(0.5)));
             for _ in 0..rounds {
                 for sum in &mut sums {
                     *sum = vfmaq_f32(x, *sum, x);
@@ -89,7 +88,8 @@ pub fn f32_peak() -> Option<f64> {
     None
 }
 
-/// Giga-operations per second of `spin(rounds)`, which does `operations` per round, on all threads of the current pool.
+/// Giga-operations per second of `spin(rounds)`, whose operands the compiler must not know, or it would not spin; does
+/// `operations` per round, on all threads of the current pool.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn rate(operations: usize, spin: impl Fn(usize) + Sync) -> f64 {
     const ROUNDS: usize = 500_000;
