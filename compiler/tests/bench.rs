@@ -32,8 +32,8 @@ fn an_artifact_is_timed_on_every_number_of_threads() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/models/sdar-tiny");
     dlxc(&["compile", model, "-o", artifact]);
     let sizes = ["--rows", "1,5", "--depth", "0,9", "--seconds", "0.01"];
-    let bench = |more: &[&str]| [&["bench", artifact], &sizes[..], more].concat();
-    let report = json(&bench(&["--threads", "1,2", "--ops", "--json"]));
+    let bench = [&["bench", artifact], &sizes[..]].concat();
+    let report = json(&[&bench, &["--threads", "1,2", "--ops", "--json"][..]].concat());
 
     let manifest = &json(&["inspect", artifact, "--json"])["manifest"];
     assert_eq!(report["memory"], manifest["memory"]);
@@ -68,7 +68,7 @@ fn an_artifact_is_timed_on_every_number_of_threads() {
         let ops = split["ops"].as_array().unwrap();
         assert!(ops.iter().any(|o| o["node"].as_str().unwrap().starts_with("cached_attention")), "{ops:?}");
     }
-    let text = dlxc(&bench(&["--threads", "1", "--ops"]));
+    let text = dlxc(&[&bench, &["--threads", "1", "--ops"][..]].concat());
     assert!(text.contains("certified") && text.contains("p10–p90") && text.contains("everything else"), "{text}");
     assert!(!text.contains("speed-up"), "{text}");
 }

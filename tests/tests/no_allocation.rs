@@ -73,6 +73,7 @@ fn nothing_is_allocated_after_loading() {
     assert!(seen > 0 && bytes >= 4321, "{seen} allocations of {bytes} bytes");
 
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
+    let mut complaints = Vec::new();
     for kv in [None, Some(DType::CACHE_Q8)] {
         for threads in [1, 2, 3] {
             let options = CompileOptions { kv, max_seq: Some(256), ..CompileOptions::default() };
@@ -81,10 +82,13 @@ fn nothing_is_allocated_after_loading() {
             let mut executor = compiled::load(&model, &options, load).unwrap().executor;
             let mut pass = pass_over(&mut executor);
             pass();
-            let (count, bytes) = allocations(|| (0..200).for_each(|_| pass()));
-            assert_eq!(count, 0, "allocations ({bytes} bytes) in 200 passes on {threads} threads, caches {kv:?}");
+            let (count, bytes) = allocations(|| (0..100).for_each(|_| pass()));
+            let what =
+                || format!("{threads} threads, caches {kv:?}: {count} allocations of {bytes} bytes in 100 passes");
+            complaints.extend((count > 0).then(what));
         }
     }
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
 /// A pass of steps of several sizes, some of them cut short of their bucket, each with a head and logits.

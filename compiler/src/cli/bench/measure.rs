@@ -43,7 +43,7 @@ impl Timing {
     /// `times` must not be empty.
     fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
-        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        let at = |percent: usize| times[((times.len() - 1) * percent + 50) / 100];
         Timing { fastest: times[0], p10: at(10), median: times[times.len() / 2], p90: at(90) }
     }
 }
@@ -244,5 +244,8 @@ mod tests {
         assert_eq!(ms, [1, 11, 51, 91]);
         let one = Timing::of(vec![Duration::from_millis(7)]);
         assert_eq!((one.fastest, one.p90), (one.median, one.median));
+        // Of three, the outer ones.
+        let three = Timing::of([5, 9, 7].map(Duration::from_millis).to_vec());
+        assert_eq!([three.p10, three.median, three.p90].map(|d| d.as_millis()), [5, 7, 9]);
     }
 }
