@@ -203,7 +203,7 @@ impl CpuExecutor {
     pub fn step_observed(&mut self, call: StepCall<'_>, nodes: usize, observe: Observe<'_>) -> Result<(), ExecError> {
         let entry = self.check_step(&call)?;
         self.live = call.ids.len();
-        let params = self.entries[entry].params.clone();
+        let params = &self.entries[entry].params;
         let scalar = |v: usize| [i32::try_from(v).expect("cache rows were checked to fit i32")];
         self.arena.write(params[0], call.ids);
         self.arena.write(params[1], call.pos);

@@ -23,10 +23,10 @@ pub use kernels::attention::{
 };
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
-pub use kernels::limits::{int8_peak, read_bandwidth, read_once};
+pub use kernels::limits::{f32_peak, int8_peak, read_once};
 pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;
-pub use kernels::{Kernels, kernels};
+pub use kernels::{KernelVariant, Kernels, kernel_variants, kernels};
 pub use pack::{PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row};
 pub use pool::Pool;

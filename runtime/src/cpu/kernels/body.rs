@@ -27,6 +27,9 @@ macro_rules! portable {
         pub(super) struct Portable { $($name: unsafe fn($($ty),*) $(-> $ret)?),* }
 
         impl Portable {
+            /// What they do, one name each.
+            pub(super) const NAMES: &[&str] = &[$(stringify!($name)),*];
+
             $($(#[$doc])*
             #[inline]
             #[allow(clippy::too_many_arguments, reason = "operands of a kernel")]

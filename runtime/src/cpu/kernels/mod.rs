@@ -32,6 +32,7 @@ mod tiles;
 use super::isa::Isa;
 use super::pack::BLOCK;
 use body::Portable;
+use dlx_ir::{DType, QuantFormat};
 use parallel::Ctx;
 
 /// The kernels of one instruction set.
@@ -42,6 +43,8 @@ pub struct Kernels {
     dot: unsafe fn(&DotArgs),
     fma: unsafe fn(&FmaArgs),
     portable: &'static Portable,
+    /// Paths of `dot`, `fma` and `portable`, for people.
+    names: [&'static str; 3],
 }
 
 impl Kernels {
@@ -51,66 +54,105 @@ impl Kernels {
     }
 }
 
+macro_rules! table {
+    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $fma:path, $portable:path);)*) => {
+        /// Every kernel that is compiled for this architecture, slowest instruction set first. Private: see the invariant.
+        static TABLE: &[Kernels] = &[$($(#[$architecture])? Kernels {
+            isa: Isa::$isa,
+            max_rows: $rows,
+            dot: $dot,
+            fma: $fma,
+            portable: &$portable,
+            names: [stringify!($dot), stringify!($fma), stringify!($portable)],
+        }),*];
+    };
+}
+
+table! {
+    Scalar(8, scalar::dot, scalar::fma, body::SCALAR);
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::fma, body::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avx2::fma, body::AVX2);
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512);
+    // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::MAX_ROWS, neon::dot, neon::fma, body::SCALAR);
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(neon::MAX_ROWS, neon::dot_sdot, neon::fma, body::SCALAR);
+}
+
 /// The kernels of an instruction set.
 ///
 /// # Errors
 /// When this CPU does not have it.
 pub fn kernels(isa: Isa) -> Result<&'static Kernels, String> {
-    static SCALAR: Kernels =
-        Kernels { isa: Isa::Scalar, max_rows: 8, dot: scalar::dot, fma: scalar::fma, portable: &body::SCALAR };
-    #[cfg(target_arch = "x86_64")]
-    static AVX2: Kernels =
-        Kernels { isa: Isa::Avx2, max_rows: avx2::MAX_ROWS, dot: avx2::dot, fma: avx2::fma, portable: &body::AVX2 };
-    #[cfg(target_arch = "x86_64")]
-    static AVX512: Kernels = Kernels {
-        isa: Isa::Avx512,
-        max_rows: avx512::MAX_ROWS,
-        dot: avx512::dot,
-        fma: avx512::fma,
-        portable: &body::AVX512,
-    };
-    #[cfg(target_arch = "x86_64")]
-    static AVX_VNNI: Kernels = Kernels {
-        isa: Isa::AvxVnni,
-        max_rows: avx2::MAX_ROWS,
+    let row = TABLE.iter().find(|k| k.isa == isa && isa.available());
+    row.ok_or_else(|| format!("this CPU does not have `{isa}`; the best it has is `{}`", Isa::best()))
+}
 
-        dot: avxvnni::dot,
-        fma: avx2::fma,
-        portable: &body::AVX2,
-    };
-    // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
-    #[cfg(target_arch = "aarch64")]
-    static NEON: Kernels =
-        Kernels { isa: Isa::Neon, max_rows: neon::MAX_ROWS, dot: neon::dot, fma: neon::fma, portable: &body::SCALAR };
-    #[cfg(target_arch = "aarch64")]
-    static NEON_DOT: Kernels = Kernels {
-        isa: Isa::NeonDot,
-        max_rows: neon::MAX_ROWS,
+/// What a kernel of [`kernels`] does in a program, and for which instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelVariant {
+    /// What it does, such as `linear q4`; each instruction set has one kernel for each role.
+    pub role: &'static str,
+    /// The instruction set in whose table it stands; a kernel may stand in several.
+    pub isa: Isa,
+    /// Path of the function, or of the table that holds it.
+    pub kernel: &'static str,
+    /// The weight formats that it reads, if it multiplies by weights.
+    pub formats: &'static [DType],
+}
 
-        dot: neon::dot_sdot,
-        fma: neon::fma,
-        portable: &body::SCALAR,
-    };
-    if !isa.available() {
-        return Err(format!("this CPU does not have `{isa}`; the best it has is `{}`", Isa::best()));
-    }
-    match isa {
-        Isa::Scalar => Ok(&SCALAR),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Ok(&AVX2),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Ok(&AVX512),
-        #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => Ok(&AVX_VNNI),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => Ok(&NEON),
-        #[cfg(target_arch = "aarch64")]
-        Isa::NeonDot => Ok(&NEON_DOT),
-        #[allow(unreachable_patterns, reason = "no architecture has them all")]
-        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot => {
-            Err(format!("`{isa}` is not an instruction set of this architecture"))
-        }
-    }
+/// Every kernel that is compiled for this architecture, by role, whether this CPU can run it or not.
+pub fn kernel_variants() -> impl Iterator<Item = KernelVariant> {
+    let roles = DOT_ROLES.iter().map(|r| (0, *r)).chain(FMA_ROLES.iter().map(|r| (1, *r)));
+    let roles = roles.chain(Portable::NAMES.iter().map(|name| (2, (*name, &[][..]))));
+    roles.flat_map(|(kernel, (role, formats))| {
+        TABLE.iter().map(move |k| KernelVariant { role, isa: k.isa, kernel: k.names[kernel], formats })
+    })
+}
+
+/// A role and the weight formats it reads.
+type Role = (&'static str, &'static [DType]);
+
+/// What `dot` is compiled for; the group size is an argument.
+const DOT_ROLES: &[Role] = &[
+    ("linear q4", &[quantized(4, Some(32), false), quantized(4, Some(64), false), quantized(4, Some(128), false)]),
+    ("linear q4 min", &[quantized(4, Some(32), true), quantized(4, Some(64), true), quantized(4, Some(128), true)]),
+    (
+        "linear q8",
+        &[
+            quantized(8, None, false),
+            quantized(8, Some(32), false),
+            quantized(8, Some(64), false),
+            quantized(8, Some(128), false),
+        ],
+    ),
+    (
+        "linear q8 min",
+        &[
+            quantized(8, None, true),
+            quantized(8, Some(32), true),
+            quantized(8, Some(64), true),
+            quantized(8, Some(128), true),
+        ],
+    ),
+];
+
+/// What `fma` is compiled for.
+const FMA_ROLES: &[Role] = &[
+    ("linear f32", &[DType::F32]),
+    ("linear f16", &[DType::F16]),
+    ("linear bf16", &[DType::BF16]),
+    ("attention f32", &[]),
+    ("attention f16", &[]),
+    ("attention q8", &[]),
+];
+
+const fn quantized(bits: u8, group: Option<u32>, min: bool) -> DType {
+    DType::Quant(QuantFormat { bits, group, min })
 }
 
 /// Arguments of the integer kernel: `rows` × 16 columns over `blocks` blocks of 128 k.

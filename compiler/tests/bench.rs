@@ -1,0 +1,110 @@
+//! `dlxc bench` through the binary: what it reports is complete and adds up. How fast anything is, no test can say.
+#![allow(clippy::unwrap_used, reason = "test program")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use dlx_runtime::cpu::Isa;
+use serde_json::Value;
+
+/// Runs `dlxc` and returns what it printed.
+fn dlxc(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_dlxc")).args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&dlxc(args)).unwrap()
+}
+
+fn positive(value: &Value, field: &str) -> f64 {
+    let number = value[field].as_f64().unwrap_or_else(|| panic!("{field} of {value}"));
+    assert!(number > 0.0 && number.is_finite(), "{field} of {value}");
+    number
+}
+
+#[test]
+fn an_artifact_is_timed_on_every_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = dir.path().join("model.dlxa");
+    let artifact = artifact.to_str().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/models/sdar-tiny");
+    dlxc(&["compile", model, "-o", artifact]);
+    let sizes = ["--rows", "1,5", "--depth", "0,9", "--seconds", "0.01"];
+    let bench = [&["bench", artifact], &sizes[..]].concat();
+    let report = json(&[&bench, &["--threads", "1,2", "--ops", "--json"][..]].concat());
+
+    let manifest = &json(&["inspect", artifact, "--json"])["manifest"];
+    assert_eq!(report["memory"], manifest["memory"]);
+    if cfg!(target_os = "linux") {
+        assert!(positive(&report, "peak_resident_bytes") > positive(&report["memory"], "weights"));
+    }
+    let limits = report["limits"].as_array().unwrap();
+    assert_eq!(limits.iter().map(|l| l["threads"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    for limit in limits {
+        positive(limit, "read_gbs");
+        assert_eq!(limit["f32_peak_gflops"].is_number(), Isa::best() != Isa::Scalar);
+    }
+    let lines = report["lines"].as_array().unwrap();
+    let number = |line: &Value, field: &str| line[field].as_u64().unwrap();
+    let found = lines.iter().map(|l| (number(l, "depth"), number(l, "rows"), number(l, "threads")));
+    let wanted = [(0, 1, 1), (0, 1, 2), (0, 5, 1), (0, 5, 2), (9, 1, 1), (9, 1, 2), (9, 5, 1), (9, 5, 2)];
+    assert_eq!(found.collect::<Vec<_>>(), wanted);
+    for line in lines {
+        for entry in ["step_ms", "head_ms"] {
+            let times = ["fastest", "p10", "median", "p90"].map(|field| positive(&line[entry], field));
+            assert!(times.is_sorted(), "{line}");
+        }
+        if line["threads"] == 1 {
+            assert_eq!(line["speed_up"], 1.0);
+        }
+        positive(line, "speed_up");
+        let split = &line["split"];
+        let shares = ["matrix", "attention", "other"].map(|field| positive(split, field));
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{split}");
+        assert!(split["gaps"].as_f64().unwrap() <= shares[2], "{split}");
+        positive(split, "attention_gflops");
+        let ops = split["ops"].as_array().unwrap();
+        assert!(ops.iter().any(|o| o["node"].as_str().unwrap().starts_with("cached_attention")), "{ops:?}");
+    }
+    let text = dlxc(&[&bench, &["--threads", "1", "--ops"][..]].concat());
+    assert!(text.contains("certified") && text.contains("p10–p90") && text.contains("everything else"), "{text}");
+    assert!(!text.contains("speed-up"), "{text}");
+}
+
+#[test]
+fn one_kernel_per_role_is_in_use() {
+    let args = ["bench", "--kernels", "--rows", "1", "--threads", "1", "--seconds", "0", "--json"];
+    let report = json(&args);
+    let mut roles: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for variant in report["kernels"].as_array().unwrap() {
+        roles.entry(variant["role"].as_str().unwrap()).or_default().push(variant);
+    }
+    for role in ["linear q4", "linear q8 min", "linear bf16", "attention f16", "rms_norm", "softmax_block", "store"] {
+        assert!(roles.contains_key(role), "{role} is missing from {:?}", roles.keys());
+    }
+    for (role, variants) in &roles {
+        let used: Vec<_> = variants.iter().filter(|v| v["in_use"] == true).collect();
+        assert_eq!(used.len(), 1, "{role}: {variants:?}");
+        assert_eq!((&used[0]["isa"], &used[0]["available"]), (&report["isa"], &Value::Bool(true)));
+        let available = variants.iter().filter(|v| v["available"] == true).count();
+        assert_eq!(available, Isa::ALL.into_iter().filter(|isa| isa.available()).count(), "{role}");
+    }
+    let products = report["products"].as_array().unwrap();
+    let formats: BTreeSet<&str> = products.iter().map(|p| p["weights"].as_str().unwrap()).collect();
+    for format in ["q4g32", "q4g128", "q4g64m", "q8", "q8g128m", "f32", "f16", "bf16"] {
+        assert!(formats.contains(format), "{format} is missing from {formats:?}");
+    }
+    for product in products {
+        assert!(positive(product, "gops") > 0.0 && positive(product, "weight_gbs") > 0.0);
+    }
+}
+
+#[test]
+fn an_artifact_or_the_kernels_but_not_both() {
+    for args in [&["bench"][..], &["bench", "x.dlxa", "--kernels"], &["bench", "--kernels", "--ops"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_dlxc")).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
