@@ -44,7 +44,9 @@ def load(threads: int) -> Callable[[int, int], Callable[[], np.ndarray]]:
         def run() -> np.ndarray:
             # 0 keeps the logits of all rows.
             logits = forward(cache, rows, 0)
-            cache.crop(depth)
+            cache.crop(-rows)
+            if cache.get_seq_length() != depth:
+                raise RuntimeError(f"the cache holds {cache.get_seq_length()} rows after a crop to {depth}")
             return logits[0, :, :64].float().numpy()
 
         return run
