@@ -1,5 +1,6 @@
 """The virtual environment of the peers, made on first use and whenever the pinned versions change."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -20,7 +21,9 @@ def ensure(place: Path, requirements: list[Path]) -> Path:
         print(f"installing {wanted.name} (minutes; see {log})", file=sys.stderr)
         with log.open("w") as file:
             command = [python, "-m", "pip", "install", "-r", wanted]
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            # llama.cpp's part for images is not needed and takes minutes to build.
+            env = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"} | os.environ
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False).returncode
         if code != 0:
             raise SystemExit(f"pip could not install {wanted}; what it said is in {log}")
         installed.write_text(wanted.read_text())
