@@ -40,8 +40,8 @@ class Dlxc:
         found = self.run("inspect", str(self.artifact), "--json")["manifest"]["model"]["parameters"]
         if abs(found / SHAPE.parameters() - 1) > 0.01:
             raise SystemExit(
-                f"{self.artifact} has {found} parameters and the peers {SHAPE.parameters()}: compile a checkpoint of that "
-                "shape, such as `dlxc synth sdar-1.7b -o MODEL` makes"
+                f"{self.artifact} has {found} parameters and the peers {SHAPE.parameters()}: compile a checkpoint "
+                "of that shape, such as `dlxc synth sdar-1.7b -o MODEL` makes"
             )
 
     def bench(self, rows: int, depth: int, seconds: float, *more: str) -> tuple[dict, dict]:

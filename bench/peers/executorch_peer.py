@@ -1,4 +1,4 @@
-"""ExecuTorch with XNNPACK on the linear layers and the head: activations to int8 per row, int4 weights in groups of 32."""
+"""ExecuTorch with XNNPACK on the linear layers and the head: int8 activations per row, int4 weights in groups of 32."""
 
 from collections.abc import Callable
 from pathlib import Path

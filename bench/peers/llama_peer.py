@@ -23,7 +23,7 @@ def random_q4_0(rng: np.random.Generator, outputs: int, inputs: int) -> np.ndarr
 
 
 def write(shape: Shape, path: Path) -> None:
-    """A Qwen3 file without a tokenizer. The head is a matrix apart from the embedding, which lets llama.cpp repack it."""
+    """A Qwen3 file without a tokenizer. The head is a matrix of its own, which lets llama.cpp repack it."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_block_count(shape.layers)

@@ -1,6 +1,7 @@
 """The transformer that every peer is given: SDAR-1.7B, which has the shape of Qwen3-1.7B.
 
-Weights are random: speed does not depend on them. Every layer has its own, so that nothing stays in the processor's cache.
+Weights are random: speed does not depend on them. Every layer has its own, so that nothing stays in the processor's
+cache.
 """
 
 from dataclasses import dataclass
