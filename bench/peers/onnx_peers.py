@@ -1,7 +1,8 @@
 """ONNX Runtime on the linear layers and the head: 4-bit blocks of 32, and 8-bit dynamic quantization.
 
 The graphs are what ONNX Runtime's own quantizers leave of such a model: `MatMulNBits` with `accuracy_level` 4
-(activations to int8), or one `DynamicQuantizeLinear` shared by the matrices that read the same rows, each a `MatMulIntegerToFloat`.
+(activations to int8), or one `DynamicQuantizeLinear` shared by the matrices that read the same rows, each a
+`MatMulIntegerToFloat`.
 """
 
 from collections.abc import Callable
