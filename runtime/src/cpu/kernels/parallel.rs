@@ -92,15 +92,7 @@ impl<'a, T> SharedMut<'a, T> {
     /// Hints that element `at` is about to be written.
     #[inline(always)]
     pub(super) fn prefetch(&self, at: usize) {
-        let address = self.start.wrapping_add(at).cast::<i8>();
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect on the program.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_ET0>(address);
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = address;
+        prefetch_line(self.start.wrapping_add(at).cast());
     }
 
     /// The part `at..at + len`.
@@ -112,4 +104,17 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: in bounds as just checked; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }
+}
+
+/// Asks for the cache line at an address, which need not be valid.
+#[inline(always)]
+pub(super) fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect on the program.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
