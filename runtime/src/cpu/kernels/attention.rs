@@ -176,7 +176,7 @@ pub fn attention(
 }
 
 /// Asks for `rows` cache rows from `first` on, which are needed in a moment: a long cache comes from memory, and keys and
-/// values take turns too fast for the hardware to follow.
+/// values take turns too fast for the hardware to follow. The first tile of a head brings them into the caches for the others.
 fn prefetch(state: &[u8], first: usize, rows: usize, row_bytes: usize) {
     let part = state.get(first * row_bytes..).unwrap_or_default();
     for line in part.chunks(64).take(rows * row_bytes / 64) {
@@ -238,7 +238,9 @@ impl Task<'_> {
             let stop = (end - block).min(KEY_BLOCK);
             let first_tile = first / KEY_LANES;
             scores.fill(0.0);
-            prefetch(values, block + first, stop - first, value_width * kind.size());
+            if self.tile == 0 {
+                prefetch(values, block + first, stop - first, value_width * kind.size());
+            }
             // SAFETY: key tiles up to `end.div_ceil(16)` exist because the state has whole tiles for `max_seq` rows;
             // scores of a tile are the 16 columns from `16 * tile`.
             unsafe {
@@ -268,7 +270,9 @@ impl Task<'_> {
             if kind == FloatKind::I8 {
                 self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, &value_scales[block * SCALE_BYTES..]);
             }
-            prefetch(keys, block + KEY_BLOCK, KEY_BLOCK, head_dim * kind.size());
+            if self.tile == 0 {
+                prefetch(keys, block + KEY_BLOCK, KEY_BLOCK, head_dim * kind.size());
+            }
             // SAFETY: value rows `block + first..block + stop` are below `visible`; `acc` is `[rows][value_width]`.
             unsafe {
                 (self.ctx.kernels.fma)(&FmaArgs {

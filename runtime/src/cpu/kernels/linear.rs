@@ -100,7 +100,7 @@ impl<'a> Operand<'a> {
     /// Prepares activations for this weight: `[tile]` consecutive, each as its kernel wants it.
     pub(super) fn prepare(&self, ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, tiles: RowTiles, out: &mut [u32]) {
         /// Values below which handing work to another thread costs more than it saves.
-        const MIN_VALUES: usize = 32 * 1024;
+        const MIN_VALUES: usize = 8 * 1024;
         let k = self.weight.k();
         let words = self.act_words();
         let out = SharedMut::new(out);

@@ -59,7 +59,7 @@ impl Ctx<'_> {
 
     /// Runs `work(row, values)` for every row of `out`, on several threads when there is enough to do.
     pub(crate) fn rows(&self, out: &mut [f32], row_len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-        const MIN_VALUES: usize = 16384;
+        const MIN_VALUES: usize = 4096;
         let rows = out.len().checked_div(row_len).unwrap_or(0);
         let out = SharedMut::new(out);
         self.parallel(rows, MIN_VALUES.div_ceil(row_len.max(1)), |_, range| {
