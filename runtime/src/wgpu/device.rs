@@ -31,6 +31,12 @@ pub struct Adapter {
     same: (u32, u32, String, String),
 }
 
+impl std::fmt::Display for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.backend, self.kind)
+    }
+}
+
 /// A `wgpu` program that could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -229,13 +235,13 @@ fn lacks(has: &Profile, wants: &Profile) -> Option<String> {
 
 /// The adapter that is meant.
 fn choose(adapters: &[Adapter], choice: Option<&str>) -> Result<usize, LoadError> {
-    let list = || adapters.iter().enumerate().map(|(i, a)| format!("\n  {i}: {}", label(a))).collect::<String>();
+    let list = || adapters.iter().enumerate().map(|(i, a)| format!("\n  {i}: {}", a)).collect::<String>();
     if adapters.is_empty() {
         return Err(LoadError::NoAdapter);
     }
     let named = |text: &str| {
         let text = text.to_lowercase();
-        let fits = move |a: &Adapter| label(a).to_lowercase().contains(&text);
+        let fits = move |a: &Adapter| a.to_string().to_lowercase().contains(&text);
         adapters.iter().enumerate().filter(|(_, a)| fits(a)).map(|(i, _)| i).collect::<Vec<_>>()
     };
     let meant = match choice {
@@ -259,10 +265,6 @@ fn choose(adapters: &[Adapter], choice: Option<&str>) -> Result<usize, LoadError
         [first, rest @ ..] if rest.iter().all(|i| adapters[*i].same == adapters[*first].same) => Ok(*first),
         _ => Err(LoadError::Choice(format!("there are several devices; choose one with --device:{}", list()))),
     }
-}
-
-fn label(adapter: &Adapter) -> String {
-    format!("{} ({}, {})", adapter.name, adapter.backend, adapter.kind)
 }
 
 /// Waits for a future of wgpu. On native platforms they are ready at once, or as soon as the driver's thread has run.

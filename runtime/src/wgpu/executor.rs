@@ -11,6 +11,7 @@ use std::ops::Range as Span;
 use std::sync::mpsc;
 
 use super::device::{Adapter, Device, LoadError};
+use super::fallback::Replaced;
 use super::pipelines::Pipelines;
 use super::plan::{Binding, Entry, EntryKind, Plan, Range};
 use super::weights::Weights;
@@ -51,6 +52,7 @@ pub struct WgpuExecutor {
     /// A step that has been recorded and not submitted.
     pending: Option<wgpu::CommandEncoder>,
     counters: Counters,
+    pub(super) replaced: Vec<Replaced>,
 }
 
 struct Buffers {
@@ -74,7 +76,7 @@ impl WgpuExecutor {
     pub fn new(plan: Plan, file: &Mapped, section: Span<usize>, options: &WgpuOptions) -> Result<Self, LoadError> {
         plan.check(section.len() as u64).map_err(LoadError::Plan)?;
         let device = Device::open(options.device.as_deref(), &plan.profile)?;
-        let pipelines = Pipelines::new(&device, &plan)?;
+        let (pipelines, replaced) = Pipelines::new(&device, &plan)?;
         let buffers = Buffers::new(&device, &plan, file, section)?;
         let groups = device.guarded("bind groups", || bind(&device, &plan, &pipelines, &buffers))?;
         let groups = groups.ok_or_else(|| LoadError::Plan("a binding names nothing".into()))?;
@@ -91,6 +93,7 @@ impl WgpuExecutor {
             live: 0,
             pending: None,
             counters: Counters::default(),
+            replaced,
         })
     }
 
@@ -109,6 +112,11 @@ impl WgpuExecutor {
         self.counters
     }
 
+    /// Kernels that do not run in their fastest variant, and why.
+    pub fn replaced(&self) -> &[Replaced] {
+        &self.replaced
+    }
+
     /// Submits a step that is still pending and waits until the device is idle.
     ///
     /// # Errors
@@ -118,7 +126,11 @@ impl WgpuExecutor {
         self.device.wait()
     }
 
-    fn entry(&self, kind: EntryKind, at_least: usize) -> Option<usize> {
+    pub(super) fn reset_counters(&mut self) {
+        self.counters = Counters::default();
+    }
+
+    pub(super) fn entry(&self, kind: EntryKind, at_least: usize) -> Option<usize> {
         let fits = self.plan.entries.iter().enumerate().filter(|(_, e)| e.kind == kind && e.rows >= at_least);
         fits.min_by_key(|(_, e)| e.rows).map(|(i, _)| i)
     }
@@ -139,7 +151,7 @@ impl WgpuExecutor {
         self.write(entry, 1, &call.ids.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>());
         self.write(entry, 2, &call.pos.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>());
         self.live = rows;
-        self.encode(entry, dispatches);
+        self.encode(entry, 0..dispatches);
         Ok(())
     }
 
@@ -162,11 +174,13 @@ impl WgpuExecutor {
         self.pending.get_or_insert_with(|| device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()))
     }
 
-    fn encode(&mut self, entry: usize, dispatches: usize) {
+    /// Records some dispatches of an entry.
+    pub(super) fn encode(&mut self, entry: usize, span: Span<usize>) {
         self.encoder();
         let Some(encoder) = &mut self.pending else { return };
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        let dispatches = self.plan.entries[entry].dispatches.iter().zip(&self.groups[entry]).take(dispatches);
+        let dispatches = self.plan.entries[entry].dispatches.iter().zip(&self.groups[entry]);
+        let dispatches = dispatches.take(span.end).skip(span.start);
         for (dispatch, group) in dispatches {
             let pipeline = self.pipelines.get(&self.plan, dispatch.kernel);
             let (pipeline, [x, y, z]) = pipeline.expect("the plan was checked and its variants compiled");
@@ -221,7 +235,7 @@ impl WgpuExecutor {
             let entry = self.entry(kind, chunk.len()).ok_or(ExecError::NoEntry("head"))?;
             self.write(entry, 0, &[chunk.len(), 0, 0, 0, 0].map(word));
             self.write(entry, 1, &chunk.iter().copied().map(word).collect::<Vec<_>>());
-            self.encode(entry, usize::MAX);
+            self.encode(entry, 0..usize::MAX);
             let Entry { rows: bucket, results, .. } = &self.plan.entries[entry];
             // Rows that fill up the bucket stay where they are.
             let (bucket, live) = (*bucket as u64, chunk.len() as u64);

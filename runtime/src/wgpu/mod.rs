@@ -8,6 +8,8 @@ mod device;
 #[cfg(feature = "wgpu")]
 mod executor;
 #[cfg(feature = "wgpu")]
+mod fallback;
+#[cfg(feature = "wgpu")]
 mod pipelines;
 pub mod plan;
 #[cfg(feature = "wgpu")]
@@ -19,3 +21,5 @@ mod weights;
 pub use device::{Adapter, LoadError, adapters};
 #[cfg(feature = "wgpu")]
 pub use executor::{Counters, WgpuExecutor, WgpuOptions};
+#[cfg(feature = "wgpu")]
+pub use fallback::Replaced;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::device::{Device, LoadError};
+use super::fallback::{Replaced, needs};
 use super::plan::{Access, Kernel, Plan};
 
 /// See the module.
@@ -24,38 +25,68 @@ struct Layout {
 }
 
 impl Pipelines {
-    /// Takes the first variant of each kernel that the device can run.
-    pub(super) fn new(device: &Device, plan: &Plan) -> Result<Self, LoadError> {
+    /// Takes the first variant of each kernel that the device has the features for and its driver compiles; what that
+    /// leaves out is reported.
+    pub(super) fn new(device: &Device, plan: &Plan) -> Result<(Self, Vec<Replaced>), LoadError> {
         let mut layouts = BTreeMap::new();
         device.guarded("pipeline layouts", || {
             for kernel in &plan.kernels {
                 layouts.entry(kernel.bindings.clone()).or_insert_with(|| layout(device, &kernel.bindings));
             }
         })?;
-        let chosen: Vec<usize> = plan.kernels.iter().map(|k| fastest(device, k)).collect();
+        let mut chosen: Vec<usize> = plan.kernels.iter().map(|k| fastest(device, k)).collect();
         let mut pipelines = Pipelines { layouts, compiled: BTreeMap::new(), chosen: vec![0; chosen.len()] };
-        pipelines.choose(device, plan, &chosen)?;
-        Ok(pipelines)
+        let mut replaced = Vec::new();
+        while let Err(error) = pipelines.choose(device, plan, &chosen) {
+            let Failed { kernel, error } = error;
+            let variants = &plan.kernels[kernel].variants;
+            let old = chosen[kernel];
+            if old + 1 == variants.len() || !matches!(error, LoadError::Device(_)) {
+                return Err(error);
+            }
+            chosen[kernel] += 1;
+            replaced.push(Replaced {
+                role: plan.kernels[kernel].role.clone(),
+                now: needs(&variants[old + 1]),
+                instead_of: needs(&variants[old]),
+                reason: error.to_string(),
+            });
+        }
+        Ok((pipelines, replaced))
     }
 
     /// Uses these variants, one per kernel, from now on.
-    pub(super) fn choose(&mut self, device: &Device, plan: &Plan, chosen: &[usize]) -> Result<(), LoadError> {
+    ///
+    /// # Errors
+    /// The first kernel that the driver does not compile; the old choice stays.
+    pub(super) fn choose(&mut self, device: &Device, plan: &Plan, chosen: &[usize]) -> Result<(), Failed> {
         let mut missing = BTreeMap::new();
-        for (kernel, variant) in plan.kernels.iter().zip(chosen) {
+        for (i, (kernel, variant)) in plan.kernels.iter().zip(chosen).enumerate() {
             let key = (kernel.variants[*variant].shader, kernel.bindings.clone());
             if !self.compiled.contains_key(&key) {
-                missing.insert(key, kernel);
+                missing.entry(key).or_insert((i, kernel));
             }
         }
         let missing: Vec<_> = missing.into_iter().collect();
         // Drivers compile for milliseconds to seconds each; error scopes belong to a thread, so this may run on several.
-        let made = missing.into_par_iter().map(|(key, kernel)| {
+        let made = missing.into_par_iter().map(|(key, (i, kernel))| {
             let what = format!("kernel {} {}", kernel.role, kernel.shape);
-            let pipeline = device.guarded(&what, || self.compile(device, plan, &key, &what))?;
-            Ok((key, pipeline))
+            let pipeline = device.guarded(&what, || self.compile(device, plan, &key, &what));
+            pipeline.map(|pipeline| (key, pipeline)).map_err(|error| Failed { kernel: i, error })
         });
-        let made: Vec<_> = made.collect::<Result<_, LoadError>>()?;
-        self.compiled.extend(made);
+        // What has been compiled is kept, whatever became of the rest.
+        let mut failed: Option<Failed> = None;
+        for outcome in made.collect::<Vec<_>>() {
+            match outcome {
+                Ok((key, pipeline)) => drop(self.compiled.insert(key, pipeline)),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                },
+            }
+        }
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
         self.chosen = chosen.to_vec();
         Ok(())
     }
@@ -100,8 +131,14 @@ impl Pipelines {
     }
 }
 
+/// A kernel that the driver does not compile.
+pub(super) struct Failed {
+    kernel: usize,
+    pub(super) error: LoadError,
+}
+
 /// The first variant that the device has the features for; the last needs none.
-pub(super) fn fastest(device: &Device, kernel: &Kernel) -> usize {
+fn fastest(device: &Device, kernel: &Kernel) -> usize {
     let runs = |v: &super::plan::Variant| v.needs.iter().all(|f| device.features.contains(f));
     kernel.variants.iter().position(runs).unwrap_or(kernel.variants.len() - 1)
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::device::{Device, LoadError};
-use super::plan::{BIND_ALIGN, Binding, Plan, Range};
+use super::plan::{BIND_ALIGN, Plan, Range};
 use crate::mapped::Mapped;
 
 /// Bytes per write into a staging buffer.
@@ -70,9 +70,7 @@ impl Weights {
 
 /// Buffer and offset of every range, in the order of the file, and the sizes of the buffers.
 fn place(plan: &Plan) -> (BTreeMap<Range, (usize, u64)>, Vec<u64>) {
-    let bindings = plan.entries.iter().flat_map(|e| &e.dispatches).flat_map(|d| &d.bindings);
-    let weights = bindings.filter_map(|b| if let Binding::Weight(r) = b { Some((*r, (0, 0))) } else { None });
-    let mut places: BTreeMap<Range, (usize, u64)> = weights.collect();
+    let mut places: BTreeMap<Range, (usize, u64)> = plan.weights().into_iter().map(|r| (r, (0, 0))).collect();
     let mut sizes: Vec<u64> = Vec::new();
     for (range, place) in &mut places {
         let offset = sizes.last().map(|s| s.next_multiple_of(BIND_ALIGN));
