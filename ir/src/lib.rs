@@ -30,7 +30,7 @@ pub use infer::{Arg, ArgKind, infer};
 pub use module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 pub use op::{OPS, Op, OpInfo};
 pub use parse::parse;
-pub use plan::{SLOT_ALIGN, plan_memory};
+pub use plan::{SLOT_ALIGN, first_fit, plan_memory};
 pub use rewrite::{Rewrite, Rewriter, rewrite};
 pub use types::{DType, Dim, QuantFormat, Type};
 pub use verify::{Verified, verify};

@@ -6,6 +6,7 @@
 pub mod artifact_writer;
 mod cpu;
 mod emit;
+pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, Verified};
 
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// Every target, alphabetically.
-pub const TARGETS: &[Target] = &[cpu::TARGET];
+pub const TARGETS: &[Target] = &[cpu::TARGET, wgpu::TARGET];
 
 impl Target {
     /// Checks that every node and every matrix can run on the target.
