@@ -9,6 +9,7 @@ mod emit;
 pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, Verified};
+use dlx_runtime::wgpu::plan::{Plan, Profile};
 
 pub use emit::{Emission, WeightSource, emit};
 
@@ -24,6 +25,8 @@ pub struct Target {
     pub supports: fn(&Op) -> bool,
     /// Whether kernels read matrices of an element type.
     pub stores: fn(DType) -> bool,
+    /// Makes the plan that its executor runs, for targets that have one.
+    pub plan: Option<fn(Verified<'_>, &Profile) -> Result<Plan, Error>>,
 }
 
 /// Every target, alphabetically.

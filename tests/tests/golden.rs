@@ -79,7 +79,7 @@ fn options(case: &Case) -> CompileOptions {
 }
 
 fn model(case: &Case, pipeline: Option<String>) -> Result<Model, String> {
-    compiled::load(&case.model_dir(), &CompileOptions { pipeline, ..options(case) }, LoadOptions::default())
+    compiled::load(&case.model_dir(), &CompileOptions { pipeline, ..options(case) }, &LoadOptions::default())
 }
 
 fn artifact(case: &Case) -> Result<(), String> {

@@ -11,7 +11,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Observe, Seen, int8_peak, read_bandwidth};
 use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
-use dlx_runtime::{LoadOptions, load_executor};
+use dlx_runtime::{LoadOptions, load_cpu};
 use serde_json::json;
 
 use super::table::{self, Align};
@@ -95,8 +95,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let artifact = Artifact::open(&args.artifact).map_err(|e| Error::new("", e.to_string()))?;
     let cpu = CpuOptions { threads: args.threads.map_or(0, usize::from), isa: None };
-    let options = LoadOptions { cpu, verify_weights: false, self_test: false };
-    let mut executor = load_executor(&artifact, options).map_err(|e| Error::new("", e.to_string()))?;
+    let options = LoadOptions { cpu, verify_weights: false, self_test: false, ..LoadOptions::default() };
+    let mut executor = load_cpu(&artifact, &options).map_err(|e| Error::new("", e.to_string()))?;
     let open = started.elapsed();
     let place = args.artifact.display().to_string();
     let mut lines = Vec::new();

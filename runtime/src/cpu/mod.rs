@@ -13,6 +13,7 @@ mod executor;
 mod isa;
 mod kernels;
 mod pack;
+mod probes;
 mod program;
 
 pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe, Seen};

@@ -28,6 +28,7 @@ pub(crate) const TARGET: Target = Target {
     lowering: "pack=n16, keys=wgpu.rows, values=wgpu.rows",
     supports: |op| (crate::cpu::TARGET.supports)(op),
     stores: |dtype: DType| (crate::cpu::TARGET.stores)(dtype),
+    plan: Some(plan),
 };
 
 /// Limits that a program can be compiled for, alphabetically.

@@ -47,7 +47,7 @@ pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
     let contents = Contents(&file.weights);
-    let emission = emit(verified, &contents, &mut writer, &AtomicBool::new(false), &|_, _| {});
+    let emission = emit(verified, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
     let emission = emission.map_err(|e| e.to_string())?;
     let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
     let stored = verify(&emission.module).map_err(|e| e[0].to_string())?;
