@@ -26,7 +26,7 @@ pub use arena::{Arena, Id, SideTable, StateId, ValueId, WeightId};
 pub use attr::{Mask, Post};
 pub use error::Error;
 pub use eval::{Data, Evaluator, Source, Tensor};
-pub use infer::{Arg, ArgKind, infer};
+pub use infer::{Arg, ArgKind, SHARD_ROWS, infer};
 pub use module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 pub use op::{OPS, Op, OpInfo};
 pub use parse::parse;

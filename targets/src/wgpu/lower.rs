@@ -364,7 +364,10 @@ impl<'m> Lower<'m> {
         if dlx_runtime::cpu::packed_bytes(ty.dtype, n, k).map(|b| b as u64) != Some(range.bytes) {
             return Err((format!("{} bytes do not hold {ty}", range.bytes), ""));
         }
-        let per = n;
+        let per = match self.module.weights[w].def {
+            WeightDef::Stored { shard: Some(rows), .. } => rows as usize,
+            _ => n,
+        };
         let shards = (0..n).step_by(per).map(|first| {
             let rows = per.min(n - first);
             let tiles = |rows: usize| (rows.div_ceil(TILE) as u64) * tile;
