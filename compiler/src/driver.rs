@@ -22,8 +22,8 @@ use dlx_targets::{Emission, TARGETS, Target, WeightSource, emit};
 use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::hf::{self, Imported};
 use crate::options::CompileOptions;
-use pipeline::{kv_type, max_seq};
 pub use pipeline::{default_pipeline, find_profile};
+use pipeline::{kv_type, max_seq};
 
 /// What a compile did.
 #[derive(Debug)]

@@ -120,13 +120,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions {
-            target: None,
-            device: None,
-            cpu: CpuOptions::default(),
-            verify_weights: true,
-            self_test: true,
-        }
+        LoadOptions { target: None, device: None, cpu: CpuOptions::default(), verify_weights: true, self_test: true }
     }
 }
 
@@ -208,7 +202,9 @@ pub fn load_executor(artifact: &Artifact, options: &LoadOptions) -> Result<AnyEx
     let target = options.target.as_ref().or(targets.first()).map_or("cpu", String::as_str);
     if !targets.iter().any(|t| t == target) {
         let have = targets.join(", ");
-        return Err(missing(format!("has no program for {target}, only for {have}; compile it with --target {target}")));
+        return Err(missing(format!(
+            "has no program for {target}, only for {have}; compile it with --target {target}"
+        )));
     }
     match target {
         "cpu" => Ok(AnyExecutor::Cpu(Box::new(load_cpu(artifact, options)?))),

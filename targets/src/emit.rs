@@ -66,7 +66,11 @@ pub fn emit(
         read[w] = true;
     }
     let known = stored.iter().flat_map(|m| m.weights.iter());
-    let known: BTreeMap<_, _> = known.map(|(_, w)| ((w.name.as_str(), w.ty.to_string()), &w.def)).collect();
+    let known = known.filter_map(|(_, w)| match w.def {
+        WeightDef::Stored { offset, bytes, .. } => Some(((w.name.as_str(), w.ty.to_string()), (offset, bytes))),
+        _ => None,
+    });
+    let known: BTreeMap<_, _> = known.collect();
     let mut stored = Module::new(module.name.clone());
     let mut map = Vec::new();
     let mut tasks = Vec::new();
@@ -76,8 +80,9 @@ pub fn emit(
             map.push(None);
             continue;
         }
-        if let Some(def) = known.get(&(w.name.as_str(), w.ty.to_string())) {
-            let def = (*def).clone();
+        let shard = if let WeightDef::Expr(Op::Pack { shard, .. }, _) = w.def { shard } else { None };
+        if let Some(&(offset, bytes)) = known.get(&(w.name.as_str(), w.ty.to_string())) {
+            let def = WeightDef::Stored { offset, bytes, shard };
             map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
             continue;
         }
@@ -91,7 +96,7 @@ pub fn emit(
             rows: first..(first + step).min(layout.n),
             offset: offset + (first / TILE_COLUMNS * layout.tile) as u64,
         }));
-        let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64 };
+        let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64, shard };
         map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
     }
     let done = AtomicU64::new(0);

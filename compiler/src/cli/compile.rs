@@ -155,7 +155,13 @@ fn pass_table(summary: &Summary) -> String {
             vec![(*target).to_owned(), p.pass.clone(), p.changes.to_string(), time, verify]
         })
         .collect();
-    let columns = [("target", Align::Left), ("pass", Align::Left), ("changes", Align::Right), ("time", Align::Right), ("verify", Align::Right)];
+    let columns = [
+        ("target", Align::Left),
+        ("pass", Align::Left),
+        ("changes", Align::Right),
+        ("time", Align::Right),
+        ("verify", Align::Right),
+    ];
     table::table(&columns, &rows)
 }
 

@@ -114,4 +114,3 @@ fn buckets(options: &CompileOptions, policy: &DecodePolicy, max_seq: usize) -> R
         _ => Ok(sizes),
     }
 }
-

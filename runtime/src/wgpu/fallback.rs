@@ -49,7 +49,9 @@ impl WgpuExecutor {
         match check(self, golden) {
             Ok(()) => {}
             // No other kernel makes these right.
-            Err(error @ (SelfTestError::Mismatch | SelfTestError::Exec(ExecError::DeviceLost(_)))) => return Err(error),
+            Err(error @ (SelfTestError::Mismatch | SelfTestError::Exec(ExecError::DeviceLost(_)))) => {
+                return Err(error);
+            }
             Err(_) => self.repair(golden, &fast)?,
         }
         self.drop_slow(golden)?;

@@ -81,7 +81,7 @@ impl Pipelines {
                 Ok((key, pipeline)) => drop(self.compiled.insert(key, pipeline)),
                 Err(error) => {
                     failed.get_or_insert(error);
-                },
+                }
             }
         }
         if let Some(failed) = failed {
