@@ -28,7 +28,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::session::Session;
-use dlx_runtime::{LoadOptions, Model, read_manifest};
+use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
 
 use crate::options::{CompileOptions, QuantSpec};
 use crate::{cache, driver};
@@ -163,6 +163,9 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
     let artifact = artifact(model, quant, place.target.as_deref())?;
     let loaded = Model::load(&artifact, &place.options(threads));
     let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
+    if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {
+        terminal::note(&format!("running on {}", loaded.executor.device()));
+    }
     for replaced in loaded.executor.replaced() {
         terminal::note(&format!("note: {replaced}"));
     }

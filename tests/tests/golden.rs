@@ -99,9 +99,10 @@ fn wgpu(case: &Case) -> Result<(), String> {
     let options = CompileOptions { targets: vec!["wgpu".into()], ..options(case) };
     let load = LoadOptions { device: Some("0".into()), ..LoadOptions::default() };
     let mut executor = compiled::load(&case.model_dir(), &options, &load)?.executor;
-    match &executor.replaced()[..] {
-        [] => run_case(&mut executor, case),
-        [first, ..] => Err(format!("a kernel was replaced: {first}")),
+    // A slow variant may give way, a wrong one there is not.
+    match executor.replaced().iter().find(|r| !r.contains("which takes")) {
+        None => run_case(&mut executor, case),
+        Some(wrong) => Err(format!("a kernel was replaced: {wrong}")),
     }
 }
 

@@ -233,7 +233,7 @@ impl WgpuExecutor {
         for (i, chunk) in rows.chunks(largest).enumerate() {
             self.device.fault()?;
             let entry = self.entry(kind, chunk.len()).ok_or(ExecError::NoEntry("head"))?;
-            self.write(entry, 0, &[chunk.len(), 0, 0, 0, 0].map(word));
+            self.write(entry, 0, &[0, 0, 0, 0, chunk.len()].map(word));
             self.write(entry, 1, &chunk.iter().copied().map(word).collect::<Vec<_>>());
             self.encode(entry, 0..usize::MAX);
             let Entry { rows: bucket, results, .. } = &self.plan.entries[entry];

@@ -45,12 +45,12 @@ impl Pipelines {
                 return Err(error);
             }
             chosen[kernel] += 1;
-            replaced.push(Replaced {
-                role: plan.kernels[kernel].role.clone(),
-                now: needs(&variants[old + 1]),
-                instead_of: needs(&variants[old]),
-                reason: error.to_string(),
-            });
+            let role = &plan.kernels[kernel].role;
+            let (now, instead_of) = (needs(&variants[old + 1]), needs(&variants[old]));
+            // The driver's first complaint about a role stands for those about its other shapes.
+            if replaced.iter().all(|r: &Replaced| r.role != *role || r.instead_of != instead_of) {
+                replaced.push(Replaced { role: role.clone(), now, instead_of, reason: error.to_string() });
+            }
         }
         Ok((pipelines, replaced))
     }
