@@ -5,6 +5,7 @@
 //! exit, so that temporary files are always removed.
 
 pub mod bench;
+mod bench_wgpu;
 pub mod canvas;
 pub mod compile;
 pub mod devices;
@@ -27,7 +28,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::session::Session;
-use dlx_runtime::{LoadOptions, Model};
+use dlx_runtime::{LoadOptions, Model, read_manifest};
 
 use crate::options::{CompileOptions, QuantSpec};
 use crate::{cache, driver};
@@ -138,6 +139,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it means the wgpu program of an artifact.
+    fn is_wgpu(&self, artifact: &Artifact) -> Result<bool, Error> {
+        let manifest = read_manifest(artifact).map_err(|e| Error::new("", e.to_string()))?;
+        Ok(self.target.as_ref().or(manifest.targets.first()).is_some_and(|t| t == "wgpu"))
+    }
+
     /// How to load a model there.
     pub fn options(&self, threads: Option<u16>) -> LoadOptions {
         let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };

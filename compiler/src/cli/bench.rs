@@ -14,6 +14,7 @@ use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
 use dlx_runtime::{LoadOptions, load_cpu};
 use serde_json::json;
 
+use super::bench_wgpu::{self, Sizes};
 use super::table::{self, Align};
 use super::{Failure, terminal};
 
@@ -35,6 +36,9 @@ pub struct Args {
     /// Threads to use, one per core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Where it runs.
+    #[command(flatten)]
+    pub place: super::Place,
     /// Show where the time of a step goes, by kind of node.
     #[arg(long)]
     pub ops: bool,
@@ -94,6 +98,13 @@ struct Timing {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let artifact = Artifact::open(&args.artifact).map_err(|e| Error::new("", e.to_string()))?;
+    if args.place.is_wgpu(&artifact)? {
+        let counts = |n: &[u32]| n.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect::<Vec<_>>();
+        let (rows, depth) = (counts(&args.rows), counts(&args.depth));
+        let sizes = Sizes { rows: &rows, depth: &depth, seconds: args.seconds };
+        let load = LoadOptions { verify_weights: false, ..args.place.options(args.threads) };
+        return terminal::print(&bench_wgpu::run(&artifact, &load, &sizes, args.json)?);
+    }
     let cpu = CpuOptions { threads: args.threads.map_or(0, usize::from), isa: None };
     let options = LoadOptions { cpu, verify_weights: false, self_test: false, ..LoadOptions::default() };
     let mut executor = load_cpu(&artifact, &options).map_err(|e| Error::new("", e.to_string()))?;

@@ -51,6 +51,13 @@ impl Plan {
                 return Err(format!("two {kind:?} entries have the same number of rows"));
             }
         }
+        // A step and the head that follows it are one submit: their parameters are there at the same time.
+        let (steps, heads): (Vec<_>, Vec<_>) = self.entries.iter().partition(|e| e.kind == EntryKind::Step);
+        let of = |entries: &[&Entry]| entries.iter().flat_map(|e| e.inputs.clone()).collect::<BTreeSet<Range>>();
+        let heads = of(&heads);
+        if of(&steps).iter().any(|s| heads.iter().any(|h| overlap(*s, *h))) {
+            return Err("the parameters of a step are also those of a head".into());
+        }
         if !self.entries.iter().any(|e| e.kind == EntryKind::Step) {
             return Err("it has no step entry".into());
         }
@@ -186,6 +193,14 @@ fn places(ranges: &[Range], wanted: &[u64], size: u64) -> Result<(), String> {
     }
 }
 
+/// Whether two ranges that lie in a buffer share bytes.
+fn overlap(a: Range, b: Range) -> bool {
+    a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+}
+
 fn inside(range: Range, size: u64) -> bool {
     range.offset.checked_add(range.bytes).is_some_and(|end| end <= size)
 }
+
+#[cfg(test)]
+mod tests;

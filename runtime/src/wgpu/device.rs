@@ -135,15 +135,17 @@ impl Device {
         let filters = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
         let scopes = filters.map(|filter| self.device.push_error_scope(filter));
         let value = work();
-        // Scopes close in reverse.
-        for scope in scopes.into_iter().rev() {
-            match wait_for(scope.pop()) {
-                None => {}
-                Some(wgpu::Error::OutOfMemory { .. }) => return Err(LoadError::OutOfMemory(what.into())),
-                Some(error) => return Err(LoadError::Device(format!("{what}: {error}"))),
-            }
+        // Scopes close in reverse, all of them, whatever the first says.
+        let [internal, memory, validation] = scopes;
+        let errors = [wait_for(validation.pop()), wait_for(memory.pop()), wait_for(internal.pop())];
+        // A driver that has no memory may report other things first.
+        if errors.iter().flatten().any(|e| matches!(e, wgpu::Error::OutOfMemory { .. })) {
+            return Err(LoadError::OutOfMemory(what.into()));
         }
-        Ok(value)
+        match errors.into_iter().flatten().next() {
+            Some(error) => Err(LoadError::Device(format!("{what}: {error}"))),
+            None => Ok(value),
+        }
     }
 
     /// A buffer of at least four bytes, zeroed.
