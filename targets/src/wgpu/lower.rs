@@ -12,7 +12,7 @@ use super::memory::Temporary;
 use super::product::{Product, TILE};
 
 /// What a step binds.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arg {
     Value(ValueId),
     Temporary(usize),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dlx_ir::{DType, Error, Graph, Id, Module, Op, ValueId, Verified};
+use dlx_ir::{Error, Graph, Id, Module, Verified};
+use dlx_runtime::selftest::first_layer;
 use dlx_runtime::wgpu::plan::{
     BIND_ALIGN, Binding, Dispatch, Entry, EntryKind, Kernel, Plan, Probe, Profile, Range, SCALARS, State, Variant,
 };
@@ -232,12 +233,9 @@ fn bound(graph: &Graph, arg: Arg, inputs: &[Range], results: &[Range], places: &
     })
 }
 
-/// Where the self-test looks: the last f32 value that is made before the second layer writes its keys, or at the end.
+/// Where the self-test looks.
 fn probe(graph: &Graph, dispatches: &[Dispatch], places: &Places) -> Option<Probe> {
-    let writes = graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::KvWrite {}));
-    let nodes = writes.map(|(i, _)| i).nth(1).unwrap_or(graph.nodes.len());
-    let firsts = graph.nodes[..nodes].iter().rev().filter_map(|n| n.outputs.first().copied());
-    let value: ValueId = firsts.into_iter().find(|v| graph.values[*v].ty.dtype == DType::F32)?;
+    let (nodes, value) = first_layer(graph)?;
     let after = dispatches.iter().take_while(|d| d.node < nodes).count();
     Some(Probe { after, value: places.values[value.index()]? })
 }

@@ -1,13 +1,16 @@
 //! Kernels over a grid of shapes in every tier, and plans of whole programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use dlx_ir::{DType, Mask, Module, parse, verify};
+use dlx_ir::{DType, Id, Mask, Module, parse, verify};
 use dlx_runtime::cpu::packed_bytes;
-use dlx_runtime::wgpu::plan::{Binding, Feature, Plan, Profile};
+use dlx_runtime::wgpu::plan::{Binding, Feature, Plan, Profile, Range};
 
 use super::attention::Attention;
 use super::kernels::{self, Epilogue, Linear, Pointwise};
+use super::lower::{Arg, lower};
+use super::memory::place;
 use super::product::Product;
 use super::{Job, plan, profiles, source};
 
@@ -255,6 +258,86 @@ fn programs_of_every_format_have_plans() {
             assert!(plan.entries[0].first_layer.is_some() && plan.entries[2].first_layer.is_none());
         }
     }
+}
+
+/// Plays an entry through: who wrote each line of the arena last, and whether it is still there when it is read.
+fn play(model: &Model, rows: usize) {
+    let module = model.program(&[rows], &[rows]);
+    for graph in &module.graphs {
+        let lowered = lower(&module, graph, rows).unwrap();
+        let places = place(graph, &lowered.temporaries);
+        let mut owner: BTreeMap<u64, Arg> = BTreeMap::new();
+        let range = |arg: Arg| match arg {
+            Arg::Value(v) => places.values[v.index()],
+            Arg::Temporary(t) => Some(places.temporaries[t]),
+            Arg::Weight(_) | Arg::State(_) => None,
+        };
+        let lines = |r: Range| r.offset / 256..(r.offset + r.bytes).div_ceil(256);
+        let mut born: Vec<Arg> = Vec::new();
+        for step in &lowered.steps {
+            for arg in step.args.iter().copied() {
+                let Some(r) = range(arg) else { continue };
+                assert!(r.offset + r.bytes <= places.bytes);
+                if born.contains(&arg) {
+                    assert!(lines(r).all(|l| owner[&l] == arg), "{} of {}: overwritten", step.job.role, graph.name);
+                } else {
+                    born.push(arg);
+                    owner.extend(lines(r).map(|l| (l, arg)));
+                }
+            }
+        }
+        assert!(!born.is_empty());
+    }
+}
+
+#[test]
+fn nothing_is_overwritten_before_it_is_read() {
+    for dtype in ["f32", "q4g32", "q8m"] {
+        for rows in [1, 4, 33] {
+            for shard in [None, Some(64)] {
+                play(&Model { dtype, shard, ..TINY }, rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn shards_cover_a_weight_and_fit() {
+    let whole = TINY.plan(&[4], &[4], &profile("plain")).unwrap();
+    let cut = Model { shard: Some(192), ..TINY }.plan(&[4], &[4], &profile("plain")).unwrap();
+    let dispatches = |plan: &Plan, name: &str| {
+        let entry = plan.entries.iter().find(|e| e.name == name).unwrap();
+        entry.dispatches.len()
+    };
+    // 512 rows are three shards: two more dispatches for the embedding, the head's parts and the logits.
+    for name in ["step_4", "head_4", "logits_4"] {
+        assert_eq!(dispatches(&cut, name), dispatches(&whole, name) + 2, "{name}");
+    }
+    let bytes = |plan: &Plan| plan.weights().iter().map(|r| r.bytes).sum::<u64>();
+    assert_eq!(bytes(&cut), bytes(&whole));
+    let ends = cut.weights();
+    let mut ends = ends.iter().peekable();
+    while let (Some(a), Some(b)) = (ends.next(), ends.peek()) {
+        assert!(a.offset + a.bytes <= b.offset, "shards do not overlap");
+    }
+    let small = Profile { max_binding: 17_408, name: "small".into(), ..profile("plain") };
+    let error = TINY.plan(&[4], &[4], &small).unwrap_err().to_string();
+    assert!(error.contains("@embed") && error.contains("17408") && error.contains("shard-weights"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_with_the_number() {
+    let fails = |model: Model, steps: &[usize], profile: &Profile, parts: &[&str]| {
+        let error = model.plan(steps, &[4], profile).unwrap_err().to_string();
+        assert!(parts.iter().all(|p| error.contains(p)), "{error}");
+    };
+    let plain = profile("plain");
+    let long = Model { max_seq: 1 << 22, ..TINY };
+    fails(long, &[4], &plain, &["state @k0", "536870912", "134217728", "--max-seq"]);
+    fails(TINY, &[4], &Profile { max_workgroups: 3, ..plain.clone() }, &["workgroups", "allows 3"]);
+    fails(TINY, &[4], &Profile { max_storage_buffers: 2, ..plain.clone() }, &["binds 3 buffers", "allows 2"]);
+    fails(TINY, &[4], &Profile { max_invocations: 32, ..plain.clone() }, &["invocations", "32"]);
+    fails(TINY, &[4], &Profile { max_buffer: 4096, ..plain }, &["activations need", "allows 4096"]);
 }
 
 #[test]
