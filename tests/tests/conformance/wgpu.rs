@@ -6,7 +6,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{Module, Node, Rewrite, Tensor, rewrite, verify};
+use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite, verify};
 use dlx_runtime::exec::{Executor, RowStats, StepCall};
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
 use dlx_targets::artifact_writer::ArtifactWriter;
@@ -57,16 +57,21 @@ fn load(file: &File, value: Option<&str>) -> Result<WgpuExecutor, String> {
     WgpuExecutor::new(plan, &mapped, section, &options).map_err(|e| e.to_string())
 }
 
-/// Drops the nodes of a graph behind the one that computes a value.
-fn cut(module: &mut Module, graph: usize, value: &str) -> Result<(), String> {
-    let old = &module.graphs[graph];
+/// Drops the nodes of a graph behind the one that computes a value, and makes that its last.
+fn cut(module: &mut Module, index: usize, value: &str) -> Result<(), String> {
+    let old = &module.graphs[index];
     let computes = |n: &Node| n.outputs.iter().any(|o| old.values[*o].name == value);
     let last = old.nodes.iter().position(computes).ok_or_else(|| format!("@{} has no %{value}", old.name))?;
-    if old.nodes[last].outputs.len() > 1 {
-        return Err(format!("%{value} is one of several results"));
+    let cut = rewrite(module, index, &mut |rw, _| Ok(if rw.index > last { Rewrite::Drop } else { Rewrite::Keep }));
+    cut.map_err(|e| e.to_string())?;
+    let mut graph = std::mem::take(&mut module.graphs[index]);
+    let (id, _) = graph.values.iter().find(|(_, v)| v.name == value).ok_or("the value is gone")?;
+    if graph.nodes.last().is_some_and(|n| n.outputs.first() != Some(&id)) {
+        // One of several results: a copy of it stands alone.
+        graph.emit(module, Op::Scale { by: 1.0 }, vec![Operand::Value(id)], &["copy"]).map_err(|e| e.to_string())?;
     }
-    let cut = rewrite(module, graph, &mut |rw, _| Ok(if rw.index > last { Rewrite::Drop } else { Rewrite::Keep }));
-    cut.map(drop).map_err(|e| e.to_string())
+    module.graphs[index] = graph;
+    Ok(())
 }
 
 fn check(executor: &mut WgpuExecutor, call: &Call, value: Option<&str>) -> Result<(), String> {
