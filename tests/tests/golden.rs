@@ -35,7 +35,10 @@ fn main() -> ExitCode {
         }
         add("evaluator", Box::new(move || cases(family, &evaluator)));
         add("naive", Box::new(move || cases(family, &naive)));
-        add("wgpu", Box::new(move || if device() { cases(family, &wgpu) } else { Ok("skipped: no wgpu adapter".into()) }));
+        add(
+            "wgpu",
+            Box::new(move || if device() { cases(family, &wgpu) } else { Ok("skipped: no wgpu adapter".into()) }),
+        );
         if !family.starts_with("a2d") {
             let tokenizer = move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer));
             add("tokenizer", Box::new(tokenizer));

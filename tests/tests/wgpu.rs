@@ -114,7 +114,8 @@ fn weights_above_the_binding_limit_are_read_in_shards() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, sharded] = ["whole.dlxa", "sharded.dlxa"].map(|name| dir.path().join(name));
     compile(&model(), &whole, &options(&["cpu", "wgpu"])).unwrap();
-    compile(&model(), &sharded, &CompileOptions { profile: "plain:32768".into(), ..options(&["cpu", "wgpu"]) }).unwrap();
+    compile(&model(), &sharded, &CompileOptions { profile: "plain:32768".into(), ..options(&["cpu", "wgpu"]) })
+        .unwrap();
     let [one, two] = [&whole, &sharded].map(|path| Artifact::open(path).unwrap());
     assert!(one.weights() == two.weights(), "sharding changes no byte");
     let (many, few) = (plan(&sharded).summary().weights, plan(&whole).summary().weights);

@@ -48,7 +48,12 @@ impl Line {
 ///
 /// # Errors
 /// When the artifact cannot be loaded, or a size does not fit it; on Ctrl-C.
-pub(super) fn run(artifact: &Artifact, load: &LoadOptions, sizes: &Sizes<'_>, as_json: bool) -> Result<String, Failure> {
+pub(super) fn run(
+    artifact: &Artifact,
+    load: &LoadOptions,
+    sizes: &Sizes<'_>,
+    as_json: bool,
+) -> Result<String, Failure> {
     let started = Instant::now();
     let mut executor = load_wgpu(artifact, load).map_err(|e| Error::new("", e.to_string()))?;
     let open = started.elapsed();
