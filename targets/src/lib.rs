@@ -26,8 +26,11 @@ pub struct Target {
     /// Whether kernels read matrices of an element type.
     pub stores: fn(DType) -> bool,
     /// Makes the plan that its executor runs, for targets that have one.
-    pub plan: Option<fn(Verified<'_>, &Profile) -> Result<Plan, Error>>,
+    pub plan: Option<MakePlan>,
 }
+
+/// Plans a program whose weights are stored, for devices with at least some limits.
+pub type MakePlan = fn(Verified<'_>, &Profile) -> Result<Plan, Error>;
 
 /// Every target, alphabetically.
 pub const TARGETS: &[Target] = &[cpu::TARGET, wgpu::TARGET];

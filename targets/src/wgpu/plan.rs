@@ -148,7 +148,7 @@ impl Planner<'_> {
     fn inputs(&mut self, kind: EntryKind, rows: usize, vectors: usize) -> Vec<Range> {
         let largest = |prefix: &str| {
             let named = self.module.graphs.iter().filter(|g| g.name.split('_').next() == Some(prefix));
-            let rows = named.filter_map(|g| graph_rows(g)).max().unwrap_or(0) as u64;
+            let rows = named.filter_map(graph_rows).max().unwrap_or(0) as u64;
             (4 * rows).next_multiple_of(BIND_ALIGN)
         };
         let (step, head, logits) = (largest("step"), largest("head"), largest("logits"));
