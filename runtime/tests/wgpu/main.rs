@@ -15,7 +15,7 @@ use tiny::{ROWS, VOCAB, WIDTH};
 fn adapter() -> bool {
     let found = !adapters().is_empty();
     if !found {
-        writeln!(std::io::stderr(), "skipped: no wgpu adapter").unwrap();
+        eprintln!("skipped: no wgpu adapter");
     }
     found
 }
