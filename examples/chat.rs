@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(path), Some(question)) = (args.next(), args.next()) else {
         return Err("usage: chat ARTIFACT QUESTION".into());
     };
-    let model = Model::load(&Artifact::open(path)?, LoadOptions::default())?;
+    let model = Model::load(&Artifact::open(path)?, &LoadOptions::default())?;
     let policy = model.manifest.policy.clone();
     let mut session = Session::new(Box::new(model.executor), model.tokenizer, model.template, policy)?;
 

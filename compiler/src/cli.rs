@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod canvas;
 pub mod compile;
+pub mod devices;
 pub mod eval;
 pub mod inspect;
 pub mod lists;
@@ -26,7 +27,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::session::Session;
-use dlx_runtime::{LoadOptions, Model};
+use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
 
 use crate::options::{CompileOptions, QuantSpec};
 use crate::{cache, driver};
@@ -80,7 +81,8 @@ enum Command {
     Passes,
     /// List the operations of the IR
     Ops,
-    /// List the devices that models are compiled for
+    Devices(devices::Args),
+    /// List what models can be compiled for
     Targets,
     /// List the model families that can be compiled
     Families,
@@ -102,6 +104,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Opt(args) => opt::run(&args),
         Command::Synth(args) => synth::run(&args),
@@ -123,31 +126,62 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Where a model runs.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Place {
+    /// Program of the artifact to run, cpu or wgpu; its first one if not given.
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// Graphics device, by number or a part of its name; see `dlxc devices`.
+    #[arg(long, value_name = "N|NAME")]
+    pub device: Option<String>,
+}
+
+impl Place {
+    /// Whether it means the wgpu program of an artifact.
+    fn is_wgpu(&self, artifact: &Artifact) -> Result<bool, Error> {
+        let manifest = read_manifest(artifact).map_err(|e| Error::new("", e.to_string()))?;
+        Ok(self.target.as_ref().or(manifest.targets.first()).is_some_and(|t| t == "wgpu"))
+    }
+
+    /// How to load a model there.
+    pub fn options(&self, threads: Option<u16>) -> LoadOptions {
+        let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };
+        LoadOptions { target: self.target.clone(), device: self.device.clone(), cpu, ..LoadOptions::default() }
+    }
+}
+
 /// Opens an artifact, or compiles a model directory into the cache and opens that.
-fn artifact(model: &Path, quant: QuantSpec) -> Result<Artifact, Failure> {
-    let path = if model.is_dir() { compiled(model, quant)? } else { model.to_path_buf() };
+fn artifact(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<Artifact, Failure> {
+    let path = if model.is_dir() { compiled(model, quant, target)? } else { model.to_path_buf() };
     Artifact::open(path).map_err(|e| Error::new("", e.to_string()).into())
 }
 
 /// Loads an artifact, or a model directory that is compiled first.
-fn model(model: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Model, Failure> {
-    let artifact = artifact(model, quant)?;
-    let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };
-    let loaded = Model::load(&artifact, LoadOptions { cpu, ..LoadOptions::default() });
-    loaded.map_err(|e| Error::new("", e.to_string()).into())
+fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
+    let artifact = artifact(model, quant, place.target.as_deref())?;
+    let loaded = Model::load(&artifact, &place.options(threads));
+    let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
+    if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {
+        terminal::note(&format!("running on {}", loaded.executor.device()));
+    }
+    for replaced in loaded.executor.replaced() {
+        terminal::note(&format!("note: {replaced}"));
+    }
+    Ok(loaded)
 }
 
-/// A session over [`model`].
-fn session(path: &Path, quant: QuantSpec, threads: Option<u16>) -> Result<Session, Failure> {
-    let loaded = model(path, quant, threads)?;
+/// A model as a session.
+fn session(loaded: Model, path: &Path) -> Result<Session, Failure> {
     let policy = loaded.manifest.policy.clone();
     let session = Session::new(Box::new(loaded.executor), loaded.tokenizer, loaded.template, policy);
     session.map_err(|e| Error::new(path.display(), e.to_string()).into())
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.
-fn compiled(model: &Path, quant: QuantSpec) -> Result<PathBuf, Failure> {
-    let options = CompileOptions { quant, ..CompileOptions::default() };
+fn compiled(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<PathBuf, Failure> {
+    let targets = vec![target.unwrap_or("cpu").to_owned()];
+    let options = CompileOptions { quant, targets, ..CompileOptions::default() };
     let path = cache::path(model, &options)?;
     if !path.exists() {
         terminal::note(&format!("compiling {} ({quant}) into {}", model.display(), path.display()));

@@ -1,32 +1,35 @@
 //! The driver: one compile, from a checkpoint directory to an artifact.
 //!
-//! import → pipeline → target check → emission → golden vectors → artifact. Read [`compile`] first.
+//! import → pipeline → target check → emission → golden vectors → plan → artifact; all but the import once per target. Read [`compile`] first.
 
-use std::collections::BTreeMap;
+mod pipeline;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use dlx_ir::{DType, Error, Module, WeightDef, verify};
+use dlx_ir::{Error, Module, WeightDef, verify};
 use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
-use dlx_runtime::decode::policy::{Attention, DecodePolicy};
 use dlx_runtime::manifest::{Manifest, Memory, ModelInfo};
 use dlx_runtime::text::{ChatTemplate, Tokenizer};
 use dlx_runtime::{TextSection, artifact, selftest};
 use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{TARGETS, Target, WeightSource, emit};
+use dlx_targets::{Emission, TARGETS, Target, WeightSource, emit};
 
 use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::hf::{self, Imported};
-use crate::options::{CompileOptions, QuantSpec};
+use crate::options::CompileOptions;
+pub use pipeline::{default_pipeline, find_profile};
+use pipeline::{kv_type, max_seq};
 
 /// What a compile did.
 #[derive(Debug)]
 pub struct Summary {
-    /// Passes in order.
-    pub passes: Vec<Report>,
+    /// Passes in order, with the target that they ran for.
+    pub passes: Vec<(&'static str, Report)>,
     /// The manifest that was written.
     pub manifest: Manifest,
     /// Bytes of weights by element type.
@@ -69,13 +72,20 @@ struct Compile<'a> {
     cancel: &'a AtomicBool,
 }
 
+/// One target's program on its way.
+struct Program {
+    target: &'static Target,
+    pipeline: String,
+    module: Module,
+}
+
 impl Compile<'_> {
     fn run(&self) -> Result<Summary, Error> {
         let mut stages = Vec::new();
         let mut clock = Instant::now();
         let mut stage = |name| stages.push((name, std::mem::replace(&mut clock, Instant::now()).elapsed()));
 
-        let target = find_target(&self.options.target)?;
+        let targets = find_targets(self.options)?;
         let checkpoint = Checkpoint::open(self.model)?;
         let text = TextFiles::read(self.model)?;
         let source = hf::Source {
@@ -89,27 +99,62 @@ impl Compile<'_> {
         let parameters = parameters(&imported.module);
         stage("import");
 
-        let pipeline = match &self.options.pipeline {
-            Some(text) => text.clone(),
-            None => default_pipeline(target, self.options, &imported)?,
-        };
-        let passes = self.run_passes(&mut imported.module, &pipeline)?;
-        let verified = verify(&imported.module).map_err(first)?;
-        target.check(verified).map_err(first)?;
+        let mut passes = Vec::new();
+        let mut programs = Vec::new();
+        for target in &targets {
+            let (program, reports) = self.lower(target, &imported, &targets)?;
+            passes.extend(reports.into_iter().map(|r| (target.name, r)));
+            programs.push(program);
+        }
         stage("passes");
 
         let mut writer = ArtifactWriter::create(self.output)?;
         let source = Weights { checkpoint: &checkpoint, allow_nonfinite: self.options.allow_nonfinite };
-        let emission =
-            emit(verified, &source, &mut writer, self.cancel, &|done, total| self.watch.progress(done, total))?;
+        let mut stored: Vec<Module> = Vec::new();
+        let mut weights = 0;
+        for program in &programs {
+            let emission = self.emit(program, &source, &mut writer, &stored)?;
+            if !stored.is_empty() && emission.bytes > 0 {
+                imported.notes.push(format!(
+                    "target {} lays {} bytes of weights out in its own way; they are stored once more",
+                    program.target.name, emission.bytes
+                ));
+            }
+            weights += emission.bytes;
+            stored.push(emission.module);
+        }
         stage("weights");
 
-        let program = verify(&emission.module).map_err(first)?;
-        let golden = self.golden(&writer, program)?;
+        let golden = match programs.iter().position(|p| p.target.name == RECORDER) {
+            Some(cpu) => self.golden(&writer, verify(&stored[cpu]).map_err(first)?)?,
+            None => {
+                // The artifact has no program for the CPU, which records the vectors nonetheless.
+                let (program, _) = self.lower(find_target(RECORDER)?, &imported, &targets)?;
+                let emission = self.emit(&program, &source, &mut writer, &stored)?;
+                weights += emission.bytes;
+                self.golden(&writer, verify(&emission.module).map_err(first)?)?
+            }
+        };
         stage("golden");
+
+        let mut plans = Vec::new();
+        for (program, module) in programs.iter().zip(&stored) {
+            let Some(plan) = program.target.plan else { continue };
+            let profile = pipeline::find_profile(&self.options.profile)?;
+            plans.push((program.target.name, plan(verify(module).map_err(first)?, &profile)?));
+        }
+        stage("plan");
 
         let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
         let config = std::fs::read(self.model.join("config.json")).unwrap_or_default();
+        let memory = match plans.first().filter(|(name, _)| *name == targets[0].name) {
+            Some((_, plan)) => {
+                let states = plan.states.iter().map(|s| s.bytes).sum();
+                Memory { weights, states, arena: plan.inputs + plan.arena + 2 * plan.outputs }
+            }
+            None => Memory { weights, states: golden.states, arena: golden.arena },
+        };
+        let pipelines = programs.iter().map(|p| (p.target.name.to_owned(), p.pipeline.clone()));
         let manifest = Manifest {
             compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
             model: ModelInfo {
@@ -120,10 +165,10 @@ impl Compile<'_> {
                 config_hash: hash(&config),
                 tokenizer_hash: hash(&text.tokenizer),
             },
-            options: self.manifest_options(&imported),
-            pipeline,
-            targets: vec![target.name.into()],
-            memory: Memory { weights: emission.bytes, states: golden.states, arena: golden.arena },
+            options: self.manifest_options(&imported, !plans.is_empty()),
+            pipelines: pipelines.collect(),
+            targets: targets.iter().map(|t| t.name.into()).collect(),
+            memory,
             policy: imported.policy,
             notes: imported.notes,
             quality: None,
@@ -131,17 +176,54 @@ impl Compile<'_> {
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
         let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens };
         writer.section(artifact::MANIFEST, json(serde_json::to_vec_pretty(&manifest))?);
-        writer.section(artifact::program_section(target.name), emission.module.to_string());
+        for (program, module) in programs.iter().zip(&stored) {
+            writer.section(artifact::program_section(program.target.name), module.to_string());
+        }
+        for (name, plan) in &plans {
+            writer.section(artifact::plan_section(name), json(serde_json::to_vec(plan))?);
+        }
         writer.section(artifact::TOKENIZER, text.tokenizer);
         writer.section(artifact::TEXT, json(serde_json::to_vec(&texts))?);
         writer.section(artifact::GOLDEN, json(serde_json::to_vec(&golden.vectors))?);
         let file_bytes = writer.finish()?;
         stage("write");
-        Ok(Summary { passes, manifest, weights: weight_sizes(&emission.module), file_bytes, stages })
+        Ok(Summary { passes, manifest, weights: weight_sizes(&stored), file_bytes, stages })
+    }
+
+    /// Runs a target's pipeline on a copy of the imported module.
+    fn lower(
+        &self,
+        target: &'static Target,
+        imported: &Imported,
+        targets: &[&'static Target],
+    ) -> Result<(Program, Vec<Report>), Error> {
+        let own = targets.iter().any(|t| t.name == target.name);
+        let pipeline = match self.options.pipeline.as_ref().filter(|_| own) {
+            Some(text) => text.clone(),
+            None => pipeline::default_pipeline(target, self.options, imported)?,
+        };
+        let mut module = imported.module.clone();
+        // One directory per target as soon as there are several.
+        let dump = self.options.dump.as_ref().filter(|_| own);
+        let dump = dump.map(|d| if targets.len() > 1 { d.join(target.name) } else { d.clone() });
+        let passes = self.run_passes(&mut module, &pipeline, dump.as_deref())?;
+        target.check(verify(&module).map_err(first)?).map_err(first)?;
+        Ok((Program { target, pipeline, module }, passes))
+    }
+
+    fn emit(
+        &self,
+        program: &Program,
+        source: &Weights<'_>,
+        writer: &mut ArtifactWriter,
+        stored: &[Module],
+    ) -> Result<Emission, Error> {
+        let verified = verify(&program.module).map_err(first)?;
+        emit(verified, source, writer, stored, self.cancel, &|done, total| self.watch.progress(done, total))
     }
 
     /// Runs the pipeline with the dumps and prints asked for.
-    fn run_passes(&self, module: &mut Module, pipeline: &str) -> Result<Vec<Report>, Error> {
+    fn run_passes(&self, module: &mut Module, pipeline: &str, dump: Option<&Path>) -> Result<Vec<Report>, Error> {
         let steps = parse_pipeline(pipeline)?;
         for pass in &self.options.print_after {
             if !steps.iter().any(|s| s.pass.name == pass) {
@@ -149,7 +231,6 @@ impl Compile<'_> {
                     .help(format!("the pipeline is {pipeline}")));
             }
         }
-        let dump = self.options.dump.as_deref();
         if let Some(dir) = dump {
             std::fs::create_dir_all(dir).map_err(|e| Error::new(dir.display(), format!("cannot be made: {e}")))?;
             write_text(&dir.join("00-import.dlx"), &module.to_string())?;
@@ -181,7 +262,7 @@ impl Compile<'_> {
         Ok(Golden { vectors, states: states as u64, arena: arena as u64 })
     }
 
-    fn manifest_options(&self, imported: &Imported) -> BTreeMap<String, String> {
+    fn manifest_options(&self, imported: &Imported, planned: bool) -> BTreeMap<String, String> {
         let keep: Vec<_> = self.options.keep.iter().map(|(name, format)| format!("{name}={format}")).collect();
         let options = [
             ("quant", self.options.quant.to_string()),
@@ -190,6 +271,7 @@ impl Compile<'_> {
             ("max_seq", max_seq(self.options, imported).to_string()),
             ("block", self.options.block.map_or_else(String::new, |b| b.to_string())),
             ("sampler", self.options.sampler.clone().unwrap_or_default()),
+            ("profile", if planned { self.options.profile.clone() } else { String::new() }),
         ];
         options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
     }
@@ -202,10 +284,21 @@ struct Golden {
     arena: u64,
 }
 
-/// Rows of the KV caches when neither the user nor the checkpoint asks for fewer.
-const DEFAULT_MAX_SEQ: usize = 4096;
-/// Rows of the largest step: prefill is compute bound well before this many.
-const LARGEST_STEP: usize = 512;
+/// The target whose executor records the golden vectors of every artifact.
+const RECORDER: &str = "cpu";
+
+/// The targets asked for, in that order.
+fn find_targets(options: &CompileOptions) -> Result<Vec<&'static Target>, Error> {
+    let targets = options.targets.iter().map(|t| find_target(t)).collect::<Result<Vec<_>, _>>()?;
+    let distinct: BTreeSet<_> = targets.iter().map(|t| t.name).collect();
+    if targets.is_empty() || distinct.len() != targets.len() {
+        return Err(Error::new("--target", "names no target, or one twice").help("give each once, such as cpu,wgpu"));
+    }
+    if targets.len() > 1 && options.pipeline.is_some() {
+        return Err(Error::new("--passes", "is the pipeline of one target").help("compile for one --target at a time"));
+    }
+    Ok(targets)
+}
 
 /// The target of that name.
 ///
@@ -216,82 +309,6 @@ pub fn find_target(name: &str) -> Result<&'static Target, Error> {
         let known: Vec<_> = TARGETS.iter().map(|t| t.name).collect();
         Error::new("--target", format!("there is no target `{name}`")).help(format!("use one of {}", known.join(", ")))
     })
-}
-
-/// Element type of the KV caches: as exact as the weights unless asked otherwise.
-fn kv_type(options: &CompileOptions) -> DType {
-    options.kv.unwrap_or(if options.quant == QuantSpec::None { DType::F32 } else { DType::F16 })
-}
-
-/// Rows of the KV caches.
-fn max_seq(options: &CompileOptions, imported: &Imported) -> usize {
-    options.max_seq.unwrap_or(imported.max_positions.min(DEFAULT_MAX_SEQ))
-}
-
-/// The passes of a target, in order, with everything that the model and the options decide.
-///
-/// # Errors
-/// Sizes that do not fit each other.
-pub fn default_pipeline(target: &Target, options: &CompileOptions, imported: &Imported) -> Result<String, Error> {
-    let (max_seq, block) = (max_seq(options, imported), imported.policy.block);
-    if max_seq < block {
-        return Err(Error::new("--max-seq", format!("{max_seq} rows do not hold one block of {block}"))
-            .help("use a longer --max-seq or a smaller --block"));
-    }
-    let steps = buckets(options, &imported.policy, max_seq)?;
-    let largest = steps.iter().copied().max().unwrap_or(block);
-    let heads: Vec<usize> = steps.iter().copied().filter(|s| *s <= LARGEST_HEAD.max(block)).collect();
-    // A causal model has no mask token, and nothing to ban.
-    let ban = if imported.policy.mask_id < 0 { String::new() } else { format!(", ban={}", imported.policy.mask_id) };
-    let join = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
-    let mut quantize: Vec<String> = options.quant.dtype().map(|d| format!("to={d}")).into_iter().collect();
-    for (name, format) in &options.keep {
-        quantize.push(format!("{name}={}", format.dtype().map_or("none".into(), |d| d.to_string())));
-    }
-    Ok([
-        "block-attention".to_owned(),
-        format!("cache-kv{{max_seq={max_seq}, kv={}}}", kv_type(options)),
-        "fold".into(),
-        "cse".into(),
-        "fuse-rope".into(),
-        "fuse-linears".into(),
-        "fuse-swiglu".into(),
-        "fuse-residual".into(),
-        format!("split-head{{rows={largest}{ban}}}"),
-        "dce".into(),
-        "fuse-norm".into(),
-        "hoist-weights".into(),
-        format!("quantize{{{}}}", quantize.join(", ")),
-        format!("lower{{{}}}", target.lowering),
-        "dce".into(),
-        format!("specialize{{T={}, R={}}}", join(&steps), join(&heads)),
-        "plan-memory".into(),
-    ]
-    .join(","))
-}
-
-/// Rows of the largest head entry; more rows run in several calls.
-const LARGEST_HEAD: usize = 64;
-
-/// Step sizes: those asked for, or the block and powers of four above it. Full attention sees a whole sequence at once, so
-/// its largest step holds one.
-fn buckets(options: &CompileOptions, policy: &DecodePolicy, max_seq: usize) -> Result<Vec<usize>, Error> {
-    let block = policy.block;
-    if options.buckets.is_empty() {
-        let largest = if policy.attention == Attention::Full { max_seq } else { LARGEST_STEP.max(block).min(max_seq) };
-        let growing = std::iter::successors(Some(block), |s| s.checked_mul(4)).take_while(|s| *s < largest);
-        return Ok(growing.chain([largest]).collect());
-    }
-    let mut sizes = options.buckets.clone();
-    sizes.sort_unstable();
-    sizes.dedup();
-    match sizes.last() {
-        Some(&largest) if largest < block || largest > max_seq => {
-            Err(Error::new("--buckets", format!("the largest step has {largest} rows"))
-                .help(format!("it must hold a block of {block} and fit --max-seq {max_seq}")))
-        }
-        _ => Ok(sizes),
-    }
 }
 
 /// Reads rows of the checkpoint and refuses what is not finite.
@@ -332,11 +349,15 @@ fn parameters(module: &Module) -> u64 {
     sources.filter_map(|(_, w)| w.ty.elements()).map(|n| n as u64).sum()
 }
 
-fn weight_sizes(module: &Module) -> BTreeMap<String, u64> {
+fn weight_sizes(modules: &[Module]) -> BTreeMap<String, u64> {
     let mut sizes = BTreeMap::new();
-    for (_, w) in module.weights.iter() {
-        if let WeightDef::Stored { bytes, .. } = w.def {
-            *sizes.entry(w.ty.dtype.to_string()).or_default() += bytes;
+    let mut seen = BTreeSet::new();
+    for (_, w) in modules.iter().flat_map(|m| m.weights.iter()) {
+        match w.def {
+            WeightDef::Stored { offset, bytes, .. } if seen.insert(offset) => {
+                *sizes.entry(w.ty.dtype.to_string()).or_default() += bytes;
+            }
+            _ => {}
         }
     }
     sizes

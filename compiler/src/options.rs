@@ -117,8 +117,10 @@ impl FromStr for Keep {
 /// Everything that a compilation depends on besides the checkpoint.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CompileOptions {
-    /// Name of the target.
-    pub target: String,
+    /// Names of the targets; the first is what runs unless another is asked for.
+    pub targets: Vec<String>,
+    /// Limits of the devices that plans are made for, by name.
+    pub profile: String,
     /// Format of the matrices.
     pub quant: QuantSpec,
     /// Exceptions, later ones winning.
@@ -149,7 +151,8 @@ impl Default for CompileOptions {
     /// The CPU target, int4, and everything else left to the model.
     fn default() -> Self {
         CompileOptions {
-            target: "cpu".into(),
+            targets: vec!["cpu".into()],
+            profile: "plain".into(),
             quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
             keep: Vec::new(),
             max_seq: None,

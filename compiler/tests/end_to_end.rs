@@ -1,6 +1,7 @@
 //! The main job through the binary: compile the trained checkpoint, run the artifact, read the answer.
 #![allow(clippy::unwrap_used, reason = "test program")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -42,6 +43,28 @@ fn every_family_answers() {
         let answer = text(&dlxc(&["run", path(&llada), "What is 27 + 45?", "--cache", cache]));
         assert_eq!(answer, "72\n", "{cache}");
     }
+}
+
+#[test]
+fn a_graphics_device_gives_the_same_answers() {
+    let listed = json(&dlxc(&["devices", "--json"]));
+    if listed["devices"].as_array().unwrap().is_empty() {
+        let _ = writeln!(std::io::stderr(), "skipped: no wgpu adapter");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = dir.path().join("model.dlxa");
+    compile(&model(), &artifact, &["--target", "wgpu,cpu", "--max-seq", "256", "--buckets", "4,64"]);
+    for (question, answer) in QUESTIONS {
+        for place in [&["--device", "0"][..], &["--target", "cpu"]] {
+            let args = [&["run", path(&artifact), question], place].concat();
+            assert_eq!(text(&dlxc(&args)), format!("{answer}\n"), "{place:?}");
+        }
+    }
+    let shown = text(&dlxc(&["inspect", path(&artifact)]));
+    assert!(shown.contains("wgpu: kernels") && shown.contains("step_4 "), "{shown}");
+    let missing = dlxc(&["run", path(&artifact), "Hello", "--device", "no such device"]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("no device is called"), "{missing:?}");
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::op::Op;
 use crate::print::plain_name_char;
 use crate::types::{DType, Dim, Type};
 
+/// Shards of a packed weight are whole multiples of this many rows.
+pub const SHARD_ROWS: u32 = 16;
+
 /// What kind of thing an operand is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ArgKind {
@@ -181,10 +184,13 @@ impl<'a> Rule<'a> {
                 let r = self.vector(DType::I32, "rows")?;
                 vec![Type::new(DType::F32, [r, f.clone()])]
             }
-            Op::Pack { layout } => {
+            Op::Pack { layout, shard } => {
                 let x = self.row_major_weight()?;
                 if !layout.chars().all(plain_name_char) {
                     return Err(format!("`{layout}` is not the name of a layout"));
+                }
+                if shard.is_some_and(|rows| !rows.is_multiple_of(SHARD_ROWS)) {
+                    return Err(format!("a shard has a multiple of {SHARD_ROWS} rows"));
                 }
                 vec![Type { layout: Some(layout.clone()), ..x.clone() }]
             }

@@ -45,6 +45,8 @@ pub enum WeightDef {
         offset: u64,
         /// Number of bytes.
         bytes: u64,
+        /// Rows that a device reads as one piece, if not all.
+        shard: Option<u32>,
     },
 }
 

@@ -123,7 +123,8 @@ ops! {
     "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
 
     // Weight expressions.
-    "pack" Pack { layout: Box<str> } "`pack @w {layout}` – the bytes that a target's kernels read.";
+    "pack" Pack { layout: Box<str>, shard: Option<u32> }
+        "`pack @w {layout, shard}` – the bytes that a target's kernels read; `shard` is the number of rows that a device reads as one piece, which changes no byte.";
     "quantize" Quantize { to: DType } "`quantize @w {to}` – group quantization with scales of least squared error.";
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! module  = "module" @name "{" (weight | state)* graph* "}"
-//! weight  = "weight" @name ":" type [ "=" op @name,* attrs | "=" "stored" "{offset=N, bytes=N}" ]
+//! weight  = "weight" @name ":" type [ "=" op @name,* attrs | "=" "stored" "{offset=N, bytes=N" [ ", shard=N" ] "}" ]
 //! state   = "state" @name ":" type
 //! graph   = "graph" @name "(" (%name ":" type [at N]),* ")" "->" "(" type,* ")" "{" node* "return" %name,* "}"
 //! node    = [ %name,* "=" ] op operand,* attrs [ ":" (type [at N]),* ]
@@ -94,9 +94,12 @@ impl Parser<'_> {
         if op == "stored" {
             let attrs = self.attrs()?;
             let number = |key: &str| attrs.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.parse().ok());
+            let shard = number("shard").and_then(|rows| u32::try_from(rows).ok());
             return match (number("offset"), number("bytes"), attrs.len()) {
-                (Some(offset), Some(bytes), 2) => Ok(WeightDef::Stored { offset, bytes }),
-                _ => Err(self.lex.error_at(op_at, "`stored` takes {offset=N, bytes=N}")),
+                (Some(offset), Some(bytes), n) if n == 2 + usize::from(shard.is_some()) => {
+                    Ok(WeightDef::Stored { offset, bytes, shard })
+                }
+                _ => Err(self.lex.error_at(op_at, "`stored` takes {offset=N, bytes=N} and perhaps shard=N")),
             };
         }
         let mut inputs = Vec::new();

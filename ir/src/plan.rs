@@ -42,7 +42,7 @@ pub fn plan_memory(graph: &mut Graph) -> Result<(), String> {
         let bytes = size(&graph.values, id)?;
         let slot = match node.and_then(|i| taken_over(graph, i, id, &live)) {
             Some(old) => graph.values[old].slot.expect("operands are placed before results"),
-            None => first_fit(&graph.values, &placed, &live, live[id.index()], bytes)?,
+            None => place(&graph.values, &placed, &live, live[id.index()], bytes)?,
         };
         graph.values[id].slot = Some(slot);
         placed.push(id);
@@ -70,7 +70,7 @@ fn taken_over(graph: &Graph, at: usize, out: ValueId, live: &[(usize, usize)]) -
     (node.outputs.first() == Some(&out) && reads == 1 && live[old.index()].1 == at + 1 && fits).then_some(old)
 }
 
-fn first_fit(
+fn place(
     values: &Arena<ValueId, Value>,
     placed: &[ValueId],
     live: &[(usize, usize)],
@@ -82,6 +82,11 @@ fn first_fit(
         let start = values[p].slot.expect("placed values have slots");
         busy.push((start, start + size(values, p)?));
     }
+    Ok(first_fit(busy, bytes))
+}
+
+/// The lowest place of `bytes` bytes that overlaps none of the busy ranges (start, end).
+pub fn first_fit(mut busy: Vec<(u64, u64)>, bytes: u64) -> u64 {
     busy.sort_unstable();
     let mut at = 0;
     for (start, end) in busy {
@@ -90,5 +95,5 @@ fn first_fit(
         }
         at = at.max(end);
     }
-    Ok(at)
+    at
 }

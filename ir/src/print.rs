@@ -31,8 +31,9 @@ impl Module {
                 let inputs: Vec<_> = inputs.iter().map(|&i| name('@', &self.weights[i].name)).collect();
                 let _ = write!(s, " = {} {}{}", op.name(), inputs.join(", "), attrs(op));
             }
-            WeightDef::Stored { offset, bytes } => {
-                let _ = write!(s, " = stored {{offset={offset}, bytes={bytes}}}");
+            WeightDef::Stored { offset, bytes, shard } => {
+                let shard = shard.map_or_else(String::new, |rows| format!(", shard={rows}"));
+                let _ = write!(s, " = stored {{offset={offset}, bytes={bytes}{shard}}}");
             }
         }
         s

@@ -4,6 +4,7 @@
 //! * every dimension is positive; sizes do not overflow;
 //! * a weight expression reads only earlier weights, its op has one result, touches no state, and its written type is
 //!   the inferred one; a stored weight has a layout or a plain type of exactly its bytes;
+//! * shards of a packed weight are a multiple of 16 rows;
 //! * states have static shapes and float elements, caches also q8;
 //! * values are row-major and not quantized;
 //! * every value is a parameter or the result of exactly one node, and is defined before it is read;
@@ -16,7 +17,7 @@
 
 use crate::arena::ValueId;
 use crate::error::Error;
-use crate::infer::{Arg, ArgKind, infer};
+use crate::infer::{Arg, ArgKind, SHARD_ROWS, infer};
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
 use crate::op::Op;
 use crate::plan::SLOT_ALIGN;
@@ -93,7 +94,10 @@ impl<'m> Verifier<'m> {
                         self.report(&text, "a source weight cannot have a layout");
                     }
                 }
-                WeightDef::Stored { bytes, .. } => {
+                WeightDef::Stored { bytes, shard, .. } => {
+                    if shard.is_some_and(|rows| w.ty.layout.is_none() || rows == 0 || rows % SHARD_ROWS != 0) {
+                        self.report(&text, format!("a shard has a multiple of {SHARD_ROWS} rows of a packed weight"));
+                    }
                     if w.ty.layout.is_none() && w.ty.bytes().map(|b| b as u64) != Some(*bytes) {
                         self.report(&text, format!("{bytes} bytes do not fit the type"));
                     }

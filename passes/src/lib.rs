@@ -18,6 +18,7 @@ mod lower;
 mod memory;
 mod pipeline;
 mod quantize;
+mod shard_weights;
 mod specialize;
 mod split_head;
 
@@ -39,6 +40,7 @@ pub const PASSES: &[PassInfo] = &[
     lower::PASS,
     memory::PASS,
     quantize::PASS,
+    shard_weights::PASS,
     specialize::PASS,
     split_head::PASS,
 ];

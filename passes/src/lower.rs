@@ -29,7 +29,11 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let (op, ty, suffix) = match (w.ty.dims.len(), w.ty.dtype) {
             (2, _) if w.ty.layout.is_none() => {
                 let layout: Box<str> = pack.as_str().into();
-                (Op::Pack { layout: layout.clone() }, Type { layout: Some(layout), ..w.ty.clone() }, "packed")
+                (
+                    Op::Pack { layout: layout.clone(), shard: None },
+                    Type { layout: Some(layout), ..w.ty.clone() },
+                    "packed",
+                )
             }
             (1, DType::F16 | DType::BF16) => {
                 (Op::Cast { to: DType::F32 }, Type { dtype: DType::F32, ..w.ty.clone() }, "f32")

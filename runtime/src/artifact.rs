@@ -1,7 +1,7 @@
 //! The `.dlxa` container: one file with everything a compiled model needs.
 //!
-//! Sections have string names: `manifest` (JSON), `program:<target>` (IR text), `weights`, `tokenizer` (`tokenizer.json`),
-//! `text` (JSON: chat template, special tokens), `golden`. What a section means is not decided here.
+//! Sections have string names: `manifest` (JSON), `program:<target>` (IR text), `plan:<target>` (JSON), `weights`, `tokenizer`
+//! (`tokenizer.json`), `text` (JSON: chat template, special tokens), `golden`. What a section means is not decided here.
 //!
 //! Invariant: once [`Artifact::open`] has returned, every byte of the file but those of `weights` has been checked, and
 //! `weights` has its place and length checked; [`Artifact::verify_weights`] checks the rest. No byte of a file can cause a
@@ -31,6 +31,11 @@ pub const GOLDEN: &str = "golden";
 /// Name of the section that holds the program for `target`.
 pub fn program_section(target: &str) -> String {
     format!("program:{target}")
+}
+
+/// Name of the section that holds the plan for `target`, where that runs one.
+pub fn plan_section(target: &str) -> String {
+    format!("plan:{target}")
 }
 
 /// Why a file could not be used as an artifact. Every message names the file and says what to do.

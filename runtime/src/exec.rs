@@ -45,9 +45,57 @@ pub enum ExecError {
     /// The artifact has no such entry.
     #[error("the artifact has no `{0}` entry")]
     NoEntry(&'static str),
-    /// The device failed.
+    /// The device refused something.
     #[error("device error: {0}")]
     Device(String),
+    /// The device is gone: unplugged, reset or crashed. The model must be loaded again.
+    #[error("the device was lost: {0}; load the model again, or use another device")]
+    DeviceLost(String),
+    /// The device has no memory left.
+    #[error("the device is out of memory: {0}; free some, or compile with a smaller --max-seq")]
+    OutOfMemory(String),
+}
+
+/// The step bucket that a call runs in: the smallest that holds its rows.
+///
+/// # Errors
+/// [`ExecError::Shape`] when the call does not fit the buckets (ascending), the caches or the vocabulary.
+pub(crate) fn bucket_of(
+    call: &StepCall<'_>,
+    buckets: &[usize],
+    max_seq: usize,
+    vocab: usize,
+) -> Result<usize, ExecError> {
+    let shape = |what: String| Err(ExecError::Shape(what));
+    let rows = call.ids.len();
+    let bucket = buckets.iter().copied().find(|b| *b >= rows);
+    let Some(bucket) = bucket.filter(|_| rows > 0) else {
+        let largest = buckets.last().copied().unwrap_or(0);
+        return shape(format!("a step takes 1 to {largest} rows, not {rows}; compile with a larger --buckets"));
+    };
+    if call.pos.len() != rows {
+        return shape(format!("{rows} ids, but {} positions", call.pos.len()));
+    }
+    let end = call.at.checked_add(rows);
+    if end.is_none_or(|e| e > call.visible) || call.visible > max_seq || call.from > call.visible {
+        let (at, visible) = (call.at, call.visible);
+        return shape(format!("rows {at}+{rows} with {visible} visible do not fit caches of {max_seq} rows"));
+    }
+    if let Some(id) = call.ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= vocab)) {
+        return shape(format!("token {id} is outside the vocabulary of {vocab}"));
+    }
+    Ok(bucket)
+}
+
+/// Refuses rows that were not in the last step, which had `live`.
+///
+/// # Errors
+/// [`ExecError::Shape`].
+pub(crate) fn rows_of(rows: &[usize], live: usize) -> Result<(), ExecError> {
+    match rows.iter().find(|r| **r >= live) {
+        Some(row) => Err(ExecError::Shape(format!("row {row} was not in the last step, which had {live} rows"))),
+        None => Ok(()),
+    }
 }
 
 /// A loaded model that can run its compiled entries. Implemented by the CPU executor and by the reference evaluator.

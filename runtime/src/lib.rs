@@ -13,4 +13,6 @@ pub mod session;
 pub mod text;
 pub mod wgpu;
 
-pub use model::{LoadOptions, Model, ModelError, TextSection, load_executor, read_manifest};
+#[cfg(feature = "wgpu")]
+pub use model::load_wgpu;
+pub use model::{AnyExecutor, LoadOptions, Model, ModelError, TextSection, load_cpu, load_executor, read_manifest};

@@ -14,9 +14,9 @@ pub struct Manifest {
     pub model: ModelInfo,
     /// Compile options that shaped it, by name.
     pub options: BTreeMap<String, String>,
-    /// The pass pipeline, as it can be given to `dlxc opt`.
-    pub pipeline: String,
-    /// Programs in the artifact, by target.
+    /// The pass pipeline of each target, as it can be given to `dlxc opt`.
+    pub pipelines: BTreeMap<String, String>,
+    /// Programs in the artifact, by target; the first runs unless another is asked for.
     pub targets: Vec<String>,
     /// What a session needs.
     pub memory: Memory,
@@ -67,7 +67,7 @@ pub struct ModelInfo {
     pub tokenizer_hash: String,
 }
 
-/// Memory certificate, in bytes.
+/// Memory certificate of the first target, in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {

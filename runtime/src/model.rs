@@ -2,6 +2,7 @@
 
 use crate::artifact::{self, Artifact, ArtifactError};
 use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
+use crate::exec::{ExecError, Executor, RowStats, StepCall};
 use crate::manifest::Manifest;
 use crate::selftest::{self, GoldenVectors, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
@@ -14,7 +15,7 @@ pub struct Model {
     /// What the artifact says of itself.
     pub manifest: Manifest,
     /// Runs its entries.
-    pub executor: CpuExecutor,
+    pub executor: AnyExecutor,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
     /// Messages to text, if the model has a chat template.
@@ -31,10 +32,85 @@ pub struct TextSection {
     pub special_tokens: BTreeMap<String, String>,
 }
 
+/// The executor of one of an artifact's targets.
+pub enum AnyExecutor {
+    /// On the CPU.
+    Cpu(Box<CpuExecutor>),
+    /// On a graphics device.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Box<crate::wgpu::WgpuExecutor>),
+}
+
+impl AnyExecutor {
+    /// What it runs on, for people.
+    pub fn device(&self) -> String {
+        match self {
+            AnyExecutor::Cpu(cpu) => format!("{} on {} threads", cpu.isa(), cpu.threads()),
+            #[cfg(feature = "wgpu")]
+            AnyExecutor::Wgpu(wgpu) => wgpu.adapter().to_string(),
+        }
+    }
+
+    /// Kernels that the self-test replaced, and why.
+    pub fn replaced(&self) -> Vec<String> {
+        match self {
+            AnyExecutor::Cpu(_) => Vec::new(),
+            #[cfg(feature = "wgpu")]
+            AnyExecutor::Wgpu(wgpu) => wgpu.replaced().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn inner(&self) -> &dyn Executor {
+        match self {
+            AnyExecutor::Cpu(cpu) => &**cpu,
+            #[cfg(feature = "wgpu")]
+            AnyExecutor::Wgpu(wgpu) => &**wgpu,
+        }
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        match self {
+            AnyExecutor::Cpu(cpu) => &mut **cpu,
+            #[cfg(feature = "wgpu")]
+            AnyExecutor::Wgpu(wgpu) => &mut **wgpu,
+        }
+    }
+}
+
+impl Executor for AnyExecutor {
+    fn max_seq(&self) -> usize {
+        self.inner().max_seq()
+    }
+
+    fn vocab(&self) -> usize {
+        self.inner().vocab()
+    }
+
+    fn step_buckets(&self) -> &[usize] {
+        self.inner().step_buckets()
+    }
+
+    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
+        self.inner_mut().step(call)
+    }
+
+    fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
+        self.inner_mut().head(rows, out)
+    }
+
+    fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
+        self.inner_mut().logits(rows, out)
+    }
+}
+
 /// How to load a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Threads and instruction set.
+    /// Target whose program runs; the first in the manifest if not given.
+    pub target: Option<String>,
+    /// Graphics device, by number or a part of its name; the only one if not given.
+    pub device: Option<String>,
+    /// Threads and instruction set of the CPU.
     pub cpu: CpuOptions,
     /// Whether to compare the checksum of the weights, which reads them all once.
     pub verify_weights: bool,
@@ -44,7 +120,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { cpu: CpuOptions::default(), verify_weights: true, self_test: true }
+        LoadOptions { target: None, device: None, cpu: CpuOptions::default(), verify_weights: true, self_test: true }
     }
 }
 
@@ -73,6 +149,23 @@ pub enum ModelError {
         /// Why.
         source: LoadError,
     },
+    /// The plan cannot run here.
+    #[cfg(feature = "wgpu")]
+    #[error("{}: {source}", path.display())]
+    Device {
+        /// The artifact.
+        path: PathBuf,
+        /// Why.
+        source: crate::wgpu::LoadError,
+    },
+    /// The artifact has no program for the target, or this build does not run it.
+    #[error("{}: {reason}", path.display())]
+    Target {
+        /// The artifact.
+        path: PathBuf,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// The tokenizer or template is broken.
     #[error("{}: {source}", path.display())]
     Text {
@@ -99,11 +192,33 @@ pub fn read_manifest(artifact: &Artifact) -> Result<Manifest, ModelError> {
     json(artifact, artifact::MANIFEST)
 }
 
-/// Loads the CPU program of an artifact, without its text side.
+/// Loads a program of an artifact, without its text side.
 ///
 /// # Errors
 /// A damaged artifact, a program that this version or machine cannot run, or a failed self-test.
-pub fn load_executor(artifact: &Artifact, options: LoadOptions) -> Result<CpuExecutor, ModelError> {
+pub fn load_executor(artifact: &Artifact, options: &LoadOptions) -> Result<AnyExecutor, ModelError> {
+    let targets = read_manifest(artifact)?.targets;
+    let missing = |reason: String| ModelError::Target { path: artifact.path().to_path_buf(), reason };
+    let target = options.target.as_ref().or(targets.first()).map_or("cpu", String::as_str);
+    if !targets.iter().any(|t| t == target) {
+        let have = targets.join(", ");
+        return Err(missing(format!(
+            "has no program for {target}, only for {have}; compile it with --target {target}"
+        )));
+    }
+    match target {
+        "cpu" => Ok(AnyExecutor::Cpu(Box::new(load_cpu(artifact, options)?))),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Ok(AnyExecutor::Wgpu(Box::new(load_wgpu(artifact, options)?))),
+        other => Err(missing(format!("this build has no executor for {other}; use one with the feature `{other}`"))),
+    }
+}
+
+/// Loads the CPU program of an artifact, without its text side.
+///
+/// # Errors
+/// As [`load_executor`].
+pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecutor, ModelError> {
     if options.verify_weights {
         artifact.verify_weights()?;
     }
@@ -123,12 +238,35 @@ pub fn load_executor(artifact: &Artifact, options: LoadOptions) -> Result<CpuExe
     Ok(executor)
 }
 
+/// Loads the wgpu plan of an artifact, without its text side.
+///
+/// # Errors
+/// As [`load_executor`].
+#[cfg(feature = "wgpu")]
+pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wgpu::WgpuExecutor, ModelError> {
+    if options.verify_weights {
+        artifact.verify_weights()?;
+    }
+    let path = || artifact.path().to_path_buf();
+    let plan: crate::wgpu::plan::Plan = json(artifact, &artifact::plan_section("wgpu"))?;
+    let (file, weights) = artifact.mapped_weights();
+    let device = crate::wgpu::WgpuOptions { device: options.device.clone() };
+    let executor = crate::wgpu::WgpuExecutor::new(plan, &file, weights, &device);
+    let mut executor = executor.map_err(|source| ModelError::Device { path: path(), source })?;
+    if options.self_test {
+        let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
+        let failed = |source| ModelError::SelfTest { path: path(), source };
+        executor.self_test(&golden).map_err(failed)?;
+    }
+    Ok(executor)
+}
+
 impl Model {
-    /// Loads the CPU program of an artifact and its text side.
+    /// Loads a program of an artifact and its text side.
     ///
     /// # Errors
     /// As [`load_executor`], or a broken tokenizer or template.
-    pub fn load(artifact: &Artifact, options: LoadOptions) -> Result<Self, ModelError> {
+    pub fn load(artifact: &Artifact, options: &LoadOptions) -> Result<Self, ModelError> {
         // A large vocabulary takes longer to read than everything else: it is read beside it.
         let (executor, text) = rayon::join(|| load_executor(artifact, options), || load_text(artifact));
         let (tokenizer, template) = text?;

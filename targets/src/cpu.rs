@@ -10,6 +10,7 @@ pub(crate) const TARGET: Target = Target {
     lowering: "pack=n16, keys=cpu.k16, values=cpu.v",
     supports,
     stores,
+    plan: None,
 };
 
 fn supports(op: &Op) -> bool {

@@ -3,6 +3,7 @@
 //! Invariant: the bytes depend on the module and the source alone, not on the number of threads, and memory does not
 //! grow with the model: work is cut into chunks of whole 16-row tiles, and each thread holds one chunk at a time.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -31,7 +32,7 @@ pub trait WeightSource: Sync {
 pub struct Emission {
     /// The module with every weight stored in the artifact.
     pub module: Module,
-    /// Bytes of weights.
+    /// Bytes of weights that were written.
     pub bytes: u64,
 }
 
@@ -45,7 +46,8 @@ struct Task<'m> {
     offset: u64,
 }
 
-/// Computes all weights that graphs read and writes them. `progress` is told bytes done and bytes in all; setting
+/// Computes all weights that graphs read and writes them, but for those that a module in `stored` has already under the
+/// same name and type: targets that read the same layout share their bytes. `progress` is told bytes done and bytes in all; setting
 /// `cancel` stops between chunks.
 ///
 /// # Errors
@@ -54,6 +56,7 @@ pub fn emit(
     verified: Verified<'_>,
     source: &dyn WeightSource,
     writer: &mut ArtifactWriter,
+    stored: &[Module],
     cancel: &AtomicBool,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Emission, Error> {
@@ -62,6 +65,12 @@ pub fn emit(
     for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
         read[w] = true;
     }
+    let known = stored.iter().flat_map(|m| m.weights.iter());
+    let known = known.filter_map(|(_, w)| match w.def {
+        WeightDef::Stored { offset, bytes, .. } => Some(((w.name.as_str(), w.ty.to_string()), (offset, bytes))),
+        _ => None,
+    });
+    let known: BTreeMap<_, _> = known.collect();
     let mut stored = Module::new(module.name.clone());
     let mut map = Vec::new();
     let mut tasks = Vec::new();
@@ -69,6 +78,12 @@ pub fn emit(
     for (id, w) in module.weights.iter() {
         if !read[id] {
             map.push(None);
+            continue;
+        }
+        let shard = if let WeightDef::Expr(Op::Pack { shard, .. }, _) = w.def { shard } else { None };
+        if let Some(&(offset, bytes)) = known.get(&(w.name.as_str(), w.ty.to_string())) {
+            let def = WeightDef::Stored { offset, bytes, shard };
+            map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
             continue;
         }
         let layout = Layout::of(module, id)?;
@@ -81,7 +96,7 @@ pub fn emit(
             rows: first..(first + step).min(layout.n),
             offset: offset + (first / TILE_COLUMNS * layout.tile) as u64,
         }));
-        let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64 };
+        let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64, shard };
         map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
     }
     let done = AtomicU64::new(0);

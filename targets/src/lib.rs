@@ -6,8 +6,10 @@
 pub mod artifact_writer;
 mod cpu;
 mod emit;
+pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, Verified};
+use dlx_runtime::wgpu::plan::{Plan, Profile};
 
 pub use emit::{Emission, WeightSource, emit};
 
@@ -23,10 +25,15 @@ pub struct Target {
     pub supports: fn(&Op) -> bool,
     /// Whether kernels read matrices of an element type.
     pub stores: fn(DType) -> bool,
+    /// Makes the plan that its executor runs, for targets that have one.
+    pub plan: Option<MakePlan>,
 }
 
+/// Plans a program whose weights are stored, for devices with at least some limits.
+pub type MakePlan = fn(Verified<'_>, &Profile) -> Result<Plan, Error>;
+
 /// Every target, alphabetically.
-pub const TARGETS: &[Target] = &[cpu::TARGET];
+pub const TARGETS: &[Target] = &[cpu::TARGET, wgpu::TARGET];
 
 impl Target {
     /// Checks that every node and every matrix can run on the target.

@@ -25,7 +25,7 @@ impl Watch for Silent {
 ///
 /// # Errors
 /// What the compiler or the loader says.
-pub fn load(model: &Path, options: &CompileOptions, load: LoadOptions) -> Result<Model, String> {
+pub fn load(model: &Path, options: &CompileOptions, load: &LoadOptions) -> Result<Model, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let path = dir.path().join("model.dlxa");
     compile(model, &path, options).map_err(|e| e.to_string())?;

@@ -1,5 +1,5 @@
-//! Runs the golden cases of every model family: on the compiled f32 artifact, on the reference evaluator, and on an
-//! independent f64 implementation.
+//! Runs the golden cases of every model family: on the compiled f32 artifact on the CPU and on a graphics device (where
+//! there is one), on the reference evaluator, and on an independent f64 implementation.
 //!
 //! Not a libtest harness, so that it always prints how many cases ran; an argument selects checks by part of their name.
 #![allow(clippy::print_stdout, reason = "the report of a test program")]
@@ -7,7 +7,9 @@
 use std::process::ExitCode;
 
 use dlx_ir::Mask;
-use dlx_runtime::{LoadOptions, Model};
+use dlx_runtime::cpu::CpuExecutor;
+use dlx_runtime::wgpu::adapters;
+use dlx_runtime::{AnyExecutor, LoadOptions};
 use dlx_tests::compiled::{self, Interpreted};
 use dlx_tests::golden::{Case, check_family, run_case, run_hidden, run_tokenizer, run_unit};
 use dlx_tests::naive::Naive;
@@ -33,6 +35,10 @@ fn main() -> ExitCode {
         }
         add("evaluator", Box::new(move || cases(family, &evaluator)));
         add("naive", Box::new(move || cases(family, &naive)));
+        add(
+            "wgpu",
+            Box::new(move || if device() { cases(family, &wgpu) } else { Ok("skipped: no wgpu adapter".into()) }),
+        );
         if !family.starts_with("a2d") {
             let tokenizer = move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer));
             add("tokenizer", Box::new(tokenizer));
@@ -78,12 +84,33 @@ fn options(case: &Case) -> CompileOptions {
     CompileOptions { quant: QuantSpec::None, block: case.block(), max_seq: Some(MAX_SEQ), ..CompileOptions::default() }
 }
 
-fn model(case: &Case, pipeline: Option<String>) -> Result<Model, String> {
-    compiled::load(&case.model_dir(), &CompileOptions { pipeline, ..options(case) }, LoadOptions::default())
+fn on_cpu(case: &Case, pipeline: Option<String>) -> Result<CpuExecutor, String> {
+    let options = CompileOptions { pipeline, ..options(case) };
+    match compiled::load(&case.model_dir(), &options, &LoadOptions::default())?.executor {
+        AnyExecutor::Cpu(cpu) => Ok(*cpu),
+        AnyExecutor::Wgpu(_) => Err("was not compiled for the CPU".into()),
+    }
+}
+
+/// Whether there is a graphics device.
+fn device() -> bool {
+    !adapters().is_empty()
+}
+
+/// An artifact for graphics devices alone, on the first of them, with the variants that its self-test leaves.
+fn wgpu(case: &Case) -> Result<(), String> {
+    let options = CompileOptions { targets: vec!["wgpu".into()], ..options(case) };
+    let load = LoadOptions { device: Some("0".into()), ..LoadOptions::default() };
+    let mut executor = compiled::load(&case.model_dir(), &options, &load)?.executor;
+    // A slow variant may give way, a wrong one there is not.
+    match executor.replaced().iter().find(|r| !r.contains("which takes")) {
+        None => run_case(&mut executor, case),
+        Some(wrong) => Err(format!("a kernel was replaced: {wrong}")),
+    }
 }
 
 fn artifact(case: &Case) -> Result<(), String> {
-    let mut executor = model(case, None)?.executor;
+    let mut executor = on_cpu(case, None)?;
     if case.kind() == "hidden_states" {
         run_hidden(&mut executor, case, false)?;
     }
@@ -94,7 +121,7 @@ fn artifact(case: &Case) -> Result<(), String> {
 fn hidden(family: &str) -> Result<String, String> {
     let check = |case: &Case| {
         let plain = compiled::pipeline(&case.model_dir(), &options(case), "fuse-").map_err(|e| e.to_string())?;
-        run_hidden(&mut model(case, Some(plain))?.executor, case, true)
+        run_hidden(&mut on_cpu(case, Some(plain))?, case, true)
     };
     summary(check_family(family, |case| case.exact() && case.kind() == "hidden_states", check))
 }

@@ -79,7 +79,7 @@ fn nothing_is_allocated_after_loading() {
             let options = CompileOptions { kv, max_seq: Some(256), ..CompileOptions::default() };
             let cpu = CpuOptions { threads, isa: None };
             let load = LoadOptions { cpu, ..LoadOptions::default() };
-            let mut executor = compiled::load(&model, &options, load).unwrap().executor;
+            let mut executor = compiled::load(&model, &options, &load).unwrap().executor;
             let mut pass = pass_over(&mut executor);
             pass();
             let (count, bytes) = allocations(|| (0..100).for_each(|_| pass()));

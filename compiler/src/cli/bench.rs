@@ -6,6 +6,7 @@
 mod kernels;
 mod measure;
 mod report;
+mod wgpu;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuOptions, Isa, Pool, f32_peak, int8_peak};
 use dlx_runtime::manifest::Memory;
-use dlx_runtime::{LoadOptions, load_executor, read_manifest};
+use dlx_runtime::{LoadOptions, load_cpu, read_manifest};
 use serde_json::{Map, Value};
 
 use super::{Failure, terminal};
@@ -44,6 +45,9 @@ pub struct Args {
     /// Numbers of threads to use, one per core if not given.
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Vec<u16>,
+    /// Where it runs.
+    #[command(flatten)]
+    pub place: super::Place,
     /// Show where the time of a step goes, by kind of node.
     #[arg(long)]
     pub ops: bool,
@@ -107,7 +111,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         rows.iter().map(|r| size(*r)).collect()
     };
     let (text, json) = if let Some(path) = &args.artifact {
-        let report = artifact(path, args, &threads, &rows(STEP_ROWS))?;
+        let artifact = Artifact::open(path).map_err(|e| Error::new("", e.to_string()))?;
+        let rows = rows(STEP_ROWS);
+        if args.place.is_wgpu(&artifact)? {
+            let depth: Vec<usize> = args.depth.iter().map(|d| size(*d)).collect();
+            let sizes = wgpu::Sizes { rows: &rows, depth: &depth, seconds: args.seconds };
+            let load = LoadOptions { verify_weights: false, ..args.place.options(None) };
+            return terminal::print(&wgpu::run(&artifact, &load, &sizes, args.json)?);
+        }
+        let report = on_cpu(&artifact, args, &threads, &rows)?;
         (report.to_text(), report.to_json())
     } else {
         let report = kernels::measure(&threads, &rows(KERNEL_ROWS), args.seconds)?;
@@ -117,16 +129,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Times every size on every number of threads.
-fn artifact(path: &std::path::Path, args: &Args, threads: &[usize], rows: &[usize]) -> Result<Report, Failure> {
-    let place = path.display().to_string();
+fn on_cpu(artifact: &Artifact, args: &Args, threads: &[usize], rows: &[usize]) -> Result<Report, Failure> {
+    let place = artifact.path().display().to_string();
     let unreadable = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
     let started = Instant::now();
-    let artifact = Artifact::open(path).map_err(|e| unreadable(&e))?;
-    let memory = read_manifest(&artifact).map_err(|e| unreadable(&e))?.memory;
+    let memory = read_manifest(artifact).map_err(|e| unreadable(&e))?.memory;
     let mut report: Option<Report> = None;
     for &threads in threads {
-        let options = LoadOptions { cpu: CpuOptions { threads, isa: None }, verify_weights: false, self_test: false };
-        let mut executor = load_executor(&artifact, options).map_err(|e| unreadable(&e))?;
+        let cpu = CpuOptions { threads, isa: None };
+        let options = LoadOptions { cpu, verify_weights: false, self_test: false, ..LoadOptions::default() };
+        let mut executor = load_cpu(artifact, &options).map_err(|e| unreadable(&e))?;
         let report = report.get_or_insert_with(|| Report {
             artifact: place.clone(),
             isa: executor.isa(),

@@ -23,9 +23,12 @@ pub struct Args {
     /// File to write.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Device to compile for; see `dlxc targets`.
-    #[arg(long, default_value = "cpu")]
-    pub target: String,
+    /// What to compile for, one or several over the same weights, such as cpu,wgpu; see `dlxc targets`.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "cpu")]
+    pub target: Vec<String>,
+    /// Limits of the graphics devices that it shall run on: plain (WebGPU's defaults, any device) or desktop.
+    #[arg(long, value_name = "NAME", default_value = "plain")]
+    pub profile: String,
     /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:64, int4:64:min).
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
@@ -70,6 +73,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   dlxc compile models/sdar -o sdar.dlxa
+  dlxc compile models/sdar -o sdar.dlxa --target cpu,wgpu
   dlxc compile models/sdar -o sdar.dlxa --quant int4:64 --keep lm_head,embed=int8
   dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32";
 
@@ -78,7 +82,8 @@ impl Args {
     pub fn options(&self) -> CompileOptions {
         let count = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
         CompileOptions {
-            target: self.target.clone(),
+            targets: self.target.clone(),
+            profile: self.profile.clone(),
             quant: self.quant,
             keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
             max_seq: count(self.max_seq),
@@ -145,9 +150,18 @@ fn pass_table(summary: &Summary) -> String {
     let rows: Vec<Vec<String>> = summary
         .passes
         .iter()
-        .map(|p| vec![p.pass.clone(), p.changes.to_string(), table::duration(p.time), table::duration(p.verify_time)])
+        .map(|(target, p)| {
+            let (time, verify) = (table::duration(p.time), table::duration(p.verify_time));
+            vec![(*target).to_owned(), p.pass.clone(), p.changes.to_string(), time, verify]
+        })
         .collect();
-    let columns = [("pass", Align::Left), ("changes", Align::Right), ("time", Align::Right), ("verify", Align::Right)];
+    let columns = [
+        ("target", Align::Left),
+        ("pass", Align::Left),
+        ("changes", Align::Right),
+        ("time", Align::Right),
+        ("verify", Align::Right),
+    ];
     table::table(&columns, &rows)
 }
 
@@ -166,7 +180,7 @@ fn size_table(summary: &Summary) -> String {
 fn report(args: &Args, summary: &Summary, took: Duration) -> serde_json::Value {
     let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let passes = summary.passes.iter().map(
-        |p| json!({"pass": p.pass, "changes": p.changes, "us": micros(p.time), "verify_us": micros(p.verify_time)}),
+        |(target, p)| json!({"target": target, "pass": p.pass, "changes": p.changes, "us": micros(p.time), "verify_us": micros(p.verify_time)}),
     );
     json!({
         "artifact": args.output.display().to_string(),
@@ -205,7 +219,7 @@ mod tests {
         let keep: Vec<_> = options.keep.iter().map(|(n, f)| format!("{n}={f}")).collect();
         assert_eq!(keep, ["lm_head=int8", "embed=int8", "norm=none"]);
         assert_eq!((options.max_seq, options.block, options.threads), (Some(512), None, Some(3)));
-        assert_eq!((options.kv, options.target.as_str()), (Some(DType::F32), "cpu"));
+        assert_eq!((options.kv, &options.targets[..]), (Some(DType::F32), &["cpu".to_owned()][..]));
         assert_eq!(options.print_after, ["cse"]);
     }
 

@@ -37,6 +37,9 @@ pub struct Args {
     /// How to decode.
     #[command(flatten)]
     pub decode: run::Decode,
+    /// Where it runs; the baseline runs on the CPU.
+    #[command(flatten)]
+    pub place: super::Place,
     /// Format of the weights when a model directory is compiled first.
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
@@ -97,7 +100,8 @@ struct Miss {
 /// A model that cannot be loaded, a malformed data file, a prompt that the model cannot take; on Ctrl-C.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let questions = read(&args.data)?;
-    let mut session = super::session(&args.model, args.quant, args.decode.threads)?;
+    let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let mut session = super::session(model, &args.model)?;
     let answered = answer_all(args, &questions, &mut session)?;
     let card = match &args.against {
         Some(baseline) => Some(card(args, &questions, baseline, answered.all.forwards)?),
@@ -111,8 +115,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 /// Answers the questions with the baseline while the model under test looks at the same states.
 fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -> Result<Quality, Failure> {
-    let ours = super::model(&args.model, args.quant, args.decode.threads)?;
-    let base = super::model(baseline, QuantSpec::None, args.decode.threads)?;
+    let ours = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let cpu = super::Place { target: Some("cpu".into()), device: None };
+    let base = super::model(baseline, QuantSpec::None, &cpu, args.decode.threads)?;
     if ours.manifest.model.tokenizer_hash != base.manifest.model.tokenizer_hash {
         let message = format!("has another tokenizer than {}", args.model.display());
         return Err(Error::new(baseline.display(), message).help("compare artifacts of the same model").into());

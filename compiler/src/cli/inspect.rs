@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use dlx_ir::Error;
-use dlx_runtime::artifact::{Artifact, program_section};
+use dlx_runtime::artifact::{Artifact, plan_section, program_section};
 use dlx_runtime::read_manifest;
+use dlx_runtime::wgpu::plan::Plan;
 use serde_json::json;
 
 use super::table::{self, Align};
@@ -50,7 +51,9 @@ fn artifact(args: &Args) -> Result<String, Error> {
     let sections: Vec<_> = artifact.sections().iter().map(|s| (s.name.clone(), s.len)).collect();
     if args.json {
         let sections: serde_json::Map<_, _> = sections.into_iter().map(|(name, len)| (name, len.into())).collect();
-        return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections})));
+        let plans = plans(&artifact, &manifest.targets)?;
+        let plans: serde_json::Map<_, _> = plans.iter().map(|(t, p)| (t.clone(), json!(p.summary()))).collect();
+        return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections, "plans": plans})));
     }
     let m = &manifest.model;
     let mut rows = vec![
@@ -60,19 +63,49 @@ fn artifact(args: &Args) -> Result<String, Error> {
         ("longest sequence", m.max_seq.to_string()),
         ("targets", manifest.targets.join(", ")),
         ("compiler", manifest.compiler.clone()),
-        ("pipeline", manifest.pipeline.clone()),
         ("memory: weights", table::bytes(manifest.memory.weights)),
         ("memory: caches", table::bytes(manifest.memory.states)),
         ("memory: activations", table::bytes(manifest.memory.arena)),
     ];
+    let pipelines = manifest.pipelines.iter().map(|(target, p)| (format!("pipeline {target}"), p.clone()));
+    let plans = plans(&artifact, &manifest.targets)?;
     rows.extend(manifest.options.iter().map(|(k, v)| (k.as_str(), v.clone())));
     let policy = serde_json::to_value(&manifest.policy).unwrap_or_default();
     let policy: Vec<_> =
         policy.as_object().into_iter().flatten().map(|(k, v)| (format!("decode: {k}"), v.to_string())).collect();
-    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(policy);
+    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(pipelines).chain(policy);
+    let rows = rows.chain(plans.iter().flat_map(|(target, plan)| plan_rows(target, plan)));
     let rows = rows.chain(sections.into_iter().map(|(name, len)| (format!("section {name}"), table::bytes(len))));
     let rows = rows.chain(manifest.notes.iter().map(|n| ("note".to_owned(), n.clone())));
     Ok(pairs(rows))
+}
+
+/// The plans of an artifact's targets.
+fn plans(artifact: &Artifact, targets: &[String]) -> Result<Vec<(String, Plan)>, Error> {
+    let mut plans = Vec::new();
+    for target in targets.iter().filter(|t| artifact.section(&plan_section(t)).is_some()) {
+        let name = plan_section(target);
+        let text = artifact.text(&name).map_err(|e| Error::new("", e.to_string()))?;
+        let plan: Plan = serde_json::from_str(text).map_err(|e| Error::new(&name, e.to_string()))?;
+        plan.check(artifact.weights().len() as u64).map_err(|e| Error::new(&name, e))?;
+        plans.push((target.clone(), plan));
+    }
+    Ok(plans)
+}
+
+fn plan_rows(target: &str, plan: &Plan) -> Vec<(String, String)> {
+    let s = plan.summary();
+    let steps = s.dispatches.iter().map(|(entry, n)| format!("{entry} {n}")).collect::<Vec<_>>().join(", ");
+    let rows = [
+        ("profile", format!("{}, {} per binding", plan.profile.name, table::bytes(plan.profile.max_binding))),
+        ("kernels", format!("{} in {} variants, {} shaders", s.kernels, s.variants, s.shaders)),
+        ("dispatches", steps),
+        ("weights", format!("{} in {} bindings", table::bytes(s.weight_bytes), s.weights)),
+        ("states", table::bytes(s.states)),
+        ("activations", table::bytes(s.arena)),
+        ("read back", table::bytes(s.outputs)),
+    ];
+    rows.into_iter().map(|(k, v)| (format!("{target}: {k}"), v)).collect()
 }
 
 fn checkpoint(args: &Args) -> Result<String, Error> {

@@ -38,6 +38,9 @@ pub struct Args {
     /// How to decode.
     #[command(flatten)]
     pub decode: Decode,
+    /// Where it runs.
+    #[command(flatten)]
+    pub place: super::Place,
     /// Stop after this time, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
@@ -129,8 +132,10 @@ impl Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let session = super::session(&args.model, args.quant, args.decode.threads)?;
-    let mut turn = Turn { args, session, history: Vec::new() };
+    let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let (device, replaced) = (model.executor.device(), model.executor.replaced());
+    let session = super::session(model, &args.model)?;
+    let mut turn = Turn { args, session, device, replaced, history: Vec::new() };
     if let Some(system) = &args.system {
         turn.history.push(Message::new("system", system));
     }
@@ -160,6 +165,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 struct Turn<'a> {
     args: &'a Args,
     session: Session,
+    device: String,
+    replaced: Vec<String>,
     history: Vec<Message>,
 }
 
@@ -180,10 +187,13 @@ impl Turn<'_> {
             return Err(Failure::Interrupted);
         }
         if args.json {
-            terminal::print(&format!("{:#}\n", as_json(&report)))?;
+            let mut report = as_json(&report);
+            report["device"] = self.device.clone().into();
+            report["replaced_kernels"] = self.replaced.clone().into();
+            terminal::print(&format!("{report:#}\n"))?;
         }
         if args.stats {
-            terminal::note(&statistics(&report));
+            terminal::note(&format!("{}; on {}", statistics(&report), self.device));
         }
         self.history.push(Message::new("assistant", &report.text));
         if !args.chat {

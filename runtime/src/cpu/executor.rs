@@ -15,7 +15,7 @@ use super::{
     head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, rms_norm, rope,
     rope_table, scale, silu,
 };
-use crate::exec::{ExecError, Executor, RowStats, StepCall};
+use crate::exec::{ExecError, Executor, RowStats, StepCall, bucket_of, rows_of};
 use crate::mapped::Mapped;
 use dlx_ir::{Graph, Op, Post, Verified};
 use std::ops::Range;
@@ -63,16 +63,16 @@ pub struct CpuExecutor {
     kernels: &'static Kernels,
     pool: Pool,
     weights: Weights,
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     step_rows: Vec<usize>,
     arena: Arena,
-    states: Vec<StateBuffer>,
+    pub(super) states: Vec<StateBuffer>,
     scratch: Vec<u32>,
     stats: Vec<RowStats>,
     max_seq: usize,
     vocab: usize,
     /// Rows of the last step.
-    live: usize,
+    pub(super) live: usize,
 }
 
 /// A node that has just run.
@@ -214,49 +214,8 @@ impl CpuExecutor {
         Ok(())
     }
 
-    /// Number of nodes of the step entry of `rows` rows up to where its second layer writes its keys, or all of them.
-    pub fn first_layer_nodes(&self, rows: usize) -> usize {
-        let entry = self.entries.iter().find(|e| e.kind == Kind::Step && e.rows == rows);
-        let code = entry.map_or(&[][..], |e| &e.code);
-        let writes = code.iter().enumerate().filter(|(_, i)| matches!(i.op, Op::KvWrite {}));
-        writes.map(|(i, _)| i).nth(1).unwrap_or(code.len())
-    }
-
-    /// Fills the hidden states of the last step, as if a step of that many rows had run. For self-tests of the head.
-    ///
-    /// # Errors
-    /// More rows than the largest step has.
-    pub fn set_hidden(&mut self, rows: usize, value: impl Fn(usize) -> f32) -> Result<(), ExecError> {
-        let largest = self.step_rows.last().copied().unwrap_or(0);
-        if rows == 0 || rows > largest {
-            return Err(ExecError::Shape(format!("{rows} rows do not fit a step of {largest}")));
-        }
-        let hidden = self.states.iter_mut().find(|s| s.is_rows()).ok_or(ExecError::NoEntry("hidden"))?;
-        let width = hidden.width();
-        hidden.floats_mut()[..rows * width].iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
-        self.live = rows;
-        Ok(())
-    }
-
     fn check_step(&self, call: &StepCall<'_>) -> Result<usize, ExecError> {
-        let shape = |what: String| Err(ExecError::Shape(what));
-        let rows = call.ids.len();
-        let bucket = self.step_rows.iter().copied().find(|b| *b >= rows);
-        let Some(bucket) = bucket.filter(|_| rows > 0) else {
-            let largest = self.step_rows.last().copied().unwrap_or(0);
-            return shape(format!("a step takes 1 to {largest} rows, not {rows}; compile with a larger --buckets"));
-        };
-        if call.pos.len() != rows {
-            return shape(format!("{rows} ids, but {} positions", call.pos.len()));
-        }
-        let end = call.at.checked_add(rows);
-        if end.is_none_or(|e| e > call.visible) || call.visible > self.max_seq || call.from > call.visible {
-            let (at, visible, max) = (call.at, call.visible, self.max_seq);
-            return shape(format!("rows {at}+{rows} with {visible} visible do not fit caches of {max} rows"));
-        }
-        if let Some(id) = call.ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= self.vocab)) {
-            return shape(format!("token {id} is outside the vocabulary of {}", self.vocab));
-        }
+        let bucket = bucket_of(call, &self.step_rows, self.max_seq, self.vocab)?;
         Ok(self.entry(Kind::Step, bucket).expect("buckets come from the entries"))
     }
 
@@ -315,9 +274,7 @@ impl CpuExecutor {
 
     /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.
     fn run_head(&mut self, kind: Kind, rows: &[usize], observe: Observe<'_>, done: Done<'_>) -> Result<(), ExecError> {
-        if let Some(row) = rows.iter().find(|r| **r >= self.live) {
-            return Err(ExecError::Shape(format!("row {row} was not in the last step, which had {} rows", self.live)));
-        }
+        rows_of(rows, self.live)?;
         let largest = self.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).max();
         let largest = largest.ok_or(ExecError::NoEntry(if kind == Kind::Head { "head" } else { "logits" }))?;
         for (i, chunk) in rows.chunks(largest).enumerate() {

@@ -14,6 +14,7 @@ mod isa;
 mod kernels;
 mod pack;
 mod pool;
+mod probes;
 mod program;
 
 pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe, Seen};

@@ -64,7 +64,7 @@ impl Weights {
         let mut all = Vec::with_capacity(module.weights.len());
         for (_, w) in module.weights.iter() {
             let place = || module.weight_text(w);
-            let WeightDef::Stored { offset, bytes } = w.def else {
+            let WeightDef::Stored { offset, bytes, .. } = w.def else {
                 return Err(bad(format!("{}: is not stored", place())));
             };
             let start = usize::try_from(offset).ok().and_then(|o| o.checked_add(section.start));

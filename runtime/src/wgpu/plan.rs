@@ -10,6 +10,8 @@
 //! Invariant: nothing in a plan is trusted. [`Plan::check`] refuses indices and ranges that do not fit; the WGSL is
 //! validated again by the device's own front end, which also clamps every access.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 /// Alignment of every bound range: WebGPU's default `min_storage_buffer_offset_alignment`.
@@ -102,7 +104,7 @@ pub enum Feature {
 }
 
 /// How a kernel uses a binding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     /// `var<uniform>`.
@@ -202,4 +204,51 @@ pub struct Range {
     pub offset: u64,
     /// Length, a multiple of 4.
     pub bytes: u64,
+}
+
+/// What a plan amounts to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Pipelines.
+    pub kernels: usize,
+    /// Their variants together.
+    pub variants: usize,
+    /// Shader modules.
+    pub shaders: usize,
+    /// Dispatches of each entry.
+    pub dispatches: Vec<(String, usize)>,
+    /// Weights, or shards of weights, that are bound.
+    pub weights: usize,
+    /// Their bytes.
+    pub weight_bytes: u64,
+    /// Bytes of the states.
+    pub states: u64,
+    /// Bytes of the activations.
+    pub arena: u64,
+    /// Bytes of the results of the largest call.
+    pub outputs: u64,
+}
+
+impl Plan {
+    /// Numbers for people.
+    pub fn summary(&self) -> Summary {
+        let weights = self.weights();
+        Summary {
+            kernels: self.kernels.len(),
+            variants: self.kernels.iter().map(|k| k.variants.len()).sum(),
+            shaders: self.shaders.len(),
+            dispatches: self.entries.iter().map(|e| (e.name.clone(), e.dispatches.len())).collect(),
+            weights: weights.len(),
+            weight_bytes: weights.iter().map(|r| r.bytes).sum(),
+            states: self.states.iter().map(|s| s.bytes).sum(),
+            arena: self.arena,
+            outputs: self.outputs,
+        }
+    }
+
+    /// Every range of the weights section that is bound, once, in file order.
+    pub fn weights(&self) -> BTreeSet<Range> {
+        let bindings = self.entries.iter().flat_map(|e| &e.dispatches).flat_map(|d| &d.bindings);
+        bindings.filter_map(|b| if let Binding::Weight(r) = b { Some(*r) } else { None }).collect()
+    }
 }

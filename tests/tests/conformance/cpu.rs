@@ -11,14 +11,14 @@ use dlx_passes::{parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
 use dlx_runtime::exec::{Executor, RowStats, StepCall};
 use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{TARGETS, WeightSource, emit};
+use dlx_targets::{TARGETS, Target, WeightSource, emit};
 
 use crate::format::{Call, File, compare};
 
 /// Rows of every entry; a call may have fewer.
-const BUCKET: usize = 4;
+pub(crate) const BUCKET: usize = 4;
 
-struct Contents<'f>(&'f BTreeMap<String, Vec<f32>>);
+pub(crate) struct Contents<'f>(pub(crate) &'f BTreeMap<String, Vec<f32>>);
 
 impl WeightSource for Contents<'_> {
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
@@ -41,13 +41,14 @@ pub(crate) fn is_entry(graph: &str) -> bool {
 
 /// Runs the file's calls of entries with one instruction set, and checks what comes out.
 pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
-    let module = program(&file.module).map_err(|e| e.to_string())?;
+    let target = TARGETS.iter().find(|t| t.name == "cpu").expect("there is a CPU target");
+    let module = program(&file.module, target, &[BUCKET]).map_err(|e| e.to_string())?;
     let verified = verify(&module).map_err(|e| e[0].to_string())?;
-    TARGETS[0].check(verified).map_err(|e| e[0].to_string())?;
+    target.check(verified).map_err(|e| e[0].to_string())?;
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
     let contents = Contents(&file.weights);
-    let emission = emit(verified, &contents, &mut writer, &AtomicBool::new(false), &|_, _| {});
+    let emission = emit(verified, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
     let emission = emission.map_err(|e| e.to_string())?;
     let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
     let stored = verify(&emission.module).map_err(|e| e[0].to_string())?;
@@ -59,21 +60,30 @@ pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
     Ok(())
 }
 
-/// The entries of a module as the CPU target compiles them.
-fn program(module: &Module) -> Result<Module, Error> {
+/// The entries of a module as a target compiles them, in buckets of these sizes, smallest first.
+pub(crate) fn program(module: &Module, target: &Target, buckets: &[usize]) -> Result<Module, Error> {
     let mut module = module.clone();
     module.graphs.retain(|g| is_entry(&g.name));
     drop_unread_states(&mut module);
+    // Hidden states of a file have as many rows as its steps; a larger bucket needs more.
+    let largest = buckets.iter().copied().max().unwrap_or(BUCKET);
+    let mut states = std::mem::take(&mut module.states);
+    for (_, state) in states.iter_mut().filter(|(_, s)| s.ty.dims.len() == 2) {
+        state.ty.dims[0] = state.ty.dims[0].fixed().map_or(largest, |rows| rows.max(largest)).into();
+    }
+    module.states = states;
     if module.graphs.iter().all(|g| !g.name.starts_with("logits")) {
         add_logits(&mut module)?;
     }
     let dims = module.graphs.iter().flat_map(|g| g.values.iter()).flat_map(|(_, v)| &v.ty.dims);
     let names: BTreeSet<String> = dims.filter(|d| d.fixed().is_none()).map(Dim::to_string).collect();
-    let sizes: Vec<String> = names.iter().map(|n| format!("{n}={BUCKET}")).collect();
-    let pipeline = format!("lower{{{}}},specialize{{{}}},plan-memory", TARGETS[0].lowering, sizes.join(", "));
+    let sizes = buckets.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
+    let sizes: Vec<String> = names.iter().map(|n| format!("{n}={sizes}")).collect();
+    let pipeline = format!("lower{{{}}},specialize{{{}}},plan-memory", target.lowering, sizes.join(", "));
     run_pipeline(&mut module, &parse_pipeline(&pipeline)?, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
     if module.states.iter().all(|(_, s)| s.ty.dims.len() != 3) {
-        for (name, layout) in [("spare.k", "cpu.k16"), ("spare.v", "cpu.v")] {
+        let layouts = if target.name == "cpu" { ["cpu.k16", "cpu.v"] } else { ["wgpu.rows"; 2] };
+        for (name, layout) in ["spare.k", "spare.v"].into_iter().zip(layouts) {
             let ty = Type { layout: Some(layout.into()), ..Type::new(DType::F32, [16usize, 1, 16]) };
             module.add_state(name, ty);
         }

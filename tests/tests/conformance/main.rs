@@ -5,6 +5,7 @@
 
 mod cpu;
 mod format;
+mod wgpu;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,23 @@ fn cpu_on_every_instruction_set() {
     for isa in Isa::ALL.iter().copied().filter(|isa| isa.available()) {
         for (name, file) in files().iter().filter(|(_, f)| f.calls.iter().any(|c| cpu::is_entry(&c.graph))) {
             failures.extend(cpu::run(file, isa).err().map(|e| format!("{name} on {isa:?}: {e}")));
+        }
+    }
+    report(failures);
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "says that nothing was tested")]
+fn wgpu_on_the_first_device() {
+    if dlx_runtime::wgpu::adapters().is_empty() {
+        eprintln!("skipped: no wgpu adapter");
+        return;
+    }
+    let mut failures = Vec::new();
+    for (name, file) in files().iter().filter(|(_, f)| f.calls.iter().any(|c| cpu::is_entry(&c.graph))) {
+        // Caches of int8 are the CPU's alone.
+        if !name.ends_with("-int8") {
+            failures.extend(wgpu::run(file).err().map(|e| format!("{name}: {e}")));
         }
     }
     report(failures);

@@ -1,0 +1,158 @@
+//! Broken plans.
+
+use super::super::plan::{
+    Access, Binding, Dispatch, Entry, EntryKind, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
+};
+
+/// Bytes of the weights section.
+const WEIGHTS: u64 = 4096;
+
+fn range(offset: u64, bytes: u64) -> Range {
+    Range { offset, bytes }
+}
+
+/// A plan with one of everything.
+fn plan() -> Plan {
+    let bindings = [
+        (Access::Uniform, Binding::Input(range(0, 32))),
+        (Access::Read, Binding::Input(range(256, 16))),
+        (Access::Read, Binding::Weight(range(64, 1024))),
+        (Access::ReadWrite, Binding::Arena(range(0, 256))),
+        (Access::ReadWrite, Binding::Arena(range(256, 64))),
+        (Access::ReadWrite, Binding::State(0)),
+        (Access::ReadWrite, Binding::Output(range(0, 48))),
+    ];
+    let variant = |needs: &[Feature]| Variant { needs: needs.into(), shader: 0, groups: [1, 2, 3] };
+    let dispatches = vec![Dispatch { kernel: 0, node: 0, bindings: bindings.iter().map(|b| b.1).collect() }];
+    let entry = |kind: EntryKind, inputs: &[Range], results: &[Range]| Entry {
+        name: format!("{kind:?}"),
+        kind,
+        rows: 4,
+        inputs: inputs.into(),
+        results: results.into(),
+        dispatches: dispatches.clone(),
+        first_layer: None,
+    };
+    let mut step = entry(EntryKind::Step, &[range(0, 32), range(256, 16), range(512, 16)], &[]);
+    step.first_layer = Some(Probe { after: 1, value: range(0, 64) });
+    Plan {
+        profile: Profile {
+            name: "plain".into(),
+            max_binding: 1 << 20,
+            max_buffer: 1 << 21,
+            max_invocations: 256,
+            max_workgroup_storage: 16 << 10,
+            max_workgroups: 65_535,
+            max_storage_buffers: 8,
+        },
+        shaders: vec![String::new()],
+        kernels: vec![Kernel {
+            role: "linear".into(),
+            shape: "q4".into(),
+            bindings: bindings.iter().map(|b| b.0).collect(),
+            variants: vec![variant(&[Feature::F16]), variant(&[])],
+        }],
+        inputs: 2048,
+        arena: 512,
+        outputs: 1024,
+        states: vec![State { name: "hidden".into(), bytes: 256 }],
+        entries: vec![
+            step,
+            entry(EntryKind::Head, &[range(768, 32), range(1024, 16)], &[range(0, 16), range(256, 48)]),
+            entry(EntryKind::Logits, &[range(1280, 32), range(1536, 16)], &[range(512, 128)]),
+        ],
+        max_seq: 64,
+        vocab: 8,
+    }
+}
+
+/// Breaks a sound plan and says what is wrong with it.
+#[track_caller]
+fn refused(message: &str, break_it: impl FnOnce(&mut Plan)) {
+    let mut broken = plan();
+    break_it(&mut broken);
+    let error = broken.check(WEIGHTS).unwrap_err();
+    assert!(error.contains(message), "{error}");
+}
+
+#[test]
+fn a_sound_plan_is_accepted() {
+    plan().check(WEIGHTS).unwrap();
+    let text = serde_json::to_string(&plan()).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan());
+    assert_eq!(plan().summary().weight_bytes, 1024);
+}
+
+#[test]
+fn indices_name_something() {
+    refused("there is no kernel 7", |p| p.entries[0].dispatches[0].kernel = 7);
+    refused("there is no shader 1", |p| p.kernels[0].variants[1].shader = 1);
+    refused("there is no such state", |p| p.entries[1].dispatches[0].bindings[5] = Binding::State(1));
+    refused("7 are wanted", |p| p.entries[0].dispatches[0].bindings.truncate(6));
+    refused("no step entry", |p| drop(p.entries.remove(0)));
+    refused("same number of rows", |p| p.entries.push(p.entries[0].clone()));
+    refused("runs everywhere", |p| drop(p.kernels[0].variants.pop()));
+    refused("runs everywhere", |p| p.kernels[0].variants.clear());
+}
+
+#[test]
+fn ranges_lie_in_their_buffers() {
+    let bind = |at: usize, binding| move |p: &mut Plan| p.entries[0].dispatches[0].bindings[at] = binding;
+    for (offset, bytes) in [(256, 4096), (256, 0), (256, 6), (128, 16), (u64::MAX - 255, 256), (0, u64::MAX - 3)] {
+        refused("binding 3", bind(3, Binding::Arena(range(offset, bytes))));
+        refused("binding 1", bind(1, Binding::Input(range(offset, bytes))));
+        refused("binding 6", bind(6, Binding::Output(range(offset, bytes))));
+    }
+    refused("binding 2", bind(2, Binding::Weight(range(WEIGHTS, 64))));
+    refused("binding 2", bind(2, Binding::Weight(range(32, 64))));
+    refused("larger than 16384", |p| {
+        p.inputs = 1 << 16;
+        p.entries[0].dispatches[0].bindings[0] = Binding::Input(range(0, 1 << 15));
+    });
+    refused("larger than 1048576", |p| {
+        p.arena = 1 << 21;
+        p.entries[0].dispatches[0].bindings[3] = Binding::Arena(range(512, 1 << 20 | 4));
+    });
+    refused("weights", |p| p.entries[1].dispatches[0].bindings[2] = Binding::Weight(range(128, 1024)));
+}
+
+#[test]
+fn buffers_are_used_as_they_may_be() {
+    refused("may not be used so", |p| p.kernels[0].bindings[2] = Access::ReadWrite);
+    refused("may not be used so", |p| p.kernels[0].bindings[3] = Access::Read);
+    refused("may not be used so", |p| p.kernels[0].bindings[1] = Access::ReadWrite);
+    refused("same bytes twice", |p| p.entries[0].dispatches[0].bindings[4] = Binding::Arena(range(0, 64)));
+    refused("same bytes twice", |p| p.entries[0].dispatches[0].bindings[6] = Binding::State(0));
+    refused("exceed 4", |p| p.profile.max_storage_buffers = 4);
+}
+
+#[test]
+fn sizes_are_sane() {
+    refused("make no sense", |p| p.profile.max_binding = 1 << 40);
+    refused("make no sense", |p| p.profile.max_invocations = 0);
+    refused("workgroups exceed", |p| p.kernels[0].variants[0].groups = [1, 0, 1]);
+    refused("workgroups exceed", |p| p.kernels[0].variants[0].groups = [65_536, 1, 1]);
+    refused("activation buffer", |p| p.arena = u64::MAX);
+    refused("output buffer", |p| p.outputs = 1022);
+    refused("cannot be bound", |p| p.states[0].bytes = 0);
+    refused("cannot be bound", |p| p.states[0].bytes = (1 << 20) + 4);
+    refused("do not fit caches", |p| p.entries[0].rows = 65);
+    refused("do not fit caches", |p| p.entries[1].rows = 0);
+    refused("vocabulary", |p| p.vocab = 1);
+    refused("results", |p| p.vocab = 1 << 20);
+    refused("bindings are too many", |p| p.kernels[0].bindings = vec![Access::Read; 65]);
+}
+
+#[test]
+fn parameters_and_results_have_their_places() {
+    refused("parameters", |p| p.entries[0].inputs[0].bytes = 16);
+    refused("parameters", |p| p.entries[0].inputs.truncate(2));
+    refused("parameters", |p| p.entries[0].inputs[2].offset = 2048);
+    refused("parameters", |p| p.entries[0].inputs[2] = range(256, 16));
+    refused("results", |p| p.entries[1].results[1].bytes = 44);
+    refused("results", |p| p.entries[2].results[0].offset = 1 << 60);
+    refused("also those", |p| p.entries[1].inputs = p.entries[0].inputs[..2].to_vec());
+    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 2, value: range(0, 64) }));
+    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(0, 62) }));
+    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(512, 64) }));
+}

@@ -1,0 +1,164 @@
+//! The self-test of a wgpu program, and what replaces a kernel that fails it.
+//!
+//! The fastest variant of every kernel is tried first. When results are wrong, the variants that need nothing are tried:
+//! if these are wrong too the program does not load. Else the faster ones are put back role by role, and a role that is
+//! wrong keeps the fastest variant that is not. Last, a variant that takes longer than the next one gives way to it.
+//!
+//! Invariant: a replacement is recorded in [`WgpuExecutor::replaced`]; there is no silent one.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::executor::WgpuExecutor;
+use super::plan::{EntryKind, Kernel, Variant};
+use crate::exec::ExecError;
+use crate::selftest::{GoldenVectors, SelfTestError, check};
+
+/// A variant gives way when it takes this many times as long as the next one.
+const SLOWER: f64 = 1.5;
+/// Times that a role is timed; the fastest counts.
+const ROUNDS: usize = 5;
+
+/// Kernels of a role that do not run in their fastest variant although the device has its features.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Replaced {
+    /// Role of the kernels.
+    pub role: String,
+    /// Features that the variant in use needs; empty for the plain one.
+    pub now: String,
+    /// Features that the variant left out needs.
+    pub instead_of: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Replaced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Replaced { role, now, instead_of, reason } = self;
+        write!(f, "{role} kernels: {now} instead of {instead_of}, {reason}")
+    }
+}
+
+impl WgpuExecutor {
+    /// Runs the golden vectors and replaces kernels that fail.
+    ///
+    /// # Errors
+    /// When no choice of variants gives the recorded results, or the device fails.
+    pub fn self_test(&mut self, golden: &GoldenVectors) -> Result<(), SelfTestError> {
+        let fast = self.pipelines.chosen().to_vec();
+        match check(self, golden) {
+            Ok(()) => {}
+            // No other kernel makes these right.
+            Err(error @ (SelfTestError::Mismatch | SelfTestError::Exec(ExecError::DeviceLost(_)))) => {
+                return Err(error);
+            }
+            Err(_) => self.repair(golden, &fast)?,
+        }
+        self.drop_slow(golden)?;
+        self.reset_counters();
+        Ok(())
+    }
+
+    /// Finds for every role the fastest variants that are right, beginning with those that need nothing.
+    fn repair(&mut self, golden: &GoldenVectors, fast: &[usize]) -> Result<(), SelfTestError> {
+        let mut current: Vec<usize> = self.plan.kernels.iter().map(last).collect();
+        self.choose(&current)?;
+        check(self, golden)?;
+        for role in self.roles() {
+            let most = self.plan.kernels.iter().map(last).max().unwrap_or(0);
+            let mut reason = None;
+            for skip in 0..=most {
+                let candidate = self.with_role(&current, &role, |i, k| (fast[i] + skip).min(last(k)));
+                if candidate == current {
+                    break;
+                }
+                match self.choose(&candidate).map_err(SelfTestError::from).and_then(|()| check(self, golden)) {
+                    Ok(()) => {
+                        current = candidate;
+                        break;
+                    }
+                    Err(error) => reason = reason.or(Some(error.to_string())),
+                }
+            }
+            if let Some(reason) = reason {
+                self.report(&role, fast, &current, reason);
+            }
+        }
+        Ok(self.choose(&current)?)
+    }
+
+    /// Times each role against its next variant and takes that where it is much faster.
+    fn drop_slow(&mut self, golden: &GoldenVectors) -> Result<(), SelfTestError> {
+        for role in self.roles() {
+            let current = self.pipelines.chosen().to_vec();
+            let next = self.with_role(&current, &role, |i, k| (current[i] + 1).min(last(k)));
+            if next == current {
+                continue;
+            }
+            let before = self.time_role(&role)?;
+            self.choose(&next)?;
+            let after = self.time_role(&role)?;
+            if before.as_secs_f64() > SLOWER * after.as_secs_f64() && check(self, golden).is_ok() {
+                let ms = |d: Duration| d.as_secs_f64() * 1e3;
+                self.report(&role, &current, &next, format!("which takes {:.3} ms, not {:.3}", ms(after), ms(before)));
+            } else {
+                self.choose(&current)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Time of a role's dispatches in the smallest step's first layer and the smallest head.
+    fn time_role(&mut self, role: &str) -> Result<Duration, ExecError> {
+        let mut wanted = Vec::new();
+        for kind in [EntryKind::Step, EntryKind::Head] {
+            let Some(at) = self.entry(kind, 1) else { continue };
+            let entry = &self.plan.entries[at];
+            let end = entry.first_layer.as_ref().map_or(entry.dispatches.len(), |p| p.after);
+            let here = entry.dispatches[..end].iter().enumerate();
+            let here = here.filter(|(_, d)| self.plan.kernels[d.kernel].role == role);
+            wanted.extend(here.map(|(i, _)| (at, i)));
+        }
+        let mut fastest = Duration::MAX;
+        for _ in 0..ROUNDS {
+            let begin = Instant::now();
+            for (entry, dispatch) in &wanted {
+                self.encode(*entry, *dispatch..*dispatch + 1);
+            }
+            self.finish()?;
+            fastest = fastest.min(begin.elapsed());
+        }
+        Ok(fastest)
+    }
+
+    fn choose(&mut self, chosen: &[usize]) -> Result<(), ExecError> {
+        self.pipelines.choose(&self.device, &self.plan, chosen).map_err(|f| ExecError::Device(f.error.to_string()))
+    }
+
+    fn roles(&self) -> BTreeSet<String> {
+        self.plan.kernels.iter().map(|k| k.role.clone()).collect()
+    }
+
+    /// A choice with other variants for the kernels of one role.
+    fn with_role(&self, choice: &[usize], role: &str, of: impl Fn(usize, &Kernel) -> usize) -> Vec<usize> {
+        let kernels = self.plan.kernels.iter().zip(choice).enumerate();
+        kernels.map(|(i, (kernel, old))| if kernel.role == role { of(i, kernel) } else { *old }).collect()
+    }
+
+    fn report(&mut self, role: &str, from: &[usize], to: &[usize], reason: String) {
+        let mut kernels = self.plan.kernels.iter().zip(from.iter().zip(to));
+        let Some((kernel, (from, to))) = kernels.find(|(k, (from, to))| k.role == role && from != to) else { return };
+        let (now, instead_of) = (needs(&kernel.variants[*to]), needs(&kernel.variants[*from]));
+        self.replaced.push(Replaced { role: role.into(), now, instead_of, reason });
+    }
+}
+
+fn last(kernel: &Kernel) -> usize {
+    kernel.variants.len() - 1
+}
+
+/// The tier of a variant.
+pub(super) fn needs(variant: &Variant) -> String {
+    let names: Vec<String> = variant.needs.iter().map(|f| format!("{f:?}").to_lowercase()).collect();
+    if names.is_empty() { "plain".into() } else { names.join("+") }
+}

@@ -1,0 +1,63 @@
+//! What the self-test asks of the wgpu executor.
+
+use super::executor::{Source, WgpuExecutor};
+use super::plan::{EntryKind, Range};
+use crate::exec::{ExecError, Executor, StepCall, bucket_of};
+use crate::selftest::Probes;
+
+/// Name of the state that holds the hidden rows of the last step.
+const HIDDEN: &str = "hidden";
+
+impl WgpuExecutor {
+    /// Runs a call in the step bucket of `rows` rows as far as [`crate::selftest::first_layer`] and gives the live rows
+    /// of its value.
+    ///
+    /// # Errors
+    /// No such bucket, or a call that does not fit it or the caches.
+    pub fn probe_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
+        let (max_seq, vocab) = (self.max_seq(), self.vocab());
+        bucket_of(&call, &[rows], max_seq, vocab)?;
+        let entry = self.plan.entries.iter().position(|e| e.kind == EntryKind::Step && e.rows == rows);
+        let entry = entry.ok_or(ExecError::NoEntry("step"))?;
+        let probe = self.plan.entries[entry].first_layer.clone().ok_or(ExecError::NoEntry("first layer of a step"))?;
+        self.record_step(entry, &call, probe.after)?;
+        let row = probe.value.bytes / self.plan.entries[entry].rows as u64;
+        let range = Range { offset: probe.value.offset, bytes: row * call.ids.len() as u64 };
+        let bytes = self.read(Source::Arena, &[range])?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+}
+
+impl Probes for WgpuExecutor {
+    /// Devices add in other orders than the CPU that recorded the numbers, so that an activation next to the boundary of
+    /// two int8 codes may become the other one.
+    fn tolerance(&self) -> f32 {
+        1e-2
+    }
+
+    fn blame(&self) -> String {
+        format!(
+            "the kernels of {}; update its driver, choose another --device, or use the cpu target",
+            self.adapter().name
+        )
+    }
+
+    fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
+        let values = self.probe_step(rows, call)?;
+        let row = values.len() / call.ids.len().max(1);
+        Ok(values[values.len() - row..].to_vec())
+    }
+
+    fn set_hidden(&mut self, rows: usize, value: &dyn Fn(usize) -> f32) -> Result<(), ExecError> {
+        let largest = self.step_buckets().last().copied().unwrap_or(0);
+        if rows == 0 || rows > largest {
+            return Err(ExecError::Shape(format!("{rows} rows do not fit a step of {largest}")));
+        }
+        let hidden = self.plan.states.iter().position(|s| s.name == HIDDEN).ok_or(ExecError::NoEntry(HIDDEN))?;
+        let bytes = usize::try_from(self.plan.states[hidden].bytes).unwrap_or(usize::MAX);
+        let values: Vec<u8> = (0..bytes / 4 / largest * rows).flat_map(|i| value(i).to_le_bytes()).collect();
+        self.write_state(hidden, &values);
+        self.live = rows;
+        Ok(())
+    }
+}
