@@ -29,10 +29,11 @@ impl WgpuExecutor {
 }
 
 impl Probes for WgpuExecutor {
-    /// Devices add in other orders than the CPU that recorded the numbers, so that an activation next to the boundary of
-    /// two int8 codes may become the other one.
+    /// Devices add in other orders than the CPU that recorded the numbers. Where activations become int8 codes, small
+    /// differences decide which of two codes is nearer, and after two layers results differ by about as much as rounding
+    /// to codes changes them at all: one or two parts in a hundred of the largest.
     fn tolerance(&self) -> f32 {
-        1e-2
+        if self.plan.kernels.iter().any(|k| k.role.starts_with("quantize")) { 5e-2 } else { 5e-3 }
     }
 
     fn blame(&self) -> String {
