@@ -65,6 +65,13 @@ pub(crate) fn program(module: &Module, target: &Target, buckets: &[usize]) -> Re
     let mut module = module.clone();
     module.graphs.retain(|g| is_entry(&g.name));
     drop_unread_states(&mut module);
+    // Hidden states of a file have as many rows as its steps; a larger bucket needs more.
+    let largest = buckets.iter().copied().max().unwrap_or(BUCKET);
+    let mut states = std::mem::take(&mut module.states);
+    for (_, state) in states.iter_mut().filter(|(_, s)| s.ty.dims.len() == 2) {
+        state.ty.dims[0] = state.ty.dims[0].fixed().map_or(largest, |rows| rows.max(largest)).into();
+    }
+    module.states = states;
     if module.graphs.iter().all(|g| !g.name.starts_with("logits")) {
         add_logits(&mut module)?;
     }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{Graph, Tensor, verify};
+use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite, verify};
 use dlx_runtime::exec::{Executor, RowStats, StepCall};
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
 use dlx_targets::artifact_writer::ArtifactWriter;
@@ -39,10 +39,8 @@ pub(crate) fn run(file: &File) -> Result<(), String> {
 fn load(file: &File, value: Option<&str>) -> Result<WgpuExecutor, String> {
     let target = TARGETS.iter().find(|t| t.name == "wgpu").ok_or("there is no wgpu target")?;
     let mut module = program(&file.module, target, &[BUCKET, CUT]).map_err(|e| e.to_string())?;
-    for graph in module.graphs.iter_mut().filter(|g| g.name == format!("step_{CUT}")) {
-        if let Some(value) = value {
-            cut(graph, value)?;
-        }
+    if let (Some(value), Some(index)) = (value, module.graphs.iter().position(|g| g.name == format!("step_{CUT}"))) {
+        cut(&mut module, index, value)?;
     }
     let verified = verify(&module).map_err(|e| e[0].to_string())?;
     target.check(verified).map_err(|e| e[0].to_string())?;
@@ -59,14 +57,20 @@ fn load(file: &File, value: Option<&str>) -> Result<WgpuExecutor, String> {
     WgpuExecutor::new(plan, &mapped, section, &options).map_err(|e| e.to_string())
 }
 
-/// Drops the nodes behind the one that computes a value.
-fn cut(graph: &mut Graph, value: &str) -> Result<(), String> {
-    let computes = |n: &dlx_ir::Node| n.outputs.iter().any(|o| graph.values[*o].name == value);
-    let at = graph.nodes.iter().position(computes).ok_or_else(|| format!("@{} has no %{value}", graph.name))?;
-    graph.nodes.truncate(at + 1);
-    if graph.nodes[at].outputs.len() > 1 {
-        return Err(format!("%{value} is one of several results"));
+/// Drops the nodes of a graph behind the one that computes a value, and makes that its last.
+fn cut(module: &mut Module, index: usize, value: &str) -> Result<(), String> {
+    let old = &module.graphs[index];
+    let computes = |n: &Node| n.outputs.iter().any(|o| old.values[*o].name == value);
+    let last = old.nodes.iter().position(computes).ok_or_else(|| format!("@{} has no %{value}", old.name))?;
+    let cut = rewrite(module, index, &mut |rw, _| Ok(if rw.index > last { Rewrite::Drop } else { Rewrite::Keep }));
+    cut.map_err(|e| e.to_string())?;
+    let mut graph = std::mem::take(&mut module.graphs[index]);
+    let (id, _) = graph.values.iter().find(|(_, v)| v.name == value).ok_or("the value is gone")?;
+    if graph.nodes.last().is_some_and(|n| n.outputs.first() != Some(&id)) {
+        // One of several results: a copy of it stands alone.
+        graph.emit(module, Op::Scale { by: 1.0 }, vec![Operand::Value(id)], &["copy"]).map_err(|e| e.to_string())?;
     }
+    module.graphs[index] = graph;
     Ok(())
 }
 
