@@ -18,6 +18,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod body;
+#[cfg(target_arch = "x86_64")]
+mod dot256;
 pub(crate) mod elementwise;
 pub(crate) mod head;
 pub(crate) mod limits;
@@ -81,6 +83,8 @@ table! {
     Neon(neon::MAX_ROWS, neon::dot, neon::fma, body::SCALAR);
     #[cfg(target_arch = "aarch64")]
     NeonDot(neon::MAX_ROWS, neon::dot_sdot, neon::fma, body::SCALAR);
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::MAX_ROWS, neon::dot_usmmla, neon::fma, body::SCALAR);
 }
 
 /// The kernels of an instruction set.
