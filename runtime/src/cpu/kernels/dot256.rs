@@ -36,9 +36,8 @@ macro_rules! dot256 {
                     (true, false, 2) => dot_tile::<R, H, true, false, 2>(p),
                     (true, false, _) => dot_tile::<R, H, true, false, 4>(p),
                     (true, true, _) => dot_tile::<R, H, true, true, 0>(p),
-                    (false, false, 1) => dot_tile::<R, H, false, false, 1>(p),
-                    (false, false, 2) => dot_tile::<R, H, false, false, 2>(p),
-                    (false, false, _) => dot_tile::<R, H, false, false, 4>(p),
+                    // Unrolled over short groups, two to four rows of 8-bit codes run slower from memory.
+                    (false, false, _) => dot_tile::<R, H, false, false, 0>(p),
                     (false, true, _) => dot_tile::<R, H, false, true, 0>(p),
                 }
             }
