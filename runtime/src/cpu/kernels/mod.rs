@@ -181,7 +181,7 @@ struct DotArgs {
     total: *mut f32,
     /// Cache lines to ask for at the start of every block, from `ahead` on. When several row tiles share weights, each
     /// fetches a part of what comes next, which spreads the reading of memory over all of the computing; with a single tile
-    /// (0 lines) the kernel looks ahead by itself.
+    /// (0 lines) looking ahead is left to the kernel or the hardware.
     ahead: *const u8,
     ahead_lines: usize,
 }
