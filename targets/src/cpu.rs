@@ -6,7 +6,7 @@ use crate::Target;
 
 pub(crate) const TARGET: Target = Target {
     name: "cpu",
-    doc: "SIMD kernels chosen at load (AVX-512 VNNI, AVX-VNNI, AVX2, NEON, scalar); int8 activations against int4/int8 weights",
+    doc: "SIMD kernels chosen at load (AVX-512 VNNI, AVX-VNNI, AVX2, NEON with sdot or i8mm, scalar); int8 activations against int4/int8 weights",
     lowering: "pack=n16, keys=cpu.k16, values=cpu.v",
     supports,
     stores,

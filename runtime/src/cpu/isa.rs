@@ -20,11 +20,14 @@ pub enum Isa {
     Neon,
     /// aarch64 with the dot product instructions.
     NeonDot,
+    /// aarch64 with the 8-bit matrix instructions, and those of `NeonDot`.
+    NeonI8mm,
 }
 
 impl Isa {
     /// Every instruction set of every architecture, slowest first.
-    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDot];
+    pub const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
 
     /// Whether this CPU can run it.
     pub fn available(self) -> bool {
@@ -49,8 +52,10 @@ impl Isa {
             Isa::Neon => true,
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Isa::NeonDot.available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns, reason = "no architecture has them all")]
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot => false,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => false,
         }
     }
 
@@ -83,6 +88,7 @@ impl fmt::Display for Isa {
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
             Isa::NeonDot => "neon-dot",
+            Isa::NeonI8mm => "neon-i8mm",
         })
     }
 }

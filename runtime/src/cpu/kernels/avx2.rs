@@ -1,9 +1,10 @@
 //! The two kernels for AVX2 with FMA and F16C.
 //!
-//! Invariant: a tile is worked off as two halves of eight columns, four rows at a time, so that accumulators stay in the
-//! sixteen registers. Codes are at most 15 when they meet `vpmaddubsw` (8-bit codes are split into nibbles), so 32
-//! products of a lane fit its 16 bits: 8 · 2 · 15 · 127 < 2¹⁵.
+//! Invariant: the sums of `vpmaddubsw` fit their 16 bits. 4-bit codes are at most 15, which allows for all of a round,
+//! 8 · 2 · 15 · 127 < 2¹⁵; signed 8-bit codes are at most 128 in size, which allows for one, 2 · 128 · 127 < 2¹⁵.
+//! An activation of −128, whose sign `vpsignb` cannot change, only occurs where the scale is not a number.
 
+use super::dot256::dot256;
 use super::{DotArgs, FloatKind, FmaArgs, KEY_BLOCK};
 use crate::cpu::pack::BLOCK;
 use std::arch::x86_64::*;
@@ -11,109 +12,61 @@ use std::arch::x86_64::*;
 /// Rows per register tile.
 pub(super) const MAX_ROWS: usize = 4;
 
-/// Integer kernel; see [`DotArgs`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn dot(p: &DotArgs) {
-    // SAFETY: the CPU has the features (they are enabled here too) and the caller's buffers have `DotArgs`' extents.
-    unsafe {
-        match p.rows {
-            1 => dot_rows::<1>(p),
-            2 => dot_rows::<2>(p),
-            3 => dot_rows::<3>(p),
-            _ => dot_rows::<MAX_ROWS>(p),
-        }
-    }
-}
+dot256!("avx2,fma,f16c", 3);
 
+/// A signed code is its size times the activation with its sign.
+const MOVED: bool = true;
+
+/// Adds the products of `rounds` times 32 k.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_rows<const R: usize>(p: &DotArgs) {
-    for half in 0..2 {
-        // SAFETY: as `dot`; a half is columns `8 * half..8 * half + 8` of each vector of 16.
-        unsafe {
-            match (p.nibbles, p.min) {
-                (true, false) => dot_half::<R, true, false>(p, half),
-                (true, true) => dot_half::<R, true, true>(p, half),
-                (false, false) => dot_half::<R, false, false>(p, half),
-                (false, true) => dot_half::<R, false, true>(p, half),
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_half<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &DotArgs, half: usize) {
-    // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R` and `half < 2`.
+unsafe fn add<const R: usize, const H: usize, const NIBBLES: bool>(
+    sum: &mut [[__m256i; H]; R],
+    mut codes: *const u8,
+    mut act: *const u32,
+    rounds: usize,
+) {
+    // SAFETY: the caller has the codes and the activations of so many k.
     unsafe {
-        let low = _mm256_set1_epi8(15);
-        let ones = _mm256_set1_epi16(1);
-        let (mut weights, mut act) = (p.weights, p.act);
-        for _ in 0..p.blocks {
-            let mut block = [_mm256_setzero_ps(); R];
-            let mut correction = act.add(BLOCK / 4 * R);
-            let act_scale = correction.add(p.groups * R);
-            let mut codes = weights.add(32 * half);
-            let mut scales = weights.add(BLOCK * 16 / if NIBBLES { 2 } else { 1 });
-            let mut mins = scales.add(p.groups * 32);
-            for _ in 0..p.groups {
-                let mut sum = [_mm256_setzero_si256(); R];
-                if !MIN {
-                    for r in 0..R {
-                        sum[r] = _mm256_set1_epi32(*correction.add(r) as i32);
-                    }
-                }
-                for _ in 0..4 / p.groups {
-                    let mut lo = [_mm256_setzero_si256(); R];
-                    let mut hi = [_mm256_setzero_si256(); R];
-                    for _ in 0..if NIBBLES { 4 } else { 8 } {
-                        let w = _mm256_loadu_si256(codes.cast());
-                        codes = codes.add(64);
-                        let first = _mm256_and_si256(w, low);
-                        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(w), low);
-                        // Nibbles of a 4-bit vector meet different activations; those of 8-bit codes meet the same ones.
-                        let next = if NIBBLES { R } else { 0 };
+        let (low, middle, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi8(-128), _mm256_set1_epi16(1));
+        if NIBBLES {
+            for _ in 0..rounds {
+                let mut words = [[_mm256_setzero_si256(); H]; R];
+                for _ in 0..4 {
+                    let w = load::<H>(codes);
+                    codes = codes.add(64);
+                    let first = w.map(|w| _mm256_and_si256(w, low));
+                    let second = w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), low));
+                    for w in [first, second] {
                         for r in 0..R {
                             let a = _mm256_set1_epi32(*act.add(r) as i32);
-                            lo[r] = _mm256_add_epi16(lo[r], _mm256_maddubs_epi16(first, a));
-                            let a = _mm256_set1_epi32(*act.add(next + r) as i32);
-                            let product = _mm256_maddubs_epi16(second, a);
-                            if NIBBLES {
-                                lo[r] = _mm256_add_epi16(lo[r], product);
-                            } else {
-                                hi[r] = _mm256_add_epi16(hi[r], product);
+                            for h in 0..H {
+                                words[r][h] = _mm256_add_epi16(words[r][h], _mm256_maddubs_epi16(w[h], a));
                             }
                         }
-                        act = act.add(R + next);
-                    }
-                    for r in 0..R {
-                        sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(lo[r], ones));
-                        if !NIBBLES {
-                            let high = _mm256_slli_epi32::<4>(_mm256_madd_epi16(hi[r], ones));
-                            sum[r] = _mm256_add_epi32(sum[r], high);
-                        }
+                        act = act.add(R);
                     }
                 }
-                let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.add(16 * half).cast()));
-                scales = scales.add(32);
                 for r in 0..R {
-                    block[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), scale, block[r]);
-                }
-                if MIN {
-                    let min = _mm256_cvtph_ps(_mm_loadu_si128(mins.add(16 * half).cast()));
-                    mins = mins.add(32);
-                    for r in 0..R {
-                        block[r] = _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*correction.add(r))), min, block[r]);
+                    for h in 0..H {
+                        sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(words[r][h], ones));
                     }
                 }
-                correction = correction.add(R);
             }
-            for r in 0..R {
-                let total = p.total.add(16 * r + 8 * half);
-                let a = _mm256_set1_ps(f32::from_bits(*act_scale.add(r)));
-                _mm256_storeu_ps(total, _mm256_fmadd_ps(block[r], a, _mm256_loadu_ps(total)));
+        } else {
+            for _ in 0..8 * rounds {
+                let w = load::<H>(codes).map(|w| _mm256_xor_si256(w, middle));
+                let size = w.map(|w| _mm256_abs_epi8(w));
+                codes = codes.add(64);
+                for r in 0..R {
+                    let a = _mm256_set1_epi32(*act.add(r) as i32);
+                    for h in 0..H {
+                        let words = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(a, w[h]));
+                        sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(words, ones));
+                    }
+                }
+                act = act.add(R);
             }
-            act = act_scale.add(R);
-            weights = if MIN { mins } else { scales };
         }
     }
 }

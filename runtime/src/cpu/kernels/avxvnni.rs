@@ -1,10 +1,10 @@
 //! The integer kernel for AVX-VNNI: 256-bit dot products of unsigned and signed bytes. The float kernel is AVX2's.
 //!
-//! Invariant: a tile is worked off as two halves of eight columns, so that accumulators, weights and broadcast activations
-//! of four rows stay in the sixteen registers.
+//! Invariant: codes are unsigned bytes as they are stored, and `vpdpbusd` sums their products exactly.
 
 use super::DotArgs;
 use super::avx2::MAX_ROWS;
+use super::dot256::dot256;
 use crate::cpu::pack::BLOCK;
 use std::arch::x86_64::*;
 
@@ -14,94 +14,35 @@ macro_rules! kernel {
         mod $name {
             use super::*;
 
-            #[target_feature(enable = $features)]
-            pub(in super::super) unsafe fn dot(p: &DotArgs) {
-                for half in 0..2 {
-                    // SAFETY: the CPU has the features (they are enabled here too) and the caller's buffers have
-                    // `DotArgs`' extents; a half is columns `8 * half..8 * half + 8` of each vector of 16.
-                    unsafe {
-                        match p.rows {
-                            1 => dot_rows::<1>(p, half),
-                            2 => dot_rows::<2>(p, half),
-                            3 => dot_rows::<3>(p, half),
-                            _ => dot_rows::<MAX_ROWS>(p, half),
-                        }
-                    }
-                }
-            }
+            dot256!($features, 4);
+
+            const MOVED: bool = false;
 
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn dot_rows<const R: usize>(p: &DotArgs, half: usize) {
-                // SAFETY: as `dot`.
-                unsafe {
-                    match (p.nibbles, p.min) {
-                        (true, false) => dot_half::<R, true, false>(p, half),
-                        (true, true) => dot_half::<R, true, true>(p, half),
-                        (false, false) => dot_half::<R, false, false>(p, half),
-                        (false, true) => dot_half::<R, false, true>(p, half),
-                    }
-                }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn dot_half<const R: usize, const NIBBLES: bool, const MIN: bool>(p: &DotArgs, half: usize) {
-                // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R`, `half < 2`.
+            unsafe fn add<const R: usize, const H: usize, const NIBBLES: bool>(
+                sum: &mut [[__m256i; H]; R],
+                mut codes: *const u8,
+                mut act: *const u32,
+                rounds: usize,
+            ) {
+                // SAFETY: the caller has the codes and the activations of so many k.
                 unsafe {
                     let low = _mm256_set1_epi8(15);
-                    let (mut weights, mut act) = (p.weights, p.act);
-                    for _ in 0..p.blocks {
-                        let mut block = [_mm256_setzero_ps(); R];
-                        let mut correction = act.add(BLOCK / 4 * R);
-                        let act_scale = correction.add(p.groups * R);
-                        let mut codes = weights.add(32 * half);
-                        let mut scales = weights.add(BLOCK * 16 / if NIBBLES { 2 } else { 1 });
-                        let mut mins = scales.add(p.groups * 32);
-                        for _ in 0..p.groups {
-                            let mut sum = [_mm256_setzero_si256(); R];
-                            if !MIN {
-                                for r in 0..R {
-                                    sum[r] = _mm256_set1_epi32(*correction.add(r) as i32);
-                                }
-                            }
-                            for _ in 0..(if NIBBLES { 16 } else { 32 }) / p.groups {
-                                let w = _mm256_loadu_si256(codes.cast());
-                                codes = codes.add(64);
-                                let first = if NIBBLES { _mm256_and_si256(w, low) } else { w };
-                                for r in 0..R {
-                                    sum[r] = $dpbusd(sum[r], first, _mm256_set1_epi32(*act.add(r) as i32));
-                                }
-                                act = act.add(R);
-                                if NIBBLES {
-                                    let second = _mm256_and_si256(_mm256_srli_epi16::<4>(w), low);
-                                    for r in 0..R {
-                                        sum[r] = $dpbusd(sum[r], second, _mm256_set1_epi32(*act.add(r) as i32));
-                                    }
-                                    act = act.add(R);
-                                }
-                            }
-                            let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.add(16 * half).cast()));
-                            scales = scales.add(32);
+                    for _ in 0..rounds * if NIBBLES { 4 } else { 8 } {
+                        let w = load::<H>(codes);
+                        codes = codes.add(64);
+                        let second = w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), low));
+                        let both = if NIBBLES { [w.map(|w| _mm256_and_si256(w, low)), second] } else { [w; 2] };
+                        for w in &both[..if NIBBLES { 2 } else { 1 }] {
                             for r in 0..R {
-                                block[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), scale, block[r]);
-                            }
-                            if MIN {
-                                let min = _mm256_cvtph_ps(_mm_loadu_si128(mins.add(16 * half).cast()));
-                                mins = mins.add(32);
-                                for r in 0..R {
-                                    let a = _mm256_set1_ps(f32::from_bits(*correction.add(r)));
-                                    block[r] = _mm256_fmadd_ps(a, min, block[r]);
+                                let a = _mm256_set1_epi32(*act.add(r) as i32);
+                                for h in 0..H {
+                                    sum[r][h] = $dpbusd(sum[r][h], w[h], a);
                                 }
                             }
-                            correction = correction.add(R);
+                            act = act.add(R);
                         }
-                        for r in 0..R {
-                            let total = p.total.add(16 * r + 8 * half);
-                            let a = _mm256_set1_ps(f32::from_bits(*act_scale.add(r)));
-                            _mm256_storeu_ps(total, _mm256_fmadd_ps(block[r], a, _mm256_loadu_ps(total)));
-                        }
-                        act = act_scale.add(R);
-                        weights = if MIN { mins } else { scales };
                     }
                 }
             }

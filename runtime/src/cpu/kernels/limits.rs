@@ -14,6 +14,7 @@ const CHAINS: usize = 12;
 
 /// Giga-operations per second of 512-bit int8 dot products on the threads of a pool; `None` where this CPU has
 /// no such instruction.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "no other architecture has one"))]
 pub fn int8_peak(pool: &Pool) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx512.available() {

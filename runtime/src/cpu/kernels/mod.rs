@@ -18,6 +18,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod body;
+#[cfg(target_arch = "x86_64")]
+mod dot256;
 pub(crate) mod elementwise;
 pub(crate) mod head;
 pub(crate) mod limits;
@@ -81,6 +83,8 @@ table! {
     Neon(neon::MAX_ROWS, neon::dot, neon::fma, body::SCALAR);
     #[cfg(target_arch = "aarch64")]
     NeonDot(neon::MAX_ROWS, neon::dot_sdot, neon::fma, body::SCALAR);
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::MAX_ROWS, neon::dot_usmmla, neon::fma, body::SCALAR);
 }
 
 /// The kernels of an instruction set.
@@ -177,7 +181,7 @@ struct DotArgs {
     total: *mut f32,
     /// Cache lines to ask for at the start of every block, from `ahead` on. When several row tiles share weights, each
     /// fetches a part of what comes next, which spreads the reading of memory over all of the computing; with a single tile
-    /// (0 lines) the kernel looks ahead by itself.
+    /// (0 lines) looking ahead is left to the kernel or the hardware.
     ahead: *const u8,
     ahead_lines: usize,
 }
