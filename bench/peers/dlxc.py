@@ -52,10 +52,9 @@ class Dlxc:
 
     def read(self, rows: int, depth: int, seconds: float) -> Reading:
         report, line = self.bench(rows, depth, seconds)
-        return Reading(line["step_ms"], line["head_ms"], report["read_gbs"], line["of_int8_peak"])
+        return Reading(line["step_ms"]["median"], line["head_ms"]["median"], line["read_gbs"], line["of_int8_peak"])
 
     def linear_share(self, rows: int) -> float:
         """The part of a step that its linear nodes take. A share, since nodes are timed at their fastest."""
         _, line = self.bench(rows, 0, 0.0, "--ops")
-        linear = sum(op["ms"] for op in line["ops"] if op["node"].split()[0] == "linear")
-        return linear / sum(op["ms"] for op in line["ops"])
+        return line["split"]["matrix"]
