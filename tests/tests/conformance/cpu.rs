@@ -9,11 +9,11 @@ use std::sync::atomic::AtomicBool;
 use dlx_ir::{DType, Dim, Error, Graph, Module, Op, Operand, Post, Tensor, Type, WeightDef, verify};
 use dlx_passes::{parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
-use dlx_runtime::exec::{Executor, RowStats, StepCall};
+use dlx_runtime::exec::{Executor, RowStats};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{TARGETS, Target, WeightSource, emit};
 
-use crate::format::{Call, File, compare};
+use crate::format::{Call, File, compare, tensors};
 
 /// Rows of every entry; a call may have fewer.
 pub(crate) const BUCKET: usize = 4;
@@ -122,23 +122,18 @@ fn add_logits(module: &mut Module) -> Result<(), Error> {
 }
 
 fn check(executor: &mut CpuExecutor, call: &Call) -> Result<(), String> {
-    let ints = |i: usize| call.args.get(i).ok_or("an argument is missing".to_owned()).and_then(|t| t.ints());
     let mut seen: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let mut observe = |node: Seen<'_>| drop(seen.insert(node.name.into(), node.value.to_vec()));
     let mut results = Vec::new();
     if call.graph.starts_with("step") {
-        let position = |i: usize| Ok::<_, String>(usize::try_from(ints(i)?[0]).expect("positions are not negative"));
-        let (at, from, visible) = (position(2)?, position(4)?, position(5)?);
-        let step = StepCall { ids: ints(0)?, pos: ints(1)?, at, from, visible };
+        let step = call.step()?;
         executor.step_observed(step, usize::MAX, &mut observe).map_err(|e| e.to_string())?;
     } else {
-        let rows: Vec<usize> = ints(0)?.iter().map(|r| usize::try_from(*r).expect("rows are not negative")).collect();
+        let rows = call.rows()?;
         if call.graph.starts_with("head") {
             let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows.len()];
             executor.head(&rows, &mut stats).map_err(|e| e.to_string())?;
-            results.push(Tensor::i32(&[rows.len()], stats.iter().map(|s| s.best).collect()));
-            let numbers = stats.iter().flat_map(|s| [s.prob, s.margin, s.entropy]).collect();
-            results.push(Tensor::f32(&[rows.len(), 3], numbers));
+            results.extend(tensors(&stats));
         } else {
             let vocab = executor.vocab();
             let mut logits = vec![0.0; rows.len() * vocab];

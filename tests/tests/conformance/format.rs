@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use dlx_ir::{DType, Data, Module, Tensor, parse};
+use dlx_runtime::exec::{RowStats, StepCall};
 
 /// A conformance file.
 pub(crate) struct File {
@@ -30,6 +31,29 @@ pub(crate) struct Call {
     pub(crate) args: Vec<Tensor>,
     pub(crate) checks: Vec<Check>,
     pub(crate) error: Option<String>,
+}
+
+impl Call {
+    fn ints(&self, i: usize) -> Result<&[i32], String> {
+        self.args.get(i).ok_or("an argument is missing".to_owned())?.ints()
+    }
+
+    /// The call of a step entry as an executor takes it.
+    pub(crate) fn step(&self) -> Result<StepCall<'_>, String> {
+        let row = |i: usize| Ok::<_, String>(usize::try_from(self.ints(i)?[0]).expect("cache rows are not negative"));
+        Ok(StepCall { ids: self.ints(0)?, pos: self.ints(1)?, at: row(2)?, from: row(4)?, visible: row(5)? })
+    }
+
+    /// The rows that a head or logits entry is asked for.
+    pub(crate) fn rows(&self) -> Result<Vec<usize>, String> {
+        Ok(self.ints(0)?.iter().map(|r| usize::try_from(*r).expect("rows are not negative")).collect())
+    }
+}
+
+/// The results of a head entry.
+pub(crate) fn tensors(stats: &[RowStats]) -> [Tensor; 2] {
+    let numbers = stats.iter().flat_map(|s| [s.prob, s.margin, s.entropy]).collect();
+    [Tensor::i32(&[stats.len()], stats.iter().map(|s| s.best).collect()), Tensor::f32(&[stats.len(), 3], numbers)]
 }
 
 /// One expected tensor.

@@ -7,13 +7,13 @@
 use std::sync::atomic::AtomicBool;
 
 use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite, verify};
-use dlx_runtime::exec::{Executor, RowStats, StepCall};
+use dlx_runtime::exec::{Executor, RowStats};
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{TARGETS, emit, wgpu};
 
 use crate::cpu::{BUCKET, Contents, is_entry, program};
-use crate::format::{Call, File, compare};
+use crate::format::{Call, File, compare, tensors};
 
 /// Rows of the copies that are cut off.
 const CUT: usize = BUCKET + 1;
@@ -75,25 +75,20 @@ fn cut(module: &mut Module, index: usize, value: &str) -> Result<(), String> {
 }
 
 fn check(executor: &mut WgpuExecutor, call: &Call, value: Option<&str>) -> Result<(), String> {
-    let ints = |i: usize| call.args.get(i).ok_or("an argument is missing".to_owned()).and_then(|t| t.ints());
     let mut results = Vec::new();
     let mut seen = None;
     if call.graph.starts_with("step") {
-        let position = |i: usize| Ok::<_, String>(usize::try_from(ints(i)?[0]).expect("positions are not negative"));
-        let (at, from, visible) = (position(2)?, position(4)?, position(5)?);
-        let step = StepCall { ids: ints(0)?, pos: ints(1)?, at, from, visible };
+        let step = call.step()?;
         if value.is_some() {
             seen = Some(executor.probe_step(CUT, step).map_err(|e| e.to_string())?);
         }
         executor.step(step).map_err(|e| e.to_string())?;
     } else {
-        let rows: Vec<usize> = ints(0)?.iter().map(|r| usize::try_from(*r).expect("rows are not negative")).collect();
+        let rows = call.rows()?;
         if call.graph.starts_with("head") {
             let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows.len()];
             executor.head(&rows, &mut stats).map_err(|e| e.to_string())?;
-            results.push(Tensor::i32(&[rows.len()], stats.iter().map(|s| s.best).collect()));
-            let numbers = stats.iter().flat_map(|s| [s.prob, s.margin, s.entropy]).collect();
-            results.push(Tensor::f32(&[rows.len(), 3], numbers));
+            results.extend(tensors(&stats));
         } else {
             let vocab = executor.vocab();
             let mut logits = vec![0.0; rows.len() * vocab];
