@@ -14,6 +14,8 @@ pub(super) const MAX_ROWS: usize = 8;
 /// rows run at the speed of memory, which the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
 const PREFETCH_PER_ROW: usize = 512;
 const PREFETCH_MIN_ROWS: usize = 4;
+/// Bytes ahead that are fetched into L2 as well when there is much to compute in between.
+const PREFETCH_FAR: usize = 16 << 10;
 
 /// Integer kernel; see [`DotArgs`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -136,6 +138,9 @@ unsafe fn dot_tile<const R: usize, const NIBBLES: bool, const MIN: bool, const G
 fn prefetch<const R: usize>(stream: *const u8) {
     if R >= PREFETCH_MIN_ROWS {
         _mm_prefetch::<_MM_HINT_T0>(stream.wrapping_add(R * PREFETCH_PER_ROW).cast());
+    }
+    if R > PREFETCH_MIN_ROWS {
+        _mm_prefetch::<_MM_HINT_T1>(stream.wrapping_add(PREFETCH_FAR).cast());
     }
 }
 
