@@ -98,7 +98,7 @@ pub(crate) fn rows_of(rows: &[usize], live: usize) -> Result<(), ExecError> {
     }
 }
 
-/// A loaded model that can run its compiled entries. Implemented by the CPU executor and by the reference evaluator.
+/// A loaded model that can run its compiled entries. Implemented by the CPU and wgpu executors.
 pub trait Executor {
     /// Largest number of cache rows.
     fn max_seq(&self) -> usize;

@@ -67,6 +67,22 @@ pub struct Profile {
     pub max_storage_buffers: u32,
 }
 
+impl Profile {
+    /// WebGPU's default limits, which every device has.
+    #[must_use]
+    pub fn plain() -> Self {
+        Profile {
+            name: "plain".into(),
+            max_binding: 128 << 20,
+            max_buffer: 256 << 20,
+            max_invocations: 256,
+            max_workgroup_storage: 16 << 10,
+            max_workgroups: 65_535,
+            max_storage_buffers: 8,
+        }
+    }
+}
+
 /// A pipeline: one job, in one or more variants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -112,15 +112,7 @@ pub(crate) fn plan() -> Plan {
     let mut store = kernel("store_rows", &[Uniform, ReadWrite, ReadWrite], 1, [1; 3]);
     store.variants.insert(0, Variant { needs: vec![Feature::Subgroups], shader: 2, groups: [1; 3] });
     Plan {
-        profile: Profile {
-            name: "plain".into(),
-            max_binding: 128 << 20,
-            max_buffer: 256 << 20,
-            max_invocations: 256,
-            max_workgroup_storage: 16 << 10,
-            max_workgroups: 65_535,
-            max_storage_buffers: 8,
-        },
+        profile: Profile::plain(),
         shaders: vec![
             EMBED.into(),
             STORE.replace("SCALE", "1.0"),

@@ -34,15 +34,7 @@ pub(crate) const TARGET: Target = Target {
 /// Limits that a program can be compiled for, alphabetically.
 #[must_use]
 pub fn profiles() -> Vec<Profile> {
-    let plain = Profile {
-        name: "plain".into(),
-        max_binding: 128 << 20,
-        max_buffer: 256 << 20,
-        max_invocations: 256,
-        max_workgroup_storage: 16 << 10,
-        max_workgroups: 65_535,
-        max_storage_buffers: 8,
-    };
+    let plain = Profile::plain();
     let desktop = Profile {
         name: "desktop".into(),
         max_binding: 1 << 30,

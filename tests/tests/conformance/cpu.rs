@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use dlx_ir::{DType, Dim, Error, Graph, Module, Op, Operand, Post, Tensor, Type, WeightDef, verify};
 use dlx_passes::{parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
 use dlx_runtime::exec::{Executor, RowStats};
+use dlx_runtime::mapped::Mapped;
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{TARGETS, Target, WeightSource, emit};
 
@@ -18,7 +20,7 @@ use crate::format::{Call, File, compare, tensors};
 /// Rows of every entry; a call may have fewer.
 pub(crate) const BUCKET: usize = 4;
 
-pub(crate) struct Contents<'f>(pub(crate) &'f BTreeMap<String, Vec<f32>>);
+struct Contents<'f>(&'f BTreeMap<String, Vec<f32>>);
 
 impl WeightSource for Contents<'_> {
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
@@ -39,11 +41,13 @@ pub(crate) fn is_entry(graph: &str) -> bool {
     ["step", "head", "logits"].contains(&graph.split('_').next().unwrap_or_default())
 }
 
-/// Runs the file's calls of entries with one instruction set, and checks what comes out.
-pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
-    let target = TARGETS.iter().find(|t| t.name == "cpu").expect("there is a CPU target");
-    let module = program(&file.module, target, &[BUCKET]).map_err(|e| e.to_string())?;
-    let verified = verify(&module).map_err(|e| e[0].to_string())?;
+/// A program with its weights stored, and the mapping that holds them.
+pub(crate) fn emitted(
+    file: &File,
+    module: &Module,
+    target: &Target,
+) -> Result<(Module, Arc<Mapped>, Range<usize>), String> {
+    let verified = verify(module).map_err(|e| e[0].to_string())?;
     target.check(verified).map_err(|e| e[0].to_string())?;
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
@@ -51,7 +55,15 @@ pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
     let emission = emit(verified, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
     let emission = emission.map_err(|e| e.to_string())?;
     let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
-    let stored = verify(&emission.module).map_err(|e| e[0].to_string())?;
+    Ok((emission.module, mapped, section))
+}
+
+/// Runs the file's calls of entries with one instruction set, and checks what comes out.
+pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
+    let target = TARGETS.iter().find(|t| t.name == "cpu").expect("there is a CPU target");
+    let module = program(&file.module, target, &[BUCKET]).map_err(|e| e.to_string())?;
+    let (emitted, mapped, section) = emitted(file, &module, target)?;
+    let stored = verify(&emitted).map_err(|e| e[0].to_string())?;
     let options = CpuOptions { threads: 2, isa: Some(isa) };
     let mut executor = CpuExecutor::new(stored, mapped, section, options).map_err(|e| e.to_string())?;
     for call in file.calls.iter().filter(|c| is_entry(&c.graph) && c.error.is_none()) {

@@ -4,15 +4,12 @@
 //! compiled a second time, in a larger bucket, and that copy is cut off behind the value. A value inside a logits entry is
 //! judged by the logits that follow from it.
 
-use std::sync::atomic::AtomicBool;
-
 use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite, verify};
 use dlx_runtime::exec::{Executor, RowStats};
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
-use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{TARGETS, emit, wgpu};
+use dlx_targets::{TARGETS, wgpu};
 
-use crate::cpu::{BUCKET, Contents, is_entry, program};
+use crate::cpu::{BUCKET, emitted, is_entry, program};
 use crate::format::{Call, File, compare, tensors};
 
 /// Rows of the copies that are cut off.
@@ -42,15 +39,8 @@ fn load(file: &File, value: Option<&str>) -> Result<WgpuExecutor, String> {
     if let (Some(value), Some(index)) = (value, module.graphs.iter().position(|g| g.name == format!("step_{CUT}"))) {
         cut(&mut module, index, value)?;
     }
-    let verified = verify(&module).map_err(|e| e[0].to_string())?;
-    target.check(verified).map_err(|e| e[0].to_string())?;
-    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
-    let contents = Contents(&file.weights);
-    let emission = emit(verified, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
-    let emission = emission.map_err(|e| e.to_string())?;
-    let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
-    let stored = verify(&emission.module).map_err(|e| e[0].to_string())?;
+    let (emitted, mapped, section) = emitted(file, &module, target)?;
+    let stored = verify(&emitted).map_err(|e| e[0].to_string())?;
     let profile = wgpu::profiles().into_iter().find(|p| p.name == "plain").ok_or("there is no profile `plain`")?;
     let plan = wgpu::plan(stored, &profile).map_err(|e| e.to_string())?;
     let options = WgpuOptions { device: Some("0".into()) };
