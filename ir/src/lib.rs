@@ -22,7 +22,7 @@ mod types;
 mod verify;
 mod view;
 
-pub use arena::{Arena, Id, SideTable, StateId, ValueId, WeightId};
+pub use arena::{Arena, Id, Named, SideTable, StateId, ValueId, WeightId};
 pub use attr::{Mask, Post};
 pub use error::Error;
 pub use eval::{Data, Evaluator, Source, Tensor};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the node list is the schedule. A graph is executed from top to bottom; there are no use-lists.
 
-use crate::arena::{Arena, Id, StateId, ValueId, WeightId};
+use crate::arena::{Arena, Id, Named, StateId, ValueId, WeightId};
 use crate::error::Error;
 use crate::infer::{Arg, ArgKind, infer};
 use crate::op::Op;
@@ -126,14 +126,13 @@ impl Module {
     }
 
     /// A name that neither a weight nor a state has.
-    fn fresh_global(&self, wanted: &str) -> String {
-        let weight = |n: &str| self.weights.iter().any(|(_, w)| w.name == n);
-        fresh_name(wanted, |n| weight(n) || self.states.iter().any(|(_, s)| s.name == n))
+    fn fresh_global(&mut self, wanted: &str) -> String {
+        self.weights.fresh_name(wanted, |n| self.states.find(n).is_some())
     }
 
     /// The weight of that name.
     pub fn weight(&self, name: &str) -> Option<WeightId> {
-        self.weights.iter().find(|(_, w)| w.name == name).map(|(id, _)| id)
+        self.weights.find(name)
     }
 
     /// The graph of that name.
@@ -166,7 +165,7 @@ impl Graph {
 
     /// Adds a value that a node will define, under `name` or a numbered variant of it.
     pub fn value(&mut self, name: &str, ty: Type) -> ValueId {
-        let name = fresh_name(name, |n| self.values.iter().any(|(_, v)| v.name == n));
+        let name = self.values.fresh_name(name, |_| false);
         self.values.push(Value { name, ty, slot: None })
     }
 
@@ -246,11 +245,14 @@ impl Operand {
     }
 }
 
-/// `wanted`, or the first of `wanted.1`, `wanted.2`, … that is free.
-fn fresh_name(wanted: &str, taken: impl Fn(&str) -> bool) -> String {
-    if !taken(wanted) {
-        return wanted.to_owned();
-    }
-    let numbered = (1u32..).map(|i| format!("{wanted}.{i}"));
-    numbered.into_iter().find(|n| !taken(n)).expect("some number is free")
+macro_rules! named {
+    ($($entry:ident),*) => {$(
+        impl Named for $entry {
+            fn name(&self) -> &str {
+                &self.name
+            }
+        }
+    )*};
 }
+
+named!(State, Value, Weight);

@@ -35,17 +35,19 @@ fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
 /// The name of the first value whose size is not static, or absurd.
 pub fn plan_memory(graph: &mut Graph) -> Result<(), String> {
     let live = live_ranges(graph);
-    let mut placed: Vec<ValueId> = Vec::new();
+    // Those placed so far that still live: births come in order.
+    let mut alive: Vec<ValueId> = Vec::new();
     let mut births: Vec<(ValueId, Option<usize>)> = graph.params.iter().map(|&p| (p, None)).collect();
     births.extend(graph.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&o| (o, Some(i)))));
     for (id, node) in births {
         let bytes = size(&graph.values, id)?;
+        alive.retain(|v| live[v.index()].1 >= live[id.index()].0);
         let slot = match node.and_then(|i| taken_over(graph, i, id, &live)) {
             Some(old) => graph.values[old].slot.expect("operands are placed before results"),
-            None => place(&graph.values, &placed, &live, live[id.index()], bytes)?,
+            None => place(&graph.values, &alive, bytes)?,
         };
         graph.values[id].slot = Some(slot);
-        placed.push(id);
+        alive.push(id);
     }
     Ok(())
 }
@@ -70,15 +72,9 @@ fn taken_over(graph: &Graph, at: usize, out: ValueId, live: &[(usize, usize)]) -
     (node.outputs.first() == Some(&out) && reads == 1 && live[old.index()].1 == at + 1 && fits).then_some(old)
 }
 
-fn place(
-    values: &Arena<ValueId, Value>,
-    placed: &[ValueId],
-    live: &[(usize, usize)],
-    span: (usize, usize),
-    bytes: u64,
-) -> Result<u64, String> {
+fn place(values: &Arena<ValueId, Value>, alive: &[ValueId], bytes: u64) -> Result<u64, String> {
     let mut busy = Vec::new();
-    for &p in placed.iter().filter(|p| live[p.index()].0 <= span.1 && span.0 <= live[p.index()].1) {
+    for &p in alive {
         let start = values[p].slot.expect("placed values have slots");
         busy.push((start, start + size(values, p)?));
     }

@@ -30,6 +30,7 @@ pub struct Rewriter<'m> {
     pub index: usize,
     defs: Vec<Option<usize>>,
     old_uses: Vec<usize>,
+    old_defs: Vec<Option<usize>>,
 }
 
 impl Rewriter<'_> {
@@ -48,6 +49,11 @@ impl Rewriter<'_> {
     /// How often a value of the old graph is read or returned.
     pub fn uses(&self, old: ValueId) -> usize {
         self.old_uses[old.index()]
+    }
+
+    /// The node of the old graph that defines a value, unless it is a parameter.
+    pub fn old_def(&self, old: ValueId) -> Option<&Node> {
+        self.old_defs[old.index()].map(|i| &self.old.nodes[i])
     }
 
     /// Appends a node; the results get inferred types and, in order, these names.
@@ -91,8 +97,8 @@ pub fn rewrite(
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<usize, Error> {
     let old = std::mem::take(&mut module.graphs[index]);
-    let (graph, old_uses) = (Graph::new(old.name.clone()), old.use_counts());
-    let mut rw = Rewriter { module, graph, old: &old, index: 0, defs: Vec::new(), old_uses };
+    let (graph, old_uses, old_defs) = (Graph::new(old.name.clone()), old.use_counts(), old.definitions());
+    let mut rw = Rewriter { module, graph, old: &old, index: 0, defs: Vec::new(), old_uses, old_defs };
     let outcome = copy(&mut rw, decide);
     let new = std::mem::take(&mut rw.graph);
     // A failing pass leaves the module as it was, so that the caller can write it to a repro file.

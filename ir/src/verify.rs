@@ -124,7 +124,7 @@ impl<'m> Verifier<'m> {
         }
     }
 
-    fn check_types(&mut self, op: &Op, args: &[Arg<'_>], written: &[&Type], place: &str) {
+    fn check_types(&mut self, op: &Op, args: &[Arg<'_>], written: &[&Type], place: impl std::fmt::Display) {
         match infer(op, args) {
             Err(e) => self.report(place, e),
             Ok(inferred) if inferred.iter().ne(written.iter().copied()) => {
@@ -152,8 +152,7 @@ impl<'m> Verifier<'m> {
             }
         }
         for node in &graph.nodes {
-            let text = format!("{place}: {}", self.module.node_text(graph, node));
-            self.node(graph, node, &text, &mut defined);
+            self.node(graph, node, &mut defined);
         }
         for &r in &graph.results {
             if !defined[r] {
@@ -166,20 +165,23 @@ impl<'m> Verifier<'m> {
         self.slots(graph, &place);
     }
 
-    fn node(&mut self, graph: &Graph, node: &Node, text: &str, defined: &mut crate::arena::SideTable<ValueId, bool>) {
+    fn node(&mut self, graph: &Graph, node: &Node, defined: &mut crate::arena::SideTable<ValueId, bool>) {
+        let module = self.module;
+        // Written only for a message: a sound module has many nodes and no messages.
+        let text = std::fmt::from_fn(|f| write!(f, "graph @{}: {}", graph.name, module.node_text(graph, node)));
         for v in node.inputs.iter().filter_map(|i| i.value()) {
             if !defined[v] {
-                self.report(text, format!("%{} is read before it is defined", graph.values[v].name));
+                self.report(&text, format!("%{} is read before it is defined", graph.values[v].name));
             }
         }
         for &out in &node.outputs {
             if std::mem::replace(&mut defined[out], true) {
-                self.report(text, format!("%{} is defined twice", graph.values[out].name));
+                self.report(&text, format!("%{} is defined twice", graph.values[out].name));
             }
         }
         let args: Vec<_> = node.inputs.iter().map(|&i| arg(i.kind(), self.module.operand_type(graph, i))).collect();
         let written: Vec<_> = node.outputs.iter().map(|&o| &graph.values[o].ty).collect();
-        self.check_types(&node.op, &args, &written, text);
+        self.check_types(&node.op, &args, &written, &text);
     }
 
     /// Walks the schedule backwards with the set of live values and checks that nothing overwrites one of them.

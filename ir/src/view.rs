@@ -2,14 +2,15 @@
 //!
 //! Borrowed and built on demand for algorithms that want a graph (reachability, DOT); the IR itself keeps no edges.
 
-use crate::arena::Id;
+use crate::arena::{Id, StateId};
 use crate::module::{Graph, Operand};
 use petgraph::graph::{DiGraph, NodeIndex};
+use std::collections::BTreeMap;
 
 /// The data-flow edges of a graph, plus the order edges between nodes that touch the same state.
 pub fn dataflow(graph: &Graph) -> DiGraph<usize, ()> {
     let mut view = DiGraph::with_capacity(graph.nodes.len(), graph.nodes.len() * 2);
-    let mut last_touch: Vec<(Operand, NodeIndex)> = Vec::new();
+    let mut last_touch: BTreeMap<StateId, NodeIndex> = BTreeMap::new();
     let defs = graph.definitions();
     for (i, node) in graph.nodes.iter().enumerate() {
         let here = view.add_node(i);
@@ -21,13 +22,11 @@ pub fn dataflow(graph: &Graph) -> DiGraph<usize, ()> {
                     }
                 }
                 Operand::Weight(_) => {}
-                Operand::State(_) => match last_touch.iter_mut().find(|(s, _)| *s == input) {
-                    Some((_, last)) => {
-                        view.add_edge(*last, here, ());
-                        *last = here;
+                Operand::State(s) => {
+                    if let Some(last) = last_touch.insert(s, here) {
+                        view.add_edge(last, here, ());
                     }
-                    None => last_touch.push((input, here)),
-                },
+                }
             }
         }
     }

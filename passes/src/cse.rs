@@ -8,7 +8,8 @@
 //! becomes `%a = silu %x: f32[4, 8]` and `%c = mul %a, %a: f32[4, 8]`.
 
 use crate::PassInfo;
-use dlx_ir::{Module, Rewrite, WeightDef, rewrite};
+use dlx_ir::{Id, Module, Op, Operand, Rewrite, WeightDef, WeightId, rewrite};
+use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "cse",
@@ -17,12 +18,18 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run: |module, _| {
         let mut changes = merge_weights(module);
         for g in 0..module.graphs.len() {
+            // Nodes of the new graph by what they read.
+            let mut seen: BTreeMap<Vec<Operand>, Vec<usize>> = BTreeMap::new();
             changes += rewrite(module, g, &mut |rw, node| {
                 if node.op.touches_state() || node.outputs.is_empty() {
                     return Ok(Rewrite::Keep);
                 }
-                let same = rw.graph.nodes.iter().find(|n| n.op == node.op && n.inputs == node.inputs);
-                Ok(same.map_or(Rewrite::Keep, |n| Rewrite::Replace(n.outputs.clone())))
+                let alike = seen.entry(node.inputs.clone()).or_default();
+                if let Some(same) = alike.iter().map(|&i| &rw.graph.nodes[i]).find(|n| n.op == node.op) {
+                    return Ok(Rewrite::Replace(same.outputs.clone()));
+                }
+                alike.push(rw.graph.nodes.len());
+                Ok(Rewrite::Keep)
             })?;
         }
         Ok(changes)
@@ -32,18 +39,18 @@ pub(crate) const PASS: PassInfo = PassInfo {
 /// Points every use of a repeated weight expression to its first spelling.
 fn merge_weights(module: &mut Module) -> usize {
     let mut map: Vec<_> = module.weights.iter().map(|(id, _)| id).collect();
+    let mut seen: BTreeMap<Vec<WeightId>, Vec<(Op, WeightId)>> = BTreeMap::new();
     let mut merged = 0;
-    for (i, id) in map.clone().into_iter().enumerate() {
-        let mut def = module.weights[id].def.clone();
-        if let WeightDef::Expr(_, inputs) = &mut def {
-            inputs.iter_mut().for_each(|w| *w = map[dlx_ir::Id::index(*w)]);
-            let first = module.weights.iter().take(i).find(|(_, w)| w.def == def).map(|(first, _)| first);
-            if let Some(first) = first {
-                map[i] = first;
-                merged += 1;
-            }
+    for id in map.clone() {
+        let WeightDef::Expr(op, inputs) = &mut module.weights[id].def else { continue };
+        inputs.iter_mut().for_each(|w| *w = map[w.index()]);
+        let alike = seen.entry(inputs.clone()).or_default();
+        if let Some((_, first)) = alike.iter().find(|(o, _)| o == op) {
+            map[id.index()] = *first;
+            merged += 1;
+        } else {
+            alike.push((op.clone(), id));
         }
-        module.weights[id].def = def;
     }
     if merged > 0 {
         crate::replace_weights(module, &map);

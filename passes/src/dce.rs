@@ -7,6 +7,7 @@ use crate::PassInfo;
 use dlx_ir::{Arena, Error, Id, Module, Operand, Rewrite, StateId, WeightDef, WeightId, dataflow, rewrite};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::{Dfs, Reversed};
+use std::collections::BTreeSet;
 
 pub(crate) const PASS: PassInfo =
     PassInfo { name: "dce", doc: "removes nodes, weights and states that nothing reads", params: &[], run };
@@ -44,12 +45,12 @@ fn live_nodes(module: &Module, g: usize) -> Vec<bool> {
     let view = dataflow(graph);
     let defs = graph.definitions();
     let mut roots: Vec<usize> = graph.results.iter().filter_map(|r| defs[r.index()]).collect();
-    let read = |op: Operand| {
-        let reads = module.graphs.iter().flat_map(|g| &g.nodes).filter(|n| !n.op.has_effect());
-        reads.flat_map(|n| &n.inputs).any(|i| *i == op)
-    };
+    let reads = module.graphs.iter().flat_map(|g| &g.nodes).filter(|n| !n.op.has_effect());
+    let read: BTreeSet<StateId> = reads.flat_map(|n| &n.inputs).filter_map(|i| i.state()).collect();
     let writes = graph.nodes.iter().enumerate().filter(|(_, n)| n.op.has_effect());
-    roots.extend(writes.filter(|(_, n)| n.inputs.iter().any(|i| i.state().is_some() && read(*i))).map(|(i, _)| i));
+    roots.extend(
+        writes.filter(|(_, n)| n.inputs.iter().any(|i| i.state().is_some_and(|s| read.contains(&s)))).map(|(i, _)| i),
+    );
     let mut live = vec![false; graph.nodes.len()];
     let mut dfs = Dfs::empty(Reversed(&view));
     for root in roots {

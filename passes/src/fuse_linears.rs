@@ -9,6 +9,7 @@
 
 use crate::PassInfo;
 use dlx_ir::{Error, Module, Node, Op, Operand, Post, Rewrite, ValueId, rewrite};
+use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-linears",
@@ -22,14 +23,20 @@ const MAX_WEIGHTS: usize = 3;
 
 fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
     let nodes = module.graphs[index].nodes.clone();
-    let mut fused: Vec<(usize, Vec<ValueId>)> = Vec::new();
+    let mut siblings: BTreeMap<(Operand, bool), Vec<usize>> = BTreeMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        if let Some(bias) = plain(node) {
+            siblings.entry((node.inputs[0], bias)).or_default().push(i);
+        }
+    }
+    let mut fused: BTreeMap<usize, ValueId> = BTreeMap::new();
     rewrite(module, index, &mut |rw, node| {
         let Some(bias) = plain(node) else { return Ok(Rewrite::Keep) };
-        if let Some((_, outs)) = fused.iter().find(|(i, _)| *i == rw.index) {
-            return Ok(Rewrite::Replace(outs.clone()));
+        if let Some(&out) = fused.get(&rw.index) {
+            return Ok(Rewrite::Replace(vec![out]));
         }
-        let same_input = |n: &Node| plain(n) == Some(bias) && n.inputs[0] == nodes[rw.index].inputs[0];
-        let group: Vec<usize> = (rw.index..nodes.len()).filter(|&i| same_input(&nodes[i])).take(MAX_WEIGHTS).collect();
+        let same_input = &siblings[&(nodes[rw.index].inputs[0], bias)];
+        let group: Vec<usize> = same_input.iter().copied().filter(|&i| i >= rw.index).take(MAX_WEIGHTS).collect();
         if group.len() < 2 {
             return Ok(Rewrite::Keep);
         }
@@ -43,7 +50,7 @@ fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let op = Op::Linear { n: group.len() as u32, bias, norm: None, post: Post::None };
         let outs = rw.emit(op, inputs, &names)?;
-        fused.extend(group[1..].iter().zip(&outs[1..]).map(|(&i, &o)| (i, vec![o])));
+        fused.extend(group[1..].iter().zip(&outs[1..]).map(|(&i, &o)| (i, o)));
         Ok(Rewrite::Replace(vec![outs[0]]))
     })
 }

@@ -9,7 +9,7 @@
 //! A gate, its SiLU or an up that something else reads too stays: the linear would be computed twice.
 
 use crate::{PassInfo, rewrite_all};
-use dlx_ir::{Id, Op, Operand, Post, Rewrite, Rewriter};
+use dlx_ir::{Op, Operand, Post, Rewrite, Rewriter};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-swiglu",
@@ -36,8 +36,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
 /// Whether only the SiLU, operand `s` of the current node, reads the gate.
 fn gate_read_once(rw: &Rewriter<'_>, s: usize) -> bool {
     let silu = rw.old.nodes[rw.index].inputs[s].value();
-    let def = silu.and_then(|v| rw.old.definitions()[v.index()]);
-    let gate = def.and_then(|i| rw.old.nodes[i].inputs[0].value());
+    let gate = silu.and_then(|v| rw.old_def(v)?.inputs[0].value());
     gate.is_some_and(|v| rw.uses(v) == 1)
 }
 
