@@ -236,7 +236,7 @@ impl Compile<'_> {
             write_text(&dir.join("00-import.dlx"), &module.to_string())?;
         }
         let outcome = run_pipeline(module, &steps, &mut |number, report, module| {
-            let name = report.pass.split('{').next().unwrap_or_default();
+            let name = report.name;
             if self.options.print_after.iter().any(|p| p == name) {
                 self.watch.print(name, &module.to_string());
             }

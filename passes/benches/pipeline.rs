@@ -18,12 +18,12 @@ fn main() {
         let module = dlx_ir::parse(&text).expect("the text is a module");
         let nodes = module.graphs[0].nodes.len();
         let steps = parse_pipeline(PIPELINE).expect("the pipeline is one");
-        let mut best: Option<Vec<(String, Duration, Duration)>> = None;
+        let mut best: Option<Vec<(&str, Duration, Duration)>> = None;
         for _ in 0..5 {
             let mut module = module.clone();
             let reports = run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).expect("the pipeline runs");
-            let times: Vec<_> = reports.into_iter().map(|r| (r.pass, r.time, r.verify_time)).collect();
-            let sum = |t: &[(String, Duration, Duration)]| t.iter().map(|(_, a, b)| *a + *b).sum::<Duration>();
+            let times: Vec<_> = reports.into_iter().map(|r| (r.name, r.time, r.verify_time)).collect();
+            let sum = |t: &[(&str, Duration, Duration)]| t.iter().map(|(_, a, b)| *a + *b).sum::<Duration>();
             if best.as_ref().is_none_or(|b| sum(&times) < sum(b)) {
                 best = Some(times);
             }
@@ -32,7 +32,6 @@ fn main() {
         let total: Duration = best.iter().map(|(_, a, b)| *a + *b).sum();
         println!("{nodes} nodes: {:.1} ms", total.as_secs_f64() * 1e3);
         for (pass, time, verify) in best.iter().filter(|_| layers == 240) {
-            let pass = pass.split('{').next().unwrap_or_default();
             println!("  {pass:16} {:8.2} ms, verify {:8.2} ms", time.as_secs_f64() * 1e3, verify.as_secs_f64() * 1e3);
         }
     }

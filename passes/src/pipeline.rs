@@ -110,6 +110,8 @@ pub fn parse_pipeline(text: &str) -> Result<Vec<Step>, Error> {
 /// What one pass did.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// The pass.
+    pub name: &'static str,
     /// The pass with its parameters.
     pub pass: String,
     /// Nodes, weights or graphs that it changed.
@@ -150,7 +152,8 @@ pub fn run_pipeline(
         let time = start.elapsed();
         let start = Instant::now();
         verify(module).map_err(|errors| failed(first_of(errors)))?;
-        let report = Report { pass: step.to_string(), changes, time, verify_time: start.elapsed() };
+        let report =
+            Report { name: step.pass.name, pass: step.to_string(), changes, time, verify_time: start.elapsed() };
         observe(i + 1, &report, module).map_err(failed)?;
         reports.push(report);
     }
