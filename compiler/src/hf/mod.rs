@@ -100,7 +100,9 @@ pub fn import(source: &Source<'_>) -> Result<Imported, Error> {
         let message = format!("`{sampler}` cannot be chosen: {} has one way of decoding", family.name);
         return Err(Error::new("--sampler", message).help("leave it out"));
     }
-    (family.import)(source)
+    let mut imported = (family.import)(source)?;
+    imported.notes.extend(source.checkpoint.notes().iter().chain(&source.text.notes).cloned());
+    Ok(imported)
 }
 
 /// The mask token's id: the config's, the generation config's, or that of the tokenizer's `mask_token`.

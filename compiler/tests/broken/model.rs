@@ -13,9 +13,14 @@ pub(crate) struct Model {
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// The trained checkpoint of the examples, saved to `dir/model`.
+/// The trained SDAR checkpoint of the examples, saved to `dir/model`.
 pub(crate) fn sdar_tiny(dir: &Path) -> Model {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
+    example(dir, "sdar-tiny")
+}
+
+/// A trained checkpoint of the examples, saved to `dir/model`.
+pub(crate) fn example(dir: &Path, name: &str) -> Model {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name);
     let files = std::fs::read_dir(source).unwrap().map(|e| e.unwrap().path());
     let read = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap());
     let model = Model { dir: dir.join("model"), files: files.map(read).collect() };
@@ -28,7 +33,9 @@ impl Model {
         let _ = std::fs::remove_dir_all(&self.dir);
         std::fs::create_dir(&self.dir).unwrap();
         for (name, bytes) in &self.files {
-            std::fs::write(self.dir.join(name), bytes).unwrap();
+            let path = self.dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
         }
     }
 
@@ -115,7 +122,7 @@ impl Model {
         (serde_json::from_slice(&file[8..8 + len]).unwrap(), file[8 + len..].to_vec())
     }
 
-    fn json(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn json(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut json = serde_json::from_slice(&self.files[name]).unwrap();
         change(&mut json);
         self.write(name, json.to_string().as_bytes());
