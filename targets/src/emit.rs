@@ -173,9 +173,8 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<
                 if !packer.pack(tile, bytes) {
                     let name = tensor(module, from[0]);
                     let place = position(tile, task.rows.start + i * TILE_COLUMNS, k);
-                    return Err(Error::new(name, format!("a scale of {format} does not fit f16: {place}")).help(
-                        format!("the weights are too large for this format: add --keep {}=bf16", pattern(name)),
-                    ));
+                    return Err(Error::new(name, format!("a scale of {format} does not fit f16: {place}"))
+                        .help("numbers so far apart do not quantize: compile this checkpoint with --quant bf16"));
                 }
             }
         }
@@ -247,11 +246,10 @@ fn round_to(dtype: DType, values: &mut [f32], name: &str, range: &Range<usize>) 
         let rounded = round(*v);
         if !rounded.is_finite() && v.is_finite() {
             let wider = if dtype == DType::F16 { "bf16" } else { "none" };
-            return Err(Error::new(
-                name,
-                format!("{v:e} at [{}, {}] does not fit {dtype}", range.start + i / width, i % width),
-            )
-            .help(format!("use a type with a larger range: --quant {wider}, or --keep {}={wider}", pattern(name))));
+            let (row, column, pattern) = (range.start + i / width, i % width, pattern(name));
+            return Err(Error::new(name, format!("{v:e} at [{row}, {column}] does not fit {dtype}")).help(format!(
+                "use a type with a larger range: --quant {wider}, or --keep {pattern}={wider} where --keep asks for {dtype}"
+            )));
         }
         *v = rounded;
     }

@@ -258,9 +258,13 @@ fn added(
             tokens.insert(id, Added { id, content, special, flags: [false, false, false, !special] });
         }
     }
-    for content in special {
-        if let Some(&id) = vocab.get(content).filter(|_| tokens.values().all(|t| t.content != content)) {
-            tokens.insert(id, Added { id, content: content.to_owned(), special: true, flags: [false; 4] });
+    let known: BTreeSet<String> = tokens.values().map(|t| t.content.clone()).collect();
+    for content in special.into_iter().filter(|content| !known.contains(*content)) {
+        match vocab.get(content) {
+            Some(&id) => {
+                drop(tokens.insert(id, Added { id, content: content.to_owned(), special: true, flags: [false; 4] }));
+            }
+            None => notes.push(format!("the special token {content:?} has no id in these files: it is left out")),
         }
     }
     let owners: BTreeMap<u64, &String> = vocab.iter().map(|(token, id)| (*id, token)).collect();

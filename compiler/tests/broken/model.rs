@@ -1,5 +1,7 @@
 //! A copy of the trained tiny checkpoint that can be damaged.
 
+#![allow(dead_code, reason = "each test program damages in its own ways")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -115,11 +117,60 @@ impl Model {
         self.remove(WEIGHTS);
     }
 
+    /// The tensors of the single weight file.
+    pub(crate) fn tensors(&self) -> Tensors {
+        let (header, data) = self.weights();
+        read_tensors(&header, &data)
+    }
+
+    /// Writes a weight file.
+    pub(crate) fn write_tensors(&mut self, file: &str, tensors: &Tensors) {
+        let (mut header, mut data) = (Map::new(), Vec::new());
+        for (name, (dtype, shape, bytes)) in tensors {
+            let range = [data.len(), data.len() + bytes.len()];
+            header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": range}));
+            data.extend_from_slice(bytes);
+        }
+        let header = Value::Object(header).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+        self.write(file, &bytes);
+    }
+
+    /// Splits the weight file into two shards with an index.
+    pub(crate) fn split(&mut self) -> [String; 2] {
+        let mut first = self.tensors();
+        let middle = first.keys().nth(first.len() / 2).unwrap().clone();
+        let second = first.split_off(&middle);
+        let shards = [1, 2].map(|i| format!("model-0000{i}-of-00002.safetensors"));
+        let mut map = Map::new();
+        for (file, tensors) in shards.iter().zip([&first, &second]) {
+            self.write_tensors(file, tensors);
+            map.extend(tensors.keys().map(|name| (name.clone(), json!(file))));
+        }
+        self.remove(WEIGHTS);
+        self.write(INDEX, json!({"metadata": {}, "weight_map": map}).to_string().as_bytes());
+        shards
+    }
+
+    /// Adds tensors to a file that has some.
+    pub(crate) fn add_tensors(&mut self, file: &str, more: Tensors) {
+        let (header, data) = split_file(&self.files[file]);
+        let mut tensors = read_tensors(&header, &data);
+        tensors.extend(more);
+        self.write_tensors(file, &tensors);
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
+        &self.files[name]
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// Header and data of the weight file.
     fn weights(&self) -> (Map<String, Value>, Vec<u8>) {
-        let file = &self.files[WEIGHTS];
-        let len = usize::try_from(u64::from_le_bytes(file[..8].try_into().unwrap())).unwrap();
-        (serde_json::from_slice(&file[8..8 + len]).unwrap(), file[8 + len..].to_vec())
+        split_file(&self.files[WEIGHTS])
     }
 
     pub(crate) fn json(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
@@ -127,4 +178,23 @@ impl Model {
         change(&mut json);
         self.write(name, json.to_string().as_bytes());
     }
+}
+
+/// Name → element type, shape and bytes of a tensor.
+pub(crate) type Tensors = BTreeMap<String, (String, Value, Vec<u8>)>;
+
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+fn split_file(file: &[u8]) -> (Map<String, Value>, Vec<u8>) {
+    let len = usize::try_from(u64::from_le_bytes(file[..8].try_into().unwrap())).unwrap();
+    (serde_json::from_slice(&file[8..8 + len]).unwrap(), file[8 + len..].to_vec())
+}
+
+fn read_tensors(header: &Map<String, Value>, data: &[u8]) -> Tensors {
+    let at = |v: &Value| usize::try_from(v.as_u64().unwrap()).unwrap();
+    let entries = header.iter().filter(|(name, _)| *name != "__metadata__").map(|(name, entry)| {
+        let range = at(&entry["data_offsets"][0])..at(&entry["data_offsets"][1]);
+        (name.clone(), (entry["dtype"].as_str().unwrap().to_owned(), entry["shape"].clone(), data[range].to_vec()))
+    });
+    entries.collect()
 }
