@@ -177,7 +177,7 @@ impl Checkpoint {
         };
         let value = values.get(i).copied().unwrap_or(f32::NAN);
         Err(Error::new(format_args!("{}: `{name}`", shard.path().display()), format!("{value} at {position}"))
-            .help("the checkpoint is damaged: download it again, or pass --allow-nonfinite to compile it anyway"))
+            .help("the checkpoint is damaged: download it again"))
     }
 
     fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {

@@ -342,7 +342,10 @@ fn numbers_that_a_format_cannot_hold() {
     model.write_tensors(WEIGHTS, &tensors);
     model.save();
     let refused = String::from_utf8_lossy(&compile(&["--quant", "bf16"]).stderr).into_owned();
-    assert!(refused.contains("model.layers.1.mlp.gate_proj.weight: 3.4028235e38 at [0, 5] does not fit bf16"), "{refused}");
+    assert!(
+        refused.contains("model.layers.1.mlp.gate_proj.weight: 3.4028235e38 at [0, 5] does not fit bf16"),
+        "{refused}"
+    );
     success("none", &compile(&["--quant", "bf16", "--keep", "gate_proj=none"]));
 }
 

@@ -63,7 +63,11 @@ pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
     let index = if is_there(&path) { Some(read(&path)?) } else { None };
     let all = weight_files(dir)?;
     let Some(index) = index else {
-        return if is_there(&single) { Ok(only(single, &all)) } else { listed(dir, all) };
+        return match all.as_slice() {
+            [] => Err(kinds::no_weights(dir)),
+            _ if is_there(&single) => Ok(only(single, &all)),
+            _ => listed(dir, all),
+        };
     };
     let names: BTreeSet<&str> = index.values().map(String::as_str).collect();
     let (there, missing): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_there(&dir.join(name)));
@@ -177,7 +181,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
         }
     }
     files.sort();
-    if files.is_empty() { Err(kinds::no_weights(dir)) } else { Ok(files) }
+    Ok(files)
 }
 
 fn passed_over<'a>(notes: &mut Vec<String>, files: impl Iterator<Item = &'a PathBuf>, counts: &str) {

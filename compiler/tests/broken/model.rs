@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 pub(crate) struct Model {
     pub(crate) dir: PathBuf,
     files: BTreeMap<String, Vec<u8>>,
+    /// The files as they were, and the shards and index that the same weights have elsewhere.
+    published: BTreeMap<String, Vec<u8>>,
 }
 
 const WEIGHTS: &str = "model.safetensors";
@@ -25,7 +27,10 @@ pub(crate) fn example(dir: &Path, name: &str) -> Model {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name);
     let files = std::fs::read_dir(source).unwrap().map(|e| e.unwrap().path());
     let read = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap());
-    let model = Model { dir: dir.join("model"), files: files.map(read).collect() };
+    let files: BTreeMap<_, _> = files.map(read).collect();
+    let mut model = Model { dir: dir.join("model"), published: files.clone(), files };
+    model.split();
+    model.published.extend(std::mem::replace(&mut model.files, model.published.clone()));
     model.save();
     model
 }
@@ -47,6 +52,39 @@ impl Model {
 
     pub(crate) fn write(&mut self, name: &str, bytes: &[u8]) {
         self.files.insert(name.to_owned(), bytes.to_vec());
+    }
+
+    /// Gives a file another name.
+    pub(crate) fn take(&mut self, name: &str, to: &str) {
+        let bytes = self.files.remove(name).unwrap();
+        self.write(to, &bytes);
+    }
+
+    /// Moves all files into a directory.
+    pub(crate) fn into_dir(&mut self, dir: &str) {
+        self.files = std::mem::take(&mut self.files).into_iter().map(|(n, b)| (format!("{dir}/{n}"), b)).collect();
+    }
+
+    /// Puts files in their places as they were published; one that never was is removed.
+    pub(crate) fn fetch(&mut self, names: &[&str]) {
+        for name in names {
+            match self.published.get(*name) {
+                Some(bytes) => drop(self.files.insert((*name).to_owned(), bytes.clone())),
+                None => drop(self.files.remove(*name)),
+            }
+        }
+    }
+
+    /// Puts all files in their places as they were in the example.
+    pub(crate) fn restart(&mut self) {
+        let shard = |name: &str| name.starts_with("model-") || name == INDEX;
+        self.files = self.published.iter().filter(|(n, _)| !shard(n)).map(|(n, b)| (n.clone(), b.clone())).collect();
+    }
+
+    /// The tensors as they were published.
+    pub(crate) fn original(&self) -> Tensors {
+        let (header, data) = split_file(&self.published[WEIGHTS]);
+        read_tensors(&header, &data)
     }
 
     /// Sets a key of config.json.
