@@ -83,7 +83,8 @@ impl Checkpoint {
             notes: Vec::new(),
         };
         checkpoint.open_shards(declared.as_ref())?;
-        if let Some(error) = kinds::by_tensors(dir, checkpoint.names()) {
+        let names = || checkpoint.names();
+        if let Some(error) = kinds::by_tensors(dir, names()).or_else(|| quantized::cast(dir, names())) {
             return Err(error);
         }
         checkpoint.notes.extend(declared.map(quantized::plain).transpose()?);

@@ -131,6 +131,7 @@ const SOURCES: &[(&str, &str)] = &[
 
 /// Advice that is followed elsewhere, or cannot be here.
 const ELSEWHERE: &[&str] = &[
+    "check its permissions",                                 // root lists everything
     "check the file and its permissions",                    // root reads everything
     "download the file again: the copy that the link meant", // `reports.rs` makes the links
 ];

@@ -4,13 +4,15 @@
 //! is in `remedies.rs`.
 #![allow(clippy::unwrap_used, reason = "test program")]
 
+#[path = "broken/layouts.rs"]
+mod layouts;
 #[path = "broken/model.rs"]
 mod model;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-use dlxc::checkpoint::TextFiles;
+use layouts::{added_alone, auto_map, dream, fast_class, windows};
 use model::{INDEX, Model, example};
 use serde_json::json;
 
@@ -71,6 +73,7 @@ const ACCEPTED: &[Row] = &[
     ),
     ("a single file of another name", "sdar-tiny", renamed, "the weights are those of weights.safetensors"),
     ("optimizer state beside the model", "sdar-tiny", |m| m.write("optimizer.pt", b"PK\x03\x04"), ""),
+    ("a quantization_config that says nothing", "sdar-tiny", |m| m.set("quantization_config", json!({})), ""),
     (
         "plain weights and a request to quantize while loading",
         "sdar-tiny",
@@ -124,6 +127,49 @@ fn dangling_links() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("link: is a link to nowhere"), "{output:?}");
 }
 
+/// A pipe has no end: it is refused, not waited for.
+#[cfg(unix)]
+#[test]
+fn pipes_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = example(dir.path(), "sdar-tiny");
+    for file in ["config.json", "tokenizer.json", WEIGHTS, "chat_template.jinja"] {
+        model.save();
+        let _ = std::fs::remove_file(model.dir.join(file));
+        assert!(Command::new("mkfifo").arg(model.dir.join(file)).status().unwrap().success());
+        let output = dlxc(dir.path(), &["compile", path(&model.dir), "-o", path(&dir.path().join("out.dlxa"))]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains(&format!("{file}: cannot be read: not a regular file")), "{file}: {error}");
+    }
+}
+
+/// What is given in place of a directory is named, and the way on leads there.
+#[test]
+fn files_in_place_of_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = example(dir.path(), "sdar-tiny");
+    let out = dir.path().join("out.dlxa");
+    success("compile", &dlxc(dir.path(), &["compile", path(&model.dir), "-o", path(&out)]));
+    std::fs::write(dir.path().join("model.zip"), b"PK\x03\x04").unwrap();
+    std::fs::write(dir.path().join("download"), b"GGUF\x03\0\0\0\0").unwrap();
+    std::fs::write(dir.path().join("model.gguf"), b"GGUF\x03\0\0\0\0").unwrap();
+    let within = format!("give the directory that it is in: {}\n", path(&model.dir));
+    let run = format!("is compiled already\nhelp: run it: dlxc run {}\n", path(&out));
+    for (file, expected) in [
+        ("model/model.safetensors", within.as_str()),
+        ("model/config.json", &within),
+        ("out.dlxa", &run),
+        ("model.zip", "an archive must be unpacked first"),
+        ("download", "is a GGUF file for llama.cpp"),
+        ("model.gguf", "GGUF files for llama.cpp"),
+        ("nowhere", "no such directory\nhelp: download the checkpoint"),
+    ] {
+        let output = dlxc(dir.path(), &["compile", path(&dir.path().join(file)), "-o", "x.dlxa"]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains(expected), "{file}: {error}");
+    }
+}
+
 /// A shard that is a link to nothing is no missing shard.
 #[cfg(unix)]
 #[test]
@@ -136,125 +182,6 @@ fn a_dangling_shard() {
     std::os::unix::fs::symlink("gone", model.dir.join(&shards[1])).unwrap();
     let output = dlxc(dir.path(), &["compile", path(&model.dir), "-o", path(&dir.path().join("out.dlxa"))]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("00002.safetensors: is a link to gone"), "{output:?}");
-}
-
-/// The tokenizer that is made gives the ids of the one that the example has, and so does one without special tokens in
-/// its config.
-#[test]
-fn a_made_tokenizer_gives_the_same_ids() {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, change) in
-        [("dream-tiny", dream as fn(&mut Model)), ("qwen2-tiny", fast_class), ("sdar-tiny", added_alone)]
-    {
-        let mut model = example(dir.path(), name);
-        let own = tokenizers::Tokenizer::from_bytes(model.bytes("tokenizer.json")).unwrap();
-        change(&mut model);
-        model.save();
-        let text = TextFiles::read(&model.dir).unwrap();
-        assert_eq!(text.tokenizer, TextFiles::read(&model.dir).unwrap().tokenizer, "{name}: the same bytes");
-        let made = tokenizers::Tokenizer::from_bytes(&text.tokenizer).unwrap();
-        assert_eq!(made.get_vocab(true), own.get_vocab(true), "{name}");
-        let mut compared = 0;
-        for text in texts() {
-            let (a, b) =
-                (own.encode_fast(text.as_str(), false).unwrap(), made.encode_fast(text.as_str(), false).unwrap());
-            assert_eq!(a.get_ids(), b.get_ids(), "{name}: {text:?}");
-            for skip in [true, false] {
-                assert_eq!(own.decode(a.get_ids(), skip).unwrap(), made.decode(b.get_ids(), skip).unwrap(), "{text:?}");
-            }
-            compared += 1;
-        }
-        assert!(compared > 4000, "{compared}");
-    }
-}
-
-/// The questions of the examples, and mixtures of everything that a splitter or normalizer treats apart.
-fn texts() -> Vec<String> {
-    let questions = include_str!("../../examples/data/questions.jsonl").lines().map(str::to_owned);
-    let parts = [
-        "a",
-        "The",
-        " capital",
-        "'s",
-        "'LL",
-        "'",
-        " ",
-        "  ",
-        "\t",
-        "\n",
-        "\r\n",
-        "\n\n",
-        "1",
-        "42",
-        "½",
-        "é",
-        "e\u{301}",
-        "한",
-        "\u{1112}\u{1161}\u{11ab}",
-        "中文",
-        "😀",
-        "\u{200d}",
-        "!",
-        "?!",
-        "...",
-        "\u{a0}",
-        "\u{85}",
-        "\u{2028}",
-        "ſ",
-        "K",
-        "İ",
-        "<|im_end|>",
-        "<|mask|>",
-        "<|MASK|>",
-        "<|endoftext|>",
-        "<|",
-        "|>",
-        "\u{0}",
-        "\u{fffd}",
-        "x_y",
-        "ǅ",
-        "٣",
-        "ﬁ",
-        "Å",
-    ];
-    let mut state = 1u64;
-    let mut next = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(state >> 33).unwrap()
-    };
-    let mixed = (0..4000).map(move |_| (0..1 + next() % 12).map(|_| parts[next() % parts.len()]).collect());
-    questions.chain(mixed).collect()
-}
-
-/// GPT-2's class cuts in its own way; ids with a gap stay what the files say.
-#[test]
-fn other_classes_and_other_ids() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut model = example(dir.path(), "qwen2-tiny");
-    model.remove("tokenizer.json");
-    model.json("tokenizer_config.json", |c| {
-        c["tokenizer_class"] = json!("GPT2TokenizerFast");
-        c["add_prefix_space"] = json!(true);
-    });
-    model.save();
-    let made = tokenizers::Tokenizer::from_bytes(TextFiles::read(&model.dir).unwrap().tokenizer).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&made.to_string(false).unwrap()).unwrap();
-    assert_eq!(json["normalizer"], json!(null));
-    assert_eq!(
-        json["pre_tokenizer"],
-        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
-    );
-
-    model.json("tokenizer_config.json", |c| {
-        c["tokenizer_class"] = json!("Qwen2Tokenizer");
-        c["added_tokens_decoder"].as_object_mut().unwrap().remove("509");
-    });
-    model.save();
-    let text = TextFiles::read(&model.dir).unwrap();
-    let made = tokenizers::Tokenizer::from_bytes(&text.tokenizer).unwrap();
-    assert_eq!(made.token_to_id("<|im_end|>"), Some(510));
-    assert_eq!(made.encode_fast("a<|im_end|>", false).unwrap().get_ids().last(), Some(&510));
-    assert!(text.notes.iter().any(|n| n.contains("\"<|im_start|>\" has no id")), "{:?}", text.notes);
 }
 
 /// What is not finite is compiled when asked for, and an artifact that was written loads.
@@ -371,48 +298,6 @@ fn nan(m: &mut Model) {
 fn repeat(m: &mut Model, text: &str) {
     let config = String::from_utf8(m.bytes("config.json").to_vec()).unwrap();
     m.write("config.json", config.replacen('{', &format!("{{{text}"), 1).as_bytes());
-}
-
-fn dream(m: &mut Model) {
-    added_json(m);
-    m.json("tokenizer_config.json", |c| {
-        c["tokenizer_class"] = json!("DreamTokenizer");
-        c["auto_map"] = json!({"AutoTokenizer": ["tokenization_dream.DreamTokenizer", null]});
-    });
-}
-
-/// `added_tokens.json` in place of `tokenizer.json`.
-fn added_json(m: &mut Model) {
-    let tokenizer: serde_json::Value = serde_json::from_slice(m.bytes("tokenizer.json")).unwrap();
-    let added = tokenizer["added_tokens"].as_array().unwrap();
-    let map: serde_json::Map<_, _> =
-        added.iter().map(|t| (t["content"].as_str().unwrap().into(), t["id"].clone())).collect();
-    m.write("added_tokens.json", json!(map).to_string().as_bytes());
-    m.remove("tokenizer.json");
-}
-
-fn windows(m: &mut Model) {
-    dream(m);
-    let merges = String::from_utf8(m.bytes("merges.txt").to_vec()).unwrap().replace('\n', "\r\n");
-    m.write("merges.txt", format!("\u{feff}{merges}").as_bytes());
-}
-
-fn auto_map(m: &mut Model) {
-    dream(m);
-    m.json("tokenizer_config.json", |c| drop(c.as_object_mut().unwrap().remove("tokenizer_class")));
-}
-
-fn fast_class(m: &mut Model) {
-    m.remove("tokenizer.json");
-    m.json("tokenizer_config.json", |c| c["tokenizer_class"] = json!("Qwen2TokenizerFast"));
-}
-
-fn added_alone(m: &mut Model) {
-    added_json(m);
-    m.json("tokenizer_config.json", |c| {
-        c["tokenizer_class"] = json!("Qwen2Tokenizer");
-        c.as_object_mut().unwrap().remove("added_tokens_decoder");
-    });
 }
 
 fn unindexed(m: &mut Model) {

@@ -124,13 +124,21 @@ pub(super) fn build(
     Ok((tokenizer.to_string().into_bytes(), notes))
 }
 
-/// The class that says how words are cut: the tokenizer config's `tokenizer_class`, else its `auto_map`.
+/// The class that says how words are cut: the tokenizer config's `tokenizer_class`, else its `auto_map`, else what
+/// `config.json` says or is known by.
 fn class(dir: &Path, config: Option<&Config>) -> Result<(String, Words), Error> {
     let place = dir.join("tokenizer_config.json");
-    let named = match config {
-        Some(config) => config.opt_str("tokenizer_class")?.map(str::to_owned).or_else(|| auto_class(config)),
-        None => None,
-    };
+    let model = Config::read_optional(&dir.join("config.json"))?;
+    let mut named = None;
+    for config in [config, model.as_ref()].into_iter().flatten() {
+        if named.is_none() {
+            named = config.opt_str("tokenizer_class")?.map(str::to_owned).or_else(|| auto_class(config));
+        }
+    }
+    let model_type = model.as_ref().map(|m| m.opt_str("model_type")).transpose()?.flatten();
+    if named.is_none() && matches!(model_type, Some("qwen2" | "qwen3")) {
+        named = Some("Qwen2Tokenizer".to_owned());
+    }
     let Some(named) = named else {
         return Err(Error::new(
             place.display(),

@@ -172,7 +172,8 @@ fn numbered(file: &str) -> Option<(&str, u64, u64)> {
 
 /// Every `*.safetensors` of a directory, sorted.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let unreadable = |e: std::io::Error| Error::new(dir.display(), format!("cannot be listed: {e}"));
+    let unreadable =
+        |e: std::io::Error| Error::new(dir.display(), format!("cannot be listed: {e}")).help("check its permissions");
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();

@@ -18,12 +18,13 @@ use super::kinds;
 /// Reads a file of at most `max` bytes, without a byte order mark; `None` if there is no such file.
 pub(super) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, Error> {
     let failed = |e: std::io::Error| kinds::unreadable(path, &e);
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        // A link without a target is there, and somebody meant it.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => return Ok(None),
+    // A link without a target is there, and somebody meant it.
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(e)),
-    };
+        Ok(_) => kinds::check_is_file(path)?,
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > max {

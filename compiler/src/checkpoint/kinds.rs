@@ -4,7 +4,7 @@
 //! Invariant: nothing here decides whether something can be read; it is asked once reading has failed, and names what was
 //! found and the way on. It deliberately advises no conversion that could lose a part of the weights.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use dlx_ir::Error;
@@ -31,8 +31,19 @@ const FROM_PICKLE: &str = "convert each with python3: import torch; from safeten
     state = torch.load(FILE, map_location=\"cpu\", weights_only=True); \
     save_file({k: v.clone().contiguous() for k, v in state.items()}, FILE[:FILE.rindex(\".\")] + \".safetensors\")";
 
+const DIRECTORY: &str = "give the directory of a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json";
+
 /// Endings of files that a download has not finished.
 const UNFINISHED: &[&str] = &["aria2", "crdownload", "incomplete", "part", "partial"];
+
+/// Fails for what is there and is no file, such as a pipe, on which reading would wait for ever.
+pub(super) fn check_is_file(path: &Path) -> Result<(), Error> {
+    match path.metadata() {
+        Ok(meta) if meta.is_file() => Ok(()),
+        Ok(_) => Err(unreadable(path, &io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))),
+        Err(e) => Err(unreadable(path, &e)),
+    }
+}
 
 /// A file that is there and cannot be read.
 pub(super) fn unreadable(path: &Path, e: &io::Error) -> Error {
@@ -72,10 +83,16 @@ pub(super) fn not_a_directory(path: &Path) -> Error {
             let (_, form, _) = FORMS.iter().find(|(e, ..)| *e == ending).expect("any() has just found it");
             (format!("is not a directory; its name is that of {form}"), format!("{ORIGINAL}, as a directory"))
         }
-        Ok(_) => (
-            "is not a directory".into(),
-            "give the directory of a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json".into(),
-        ),
+        Ok(_) => {
+            let start = std::fs::File::open(path).ok().filter(|_| path.is_file()).and_then(|file| {
+                let mut start = Vec::new();
+                file.take(512).read_to_end(&mut start).ok().map(|_| start)
+            });
+            if let Some(error) = start.and_then(|start| by_content(path, &start)) {
+                return error;
+            }
+            ("is not a directory".into(), DIRECTORY.into())
+        }
     };
     Error::new(path.display(), message).help(help)
 }
@@ -182,9 +199,12 @@ pub(super) fn no_weights(dir: &Path) -> Error {
 
 /// The error for a directory with an adapter: of its own without weights, in question beside weights.
 pub(super) fn adapter(dir: &Path) -> Option<Error> {
-    let path = dir.join("adapter_config.json");
-    path.symlink_metadata().ok()?;
-    let config = Config::read_optional(&path).ok().flatten();
+    let mut path = dir.join("adapter_config.json");
+    if path.symlink_metadata().is_err() {
+        path = dir.join("adapter_model.safetensors");
+        path.metadata().ok().filter(|_| !dir.join("config.json").exists())?;
+    }
+    let config = Config::read_optional(&dir.join("adapter_config.json")).ok().flatten();
     let base = config.as_ref().and_then(|c| c.opt_str("base_model_name_or_path").ok().flatten());
     let base = base.map_or_else(|| "its base model".to_owned(), |name| format!("its base model, {name},"));
     let merge = format!(

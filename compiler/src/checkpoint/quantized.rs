@@ -33,6 +33,9 @@ const NAMES: &[(&str, &str)] = &[
     (".biases", "MLX"),
 ];
 
+const ORIGINAL: &str =
+    "use the unquantized checkpoint that this one was made from; dlxc quantizes it (--quant int4, int8)";
+
 /// Files that quantizers leave beside the weights.
 const FILES: &[(&str, &str)] = &[
     ("hf_quant_config.json", "ModelOpt"),
@@ -53,7 +56,7 @@ pub(super) struct Declared {
 /// The method that the config or a file beside it names.
 pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
     for key in ["quantization_config", "quantization", "compression_config"] {
-        let Some(value) = config.get(key) else { continue };
+        let Some(value) = config.get(key).filter(|v| v.as_object().is_none_or(|o| !o.is_empty())) else { continue };
         let text = |k: &str| value.get(k).and_then(Value::as_str).map(str::to_owned);
         let on = |k: &str| value.get(k).and_then(Value::as_bool) == Some(true);
         let method = text("quant_method").or_else(|| text("quant_algo")).or_else(|| value.as_str().map(str::to_owned));
@@ -84,7 +87,15 @@ pub(super) fn plain(declared: Declared) -> Result<String, Error> {
         place,
         format!("says that the weights are quantized with {method}, but no tensor is: a cast alone loses the scales"),
     )
-    .help("use the unquantized checkpoint that this one was made from"))
+    .help(ORIGINAL))
+}
+
+/// The error for plain tensors among which some belong to quantized ones: codes that were cast without their scales.
+pub(super) fn cast<'a>(dir: &Path, mut names: impl Iterator<Item = &'a str>) -> Option<Error> {
+    let (name, method) = names.find_map(|n| Some((n, NAMES.iter().find(|(end, _)| n.ends_with(end))?.1)))?;
+    let message =
+        format!("belongs to weights that were quantized with {method}; a cast of them alone is not the model");
+    Some(Error::new(format!("{}: `{name}`", dir.display()), message).help(ORIGINAL))
 }
 
 /// The error for a tensor whose element type is no float that the compiler reads; `names` are all tensors of its file.
@@ -97,17 +108,16 @@ pub(super) fn refuse<'a>(
 ) -> Error {
     let shown = || NAMES.iter().find(|(end, _)| names.clone().any(|n| n.ends_with(end))).map(|(_, method)| *method);
     let stored = format!("tensor `{tensor}` of {} is {dtype:?}", path.display());
-    let original = "use the unquantized checkpoint that this one was made from; dlxc quantizes it (--quant int4, int8)";
     if let Some(d) = declared {
         return Error::new(&d.place, format!("the weights are quantized already, with {}: {stored}", d.method))
-            .help(original);
+            .help(ORIGINAL);
     }
     let place = format!("{}: `{tensor}`", path.display());
     let float8 = matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 | Dtype::F4);
     match shown().or(if float8 { Some("FP8 or FP4") } else { None }) {
         Some(method) => {
             Error::new(place, format!("has element type {dtype:?}: the weights are quantized already, with {method}"))
-                .help(original)
+                .help(ORIGINAL)
         }
         None if dtype == Dtype::F64 => Error::new(place, "has element type F64; F32, F16 and BF16 can be compiled")
             .help("store the checkpoint as float32: every value of F64 weights has one close to it there"),

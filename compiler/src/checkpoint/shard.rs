@@ -43,6 +43,7 @@ pub(super) struct Entry {
 impl Shard {
     /// Maps a file and checks its header; `declared` is what the config says about quantization.
     pub(super) fn open(path: &Path, declared: Option<&Declared>) -> Result<(Self, Vec<(String, Entry)>), Error> {
+        kinds::check_is_file(path)?;
         let file = Mapped::open(path).map_err(|e| kinds::unreadable(path, &e))?;
         let header = read_header(path, file.bytes(), declared);
         let (data, entries) = header.map_err(|e| kinds::by_content(path, file.bytes()).unwrap_or(e))?;

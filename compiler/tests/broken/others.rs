@@ -34,6 +34,17 @@ pub(crate) const OTHERS: &[Row] = &[
         Original,
     ),
     (
+        "an adapter without its config",
+        |m| {
+            m.remove("config.json");
+            m.remove(WEIGHTS);
+            m.write_tensors("adapter_model.safetensors", &lora());
+        },
+        "adapter_model.safetensors: this is an adapter",
+        "merge it first",
+        Original,
+    ),
+    (
         "an adapter beside its base",
         adapter,
         "beside a whole model",
@@ -78,6 +89,17 @@ pub(crate) const OTHERS: &[Row] = &[
             m.unset("quantization_config")
         },
         "has element type F8_E4M3: the weights are quantized already, with FP8",
+        UNQUANTIZED,
+        Original,
+    ),
+    (
+        "FP8 whose codes were cast",
+        |m| {
+            codes(m, "F8_E4M3", "_scale_inv", "fp8");
+            m.unset("quantization_config");
+            cast(m);
+        },
+        "belongs to weights that were quantized with FP8",
         UNQUANTIZED,
         Original,
     ),
@@ -319,6 +341,15 @@ fn codes(m: &mut Model, dtype: &str, scale: &str, method: &str) {
     }
     m.write_tensors(WEIGHTS, &tensors);
     declare(m, method);
+}
+
+/// Codes in one byte as numbers in two, as an unwitting conversion would write them.
+fn cast(m: &mut Model) {
+    let mut tensors = m.tensors();
+    for (dtype, _, bytes) in tensors.values_mut().filter(|(dtype, ..)| dtype == "F8_E4M3") {
+        (*dtype, *bytes) = ("BF16".to_owned(), bytes.iter().flat_map(|b| [*b, 0x3c]).collect());
+    }
+    m.write_tensors(WEIGHTS, &tensors);
 }
 
 /// Projections as integers under these names.
