@@ -115,7 +115,7 @@ impl Compile<'_> {
         for program in &programs {
             let emission = self.emit(program, &source, &mut writer, &stored)?;
             if !stored.is_empty() && emission.bytes > 0 {
-                imported.notes.push(format!(
+                imported.facts.note(format!(
                     "target {} lays {} bytes of weights out in its own way; they are stored once more",
                     program.target.name, emission.bytes
                 ));
@@ -170,7 +170,7 @@ impl Compile<'_> {
             targets: targets.iter().map(|t| t.name.into()).collect(),
             memory,
             policy: imported.policy,
-            notes: imported.notes,
+            notes: imported.facts.notes,
             quality: None,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));

@@ -181,6 +181,17 @@ impl Config {
         Ok(Some(Config { file: self.file.clone(), prefix: format!("{}{key}.", self.prefix), values }))
     }
 
+    /// All keys, those of null values too, in the order of the file.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
+    /// A key with its file's name, for people: `config.json rope_parameters.rope_theta`.
+    pub fn path(&self, key: &str) -> String {
+        let file = self.file.file_name().map_or_else(String::new, |f| f.to_string_lossy().into_owned());
+        format!("{file} {}{key}", self.prefix)
+    }
+
     /// An error about a value that was read from here, for checks that involve several keys.
     pub fn error(&self, key: &str, message: impl Into<String>) -> Error {
         Error::new(format_args!("{}: `{}{key}`", self.file.display(), self.prefix), message)

@@ -75,6 +75,11 @@ impl TextFiles {
         self.ids().find(|(token, _)| token == text).map(|(_, id)| id)
     }
 
+    /// Text of a token by its id.
+    pub fn token(&self, id: i32) -> Option<String> {
+        self.ids().find(|(_, other)| *other == id).map(|(token, _)| token)
+    }
+
     /// Largest token id that the tokenizer can produce.
     pub fn largest_id(&self) -> Option<i32> {
         self.ids().map(|(_, id)| id).max()
