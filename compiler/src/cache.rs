@@ -35,9 +35,9 @@ pub fn path(model: &Path, options: &CompileOptions) -> Result<PathBuf, Error> {
     Ok(dir.join(format!("{name}-{}.dlxa", &key[..16])))
 }
 
-/// Size and time of change of a file.
+/// Size and time of change of a file, or of a link without a target.
 fn stamp(path: &Path) -> std::io::Result<String> {
-    let meta = std::fs::metadata(path)?;
+    let meta = std::fs::metadata(path).or_else(|_| std::fs::symlink_metadata(path))?;
     let changed = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(format!("{} {changed:?}", meta.len()))
 }

@@ -1,13 +1,17 @@
 //! A Hugging Face model directory: weights, configuration, tokenizer files.
 //!
 //! Invariant: once [`Checkpoint::open`] has returned, every tensor that it names has a supported element type and lies
-//! inside its file, no two overlap, no name is in two files, and index and files agree. Values are not read until asked
-//! for, a few rows at a time. Which tensors a model family needs is deliberately not known here.
+//! inside its file, no two overlap, each name stands for one tensor, and the index has every tensor that it lists. What is
+//! in the directory and not read is said in the notes. Values are not read until asked for, a few rows at a time. Which
+//! tensors a model family needs is deliberately not known here.
 
+mod bpe;
 mod config;
 mod convert;
 mod index;
 mod json;
+mod kinds;
+mod quantized;
 mod shard;
 mod text;
 
@@ -19,6 +23,7 @@ use dlx_ir::{DType, Error};
 
 pub use config::Config;
 pub use convert::first_nonfinite;
+use quantized::Declared;
 use shard::{Entry, Shard};
 pub use text::TextFiles;
 
@@ -31,8 +36,10 @@ pub struct Checkpoint {
     pub generation_config: Option<Config>,
     dir: PathBuf,
     shards: Vec<Shard>,
-    /// Tensor name → shard and entry.
-    tensors: BTreeMap<String, (usize, Entry)>,
+    tensors: Tensors,
+    /// Tensor name → file, of tensors that the index does not list.
+    unlisted: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 /// One stored tensor.
@@ -53,18 +60,40 @@ impl Checkpoint {
     /// whatever `*.safetensors` there are.
     ///
     /// # Errors
-    /// When something is missing or inconsistent; the message names the file and the tensor.
+    /// When something is missing or inconsistent, or the directory is no model but something else; the message names the
+    /// file and the tensor.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
-            let message = if dir.exists() { "is not a directory" } else { "no such directory" };
-            return Err(Error::new(dir.display(), message)
-                .help("give the directory of a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json"));
+            return Err(kinds::not_a_directory(dir));
         }
-        let config = Config::read(&dir.join("config.json"))?;
+        let config = Config::read_optional(&dir.join("config.json"))?.ok_or_else(|| kinds::no_config(dir))?;
         let generation_config = Config::read_optional(&dir.join("generation_config.json"))?;
-        let (shards, tensors) = open_shards(dir)?;
-        Ok(Checkpoint { config, generation_config, dir: dir.into(), shards, tensors })
+        if let Some(error) = kinds::adapter(dir) {
+            return Err(error);
+        }
+        let declared = quantized::declared(dir, &config);
+        let mut checkpoint = Checkpoint {
+            config,
+            generation_config,
+            dir: dir.into(),
+            shards: Vec::new(),
+            tensors: Tensors::new(),
+            unlisted: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        checkpoint.open_shards(declared.as_ref())?;
+        let names = || checkpoint.names();
+        if let Some(error) = kinds::by_tensors(dir, names()).or_else(|| quantized::cast(dir, names())) {
+            return Err(error);
+        }
+        checkpoint.notes.extend(declared.map(quantized::plain).transpose()?);
+        Ok(checkpoint)
+    }
+
+    /// What was found and not read, for the user to know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The directory that was opened.
@@ -73,7 +102,7 @@ impl Checkpoint {
     }
 
     /// All tensor names, sorted.
-    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         self.tensors.keys().map(String::as_str)
     }
 
@@ -149,7 +178,7 @@ impl Checkpoint {
         };
         let value = values.get(i).copied().unwrap_or(f32::NAN);
         Err(Error::new(format_args!("{}: `{name}`", shard.path().display()), format!("{value} at {position}"))
-            .help("the checkpoint is damaged: download it again, or pass --allow-nonfinite to compile it anyway"))
+            .help("the checkpoint is damaged: download it again"))
     }
 
     fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {
@@ -158,6 +187,13 @@ impl Checkpoint {
     }
 
     fn missing(&self, name: &str) -> Error {
+        if let Some(file) = self.unlisted.get(name) {
+            return Error::new(
+                self.dir.join("model.safetensors.index.json").display(),
+                format!("does not list tensor `{name}`, which is in {file}"),
+            )
+            .help("index and shards belong to different downloads: download both again");
+        }
         let leaf = name.rsplit('.').nth(1).unwrap_or(name);
         let similar = self.names().find(|n| n.rsplit('.').nth(1) == Some(leaf));
         let help = match similar {
@@ -166,46 +202,69 @@ impl Checkpoint {
         };
         Error::new(self.dir.display(), format!("there is no tensor `{name}`")).help(help)
     }
-}
 
-type Tensors = BTreeMap<String, (usize, Entry)>;
-
-/// Finds the weight files of `dir` and puts their tensors into one table.
-fn open_shards(dir: &Path) -> Result<(Vec<Shard>, Tensors), Error> {
-    let single = dir.join("model.safetensors");
-    let index_path = dir.join("model.safetensors.index.json");
-    let mut index = None;
-    let files = if single.exists() {
-        vec![single]
-    } else if index_path.exists() {
-        let read = index::read(&index_path)?;
-        let files = index::files(&index_path, &read)?;
-        index = Some(read);
-        files
-    } else {
-        index::weight_files(dir)?
-    };
-
-    let mut shards: Vec<Shard> = Vec::with_capacity(files.len());
-    let mut tensors = Tensors::new();
-    for (i, path) in files.into_iter().enumerate() {
-        let (shard, entries) = Shard::open(&path)?;
-        for (name, entry) in entries {
-            if let Some((first, _)) = tensors.get(&name) {
-                let first = shards.get(*first).map_or(path.as_path(), Shard::path);
-                return Err(Error::new(path.display(), format!("tensor `{name}` is also in {}", first.display()))
-                    .help("remove the file that does not belong to this checkpoint"));
+    /// Finds the weight files and puts their tensors into one table.
+    fn open_shards(&mut self, declared: Option<&Declared>) -> Result<(), Error> {
+        let index::Chosen { files, index, rival, notes } = index::choose(&self.dir)?;
+        self.notes = notes;
+        // Copies of tensors that the index places in another file.
+        let mut elsewhere = BTreeMap::new();
+        for (i, path) in files.into_iter().enumerate() {
+            let (shard, entries) = Shard::open(&path, declared)?;
+            let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            for (name, entry) in entries {
+                match index.as_ref().map(|(_, index)| index.get(&name)) {
+                    Some(None) => drop(self.unlisted.insert(name, file.clone())),
+                    Some(Some(listed)) if *listed != file => drop(elsewhere.insert(name, file.clone())),
+                    _ => {
+                        if let Some((first, _)) = self.tensors.insert(name.clone(), (i, entry)) {
+                            let first = self.shards.get(first).map_or(path.as_path(), Shard::path);
+                            let what = format!("tensor `{name}` is also in {}, and there is no index", first.display());
+                            return Err(index::ambiguous(&path, &what));
+                        }
+                    }
+                }
             }
-            tensors.insert(name, (i, entry));
+            self.shards.push(shard);
         }
-        shards.push(shard);
+        if let Some((path, index)) = &index {
+            index::check(path, index, &elsewhere, |name| self.tensors.contains_key(name))?;
+        }
+        for (tensors, why) in [(&self.unlisted, "does not list them"), (&elsewhere, "places them in another file")] {
+            if !tensors.is_empty() {
+                let named: Vec<_> = tensors.iter().map(|(name, file)| format!("{name} of {file}")).collect();
+                let named: Vec<_> = named.iter().map(String::as_str).collect();
+                self.notes.push(format!("{} left unread: the index {why}", index::some(&named)));
+            }
+        }
+        match rival {
+            Some(rival) if !self.holds_the_same(&rival)? => {
+                Err(index::ambiguous(&rival, "lies beside shards and an index, and holds other weights"))
+            }
+            Some(rival) => {
+                self.notes
+                    .push(format!("{} left unread: it holds the same as the shards of the index", rival.display()));
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
-    if let Some(index) = index {
-        let found = tensors.iter().map(|(name, (i, _))| (name.as_str(), shards.get(*i).map(Shard::path)));
-        index::check(&index_path, &index, found)?;
+
+    /// Whether a file holds the tensors of this checkpoint, all of them and no others, to the last byte.
+    fn holds_the_same(&self, path: &Path) -> Result<bool, Error> {
+        let (shard, entries) = Shard::open(path, None)?;
+        Ok(entries.len() == self.tensors.len()
+            && entries.iter().all(|(name, entry)| {
+                let same = |t: TensorView<'_>| {
+                    t.dtype == entry.dtype && t.shape == entry.shape && t.bytes == shard.bytes(entry)
+                };
+                self.tensor(name).is_some_and(same)
+            }))
     }
-    Ok((shards, tensors))
 }
+
+/// Tensor name → shard and entry.
+type Tensors = BTreeMap<String, (usize, Entry)>;
 
 #[cfg(test)]
 mod tests;

@@ -115,7 +115,7 @@ impl Compile<'_> {
         for program in &programs {
             let emission = self.emit(program, &source, &mut writer, &stored)?;
             if !stored.is_empty() && emission.bytes > 0 {
-                imported.notes.push(format!(
+                imported.facts.note(format!(
                     "target {} lays {} bytes of weights out in its own way; they are stored once more",
                     program.target.name, emission.bytes
                 ));
@@ -170,7 +170,7 @@ impl Compile<'_> {
             targets: targets.iter().map(|t| t.name.into()).collect(),
             memory,
             policy: imported.policy,
-            notes: imported.notes,
+            notes: imported.facts.notes,
             quality: None,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
@@ -329,13 +329,22 @@ impl WeightSource for Weights<'_> {
     }
 }
 
-/// The tokenizer and template must work, and every id must be a row of the embedding.
+/// The tokenizer and template must work, every id must be a row of the embedding, and added tokens must have the ids that
+/// the file gives them.
 fn check_text(model: &Path, text: &TextFiles, vocab: usize) -> Result<(), Error> {
     let path = model.join("tokenizer.json");
-    Tokenizer::from_bytes(&text.tokenizer).map_err(|e| Error::new(path.display(), e.to_string()))?;
+    let own = "use the tokenizer that belongs to these weights";
+    let tokenizer = Tokenizer::from_bytes(&text.tokenizer).map_err(|e| Error::new(path.display(), e.to_string()))?;
     if let Some(id) = text.largest_id().filter(|id| usize::try_from(*id).map_or(true, |id| id >= vocab)) {
-        return Err(Error::new(path.display(), format!("has a token {id}, but the embedding has {vocab} rows"))
-            .help("use the tokenizer that belongs to these weights"));
+        let message = format!("has a token {id}, but the embedding has {vocab} rows");
+        return Err(Error::new(path.display(), message).help(own));
+    }
+    for (token, id) in text.added_tokens() {
+        if let Some(other) = tokenizer.token_id(&token).filter(|other| *other != id) {
+            let message =
+                format!("gives the added token {token:?} the id {id}, but its place in the vocabulary is {other}");
+            return Err(Error::new(path.display(), message).help(own));
+        }
     }
     if let Some(template) = &text.chat_template {
         let template = ChatTemplate::new(template, text.special_tokens.clone());

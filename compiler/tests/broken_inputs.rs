@@ -1,5 +1,6 @@
-//! What a user sees when something is wrong: for each of a table of broken inputs, the one error that `dlxc` prints, its
-//! exit code, that it does not panic, and that it leaves no file behind.
+//! What a user sees when something is wrong: for each of a table of broken artifacts and requests, the one error that
+//! `dlxc` prints, its exit code, that it does not panic, and that it leaves no file behind. Broken checkpoints are in
+//! `remedies.rs`.
 //!
 //! `cargo test -p dlxc --test broken_inputs -- --nocapture` prints the table.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test program")]
@@ -10,109 +11,7 @@ mod model;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use model::{Model, sdar_tiny};
-use serde_json::json;
-
-/// A row of the table: what is broken, how, and a part of the message that names the place.
-type Row = (&'static str, fn(&mut Model), &'static str);
-
-/// Checkpoints that cannot be compiled.
-const CHECKPOINTS: &[Row] = &[
-    ("no config.json", |m| m.remove("config.json"), "config.json: the file is missing"),
-    ("config.json is not JSON", |m| m.write("config.json", b"{\"model_type\": "), "config.json"),
-    ("config.json is a list", |m| m.write("config.json", b"[1, 2]"), "config.json"),
-    ("a trillion layers", |m| m.set("num_hidden_layers", json!(1_000_000_000_000u64)), "`num_hidden_layers`"),
-    ("a negative size", |m| m.set("hidden_size", json!(-192)), "`hidden_size`"),
-    ("a size in words", |m| m.set("intermediate_size", json!("many")), "`intermediate_size`"),
-    ("a fractional head count", |m| m.set("num_attention_heads", json!(2.5)), "`num_attention_heads`"),
-    ("a size that is missing", |m| m.unset("vocab_size"), "`vocab_size`"),
-    ("an unknown family", |m| m.set("model_type", json!("mamba")), "`mamba` is not a supported family"),
-    (
-        "a mixture of experts",
-        |m| m.set("model_type", json!("sdar_moe")),
-        "`sdar_moe` is not supported, because it is a mixture",
-    ),
-    ("heads that do not divide", |m| m.set("num_key_value_heads", json!(2)), "2 key heads do not divide 3 heads"),
-    ("an odd head size", |m| m.set("head_dim", json!(63)), "63 cannot be rotated"),
-    ("scaled rotary embeddings", |m| m.set("rope_scaling", json!({"factor": 2.0})), "`rope_scaling`"),
-    (
-        "sizes that contradict the tensors",
-        |m| m.set("intermediate_size", json!(256)),
-        "mlp.gate_proj.weight`: has shape",
-    ),
-    ("more layers than tensors", |m| m.set("num_hidden_layers", json!(5)), "model.layers.4.input_layernorm.weight"),
-    ("fewer layers than tensors", |m| m.set("num_hidden_layers", json!(3)), "is not a tensor of this family"),
-    (
-        "a mask id outside the vocabulary",
-        |m| m.set("mask_token_id", json!(512)),
-        "512 is outside the vocabulary of 512",
-    ),
-    ("no weights", |m| m.remove("model.safetensors"), "safetensors"),
-    ("an empty weight file", |m| m.write("model.safetensors", b""), "model.safetensors"),
-    ("a header cut short", |m| m.cut(1000), "model.safetensors"),
-    ("data cut short", |m| m.cut(3_000_000), "model.safetensors"),
-    ("a header length of 2^64 - 1", |m| m.header_len(u64::MAX), "model.safetensors"),
-    ("a header longer than the file", |m| m.header_len(1 << 40), "model.safetensors"),
-    ("a header that is not JSON", |m| m.header_text("{nonsense"), "model.safetensors"),
-    (
-        "overlapping tensors",
-        |m| m.entry("model.embed_tokens.weight", "data_offsets", json!([0, 196_608])),
-        "model.safetensors",
-    ),
-    (
-        "offsets beyond the file",
-        |m| m.entry("lm_head.weight", "data_offsets", json!([1u64 << 50, (1u64 << 50) + 196_608])),
-        "lm_head.weight",
-    ),
-    (
-        "offsets that run backwards",
-        |m| m.entry("lm_head.weight", "data_offsets", json!([196_608, 0])),
-        "lm_head.weight",
-    ),
-    (
-        "a shape that does not fit its bytes",
-        |m| m.entry("lm_head.weight", "shape", json!([512, 191])),
-        "lm_head.weight",
-    ),
-    (
-        "a shape that overflows",
-        |m| m.entry("lm_head.weight", "shape", json!([1u64 << 40, 1u64 << 40])),
-        "lm_head.weight",
-    ),
-    ("an integer tensor", |m| m.entry("lm_head.weight", "dtype", json!("I16")), "lm_head.weight"),
-    ("a missing tensor", |m| m.rename("lm_head.weight", "lm_head.weights"), "lm_head.weight"),
-    ("a NaN", |m| m.poke("model.layers.2.mlp.up_proj.weight", 7, 0x7fc0), "up_proj.weight`: NaN at [0, 7]"),
-    ("an infinity", |m| m.poke("lm_head.weight", 200, 0xff80), "`lm_head.weight`: -inf at [1, 8]"),
-    (
-        "an index with a missing shard",
-        |m| m.index("model-00001-of-00002.safetensors"),
-        "model-00001-of-00002.safetensors",
-    ),
-    ("an index that points elsewhere", |m| m.index("../model.safetensors"), "../model.safetensors"),
-    ("no tokenizer", |m| m.remove("tokenizer.json"), "tokenizer.json: the file is missing"),
-    ("a tokenizer that is not JSON", |m| m.write("tokenizer.json", b"hello"), "tokenizer.json"),
-    ("a tokenizer that is something else", |m| m.write("tokenizer.json", b"{\"a\": 1}"), "tokenizer.json"),
-    (
-        "a tokenizer larger than the embedding",
-        |m| m.tokenizer_id("<|MASK|>", 600),
-        "has a token 600, but the embedding has 512 rows",
-    ),
-    ("a chat template with a syntax error", |m| m.write("chat_template.jinja", b"{% for m in %}"), "chat template"),
-];
-
-#[test]
-fn broken_checkpoints() {
-    for (what, damage, expected) in CHECKPOINTS {
-        let dir = tempfile::tempdir().unwrap();
-        let mut model = sdar_tiny(dir.path());
-        damage(&mut model);
-        model.save();
-        let out = dir.path().join("out.dlxa");
-        let output = dlxc(&["compile", path(&model.dir), "-o", path(&out)], None);
-        check(what, &output, 1, expected);
-        assert_only(dir.path(), &["model"], what);
-    }
-}
+use model::sdar_tiny;
 
 #[test]
 fn broken_artifacts() {

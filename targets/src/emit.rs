@@ -39,9 +39,8 @@ pub struct Emission {
 /// Values per chunk, about: enough to amortise a task, little enough for the cache.
 const CHUNK_VALUES: usize = 1 << 19;
 
-struct Task<'m> {
+struct Task {
     weight: WeightId,
-    name: &'m str,
     rows: Range<usize>,
     offset: u64,
 }
@@ -51,7 +50,7 @@ struct Task<'m> {
 /// `cancel` stops between chunks.
 ///
 /// # Errors
-/// What the source or the writer reports, a scale that does not fit f16, or cancellation.
+/// What the source or the writer reports, a number or scale that its stored type cannot hold, or cancellation.
 pub fn emit(
     verified: Verified<'_>,
     source: &dyn WeightSource,
@@ -92,7 +91,6 @@ pub fn emit(
         let step = (CHUNK_VALUES / layout.k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
         tasks.extend((0..layout.n).step_by(step).map(|first| Task {
             weight: id,
-            name: &w.name,
             rows: first..(first + step).min(layout.n),
             offset: offset + (first / TILE_COLUMNS * layout.tile) as u64,
         }));
@@ -154,7 +152,7 @@ impl Layout {
 }
 
 /// The bytes of a chunk of whole tiles.
-fn chunk(module: &Module, task: &Task<'_>, source: &dyn WeightSource) -> Result<Vec<u8>, Error> {
+fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<u8>, Error> {
     let w = &module.weights[task.weight];
     let layout = Layout::of(module, task.weight)?;
     let (k, count) = (layout.k, task.rows.len());
@@ -171,10 +169,12 @@ fn chunk(module: &Module, task: &Task<'_>, source: &dyn WeightSource) -> Result<
             rows(module, from[0], task.rows.clone(), source, &mut values)?;
             let tiles = values.chunks(TILE_COLUMNS * k).zip(out.chunks_mut(layout.tile));
             let mut packer = Packer::new(format, k);
-            for (tile, bytes) in tiles {
+            for (i, (tile, bytes)) in tiles.enumerate() {
                 if !packer.pack(tile, bytes) {
-                    return Err(Error::new(task.name, format!("a scale of {format} does not fit f16"))
-                        .help("the weights are too large for this format; keep this tensor with --keep NAME=bf16"));
+                    let name = tensor(module, from[0]);
+                    let place = position(tile, task.rows.start + i * TILE_COLUMNS, k);
+                    return Err(Error::new(name, format!("a scale of {format} does not fit f16: {place}"))
+                        .help("numbers so far apart do not quantize: compile this checkpoint with --quant bf16"));
                 }
             }
         }
@@ -233,13 +233,47 @@ fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// Rounds numbers to what an element type can hold.
-fn round_to(dtype: DType, values: &mut [f32]) {
-    match dtype {
-        DType::F16 => values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
-        DType::BF16 => values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-        DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => {}
+/// Rounds numbers to what an element type can hold; a finite number must stay one. `name` and `range` are the tensor and
+/// the rows that they come from.
+fn round_to(dtype: DType, values: &mut [f32], name: &str, range: &Range<usize>) -> Result<(), Error> {
+    let round: fn(f32) -> f32 = match dtype {
+        DType::F16 => |v| f16::from_f32(v).to_f32(),
+        DType::BF16 => |v| bf16::from_f32(v).to_f32(),
+        DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => return Ok(()),
+    };
+    let width = (values.len() / range.len().max(1)).max(1);
+    for (i, v) in values.iter_mut().enumerate() {
+        let rounded = round(*v);
+        if !rounded.is_finite() && v.is_finite() {
+            let wider = if dtype == DType::F16 { "bf16" } else { "none" };
+            let (row, column, pattern) = (range.start + i / width, i % width, pattern(name));
+            return Err(Error::new(name, format!("{v:e} at [{row}, {column}] does not fit {dtype}")).help(format!(
+                "use a type with a larger range: --quant {wider}, or --keep {pattern}={wider} where --keep asks for {dtype}"
+            )));
+        }
+        *v = rounded;
     }
+    Ok(())
+}
+
+/// The largest value of rows of `k` and where it is; a NaN counts as the largest of all.
+fn position(rows: &[f32], first_row: usize, k: usize) -> String {
+    let size = |v: f32| if v.is_nan() { f32::INFINITY } else { v.abs() };
+    let worst = rows.iter().enumerate().max_by(|(_, a), (_, b)| size(**a).total_cmp(&size(**b)));
+    worst.map_or_else(String::new, |(i, v)| format!("{v:e} at [{}, {}]", first_row + i / k, i % k))
+}
+
+/// Name of the (first) source tensor of a weight expression.
+fn tensor(module: &Module, id: WeightId) -> &str {
+    match &module.weights[id].def {
+        WeightDef::Expr(_, inputs) if !inputs.is_empty() => tensor(module, inputs[0]),
+        _ => &module.weights[id].name,
+    }
+}
+
+/// What selects a weight and its like in the other layers: the part of its name that is not a number or `weight`.
+fn pattern(name: &str) -> &str {
+    name.rsplit('.').find(|part| !part.starts_with("weight") && part.parse::<usize>().is_err()).unwrap_or(name)
 }
 
 /// Rows of a weight expression as f32.
@@ -259,15 +293,13 @@ fn rows(
         }
         WeightDef::Expr(op, inputs) => match op {
             Op::Cast { to } => {
-                rows(module, inputs[0], range, source, out)?;
-                round_to(*to, out);
-                Ok(())
+                rows(module, inputs[0], range.clone(), source, out)?;
+                round_to(*to, out, tensor(module, inputs[0]), &range)
             }
             Op::Scale { by } => {
-                rows(module, inputs[0], range, source, out)?;
+                rows(module, inputs[0], range.clone(), source, out)?;
                 out.iter_mut().for_each(|v| *v *= by);
-                round_to(w.ty.dtype, out);
-                Ok(())
+                round_to(w.ty.dtype, out, tensor(module, inputs[0]), &range)
             }
             Op::Concat {} => {
                 let width = out.len() / range.len().max(1);

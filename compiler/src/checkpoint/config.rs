@@ -49,17 +49,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a file that must exist.
-    ///
-    /// # Errors
-    /// When it is missing or not a JSON object.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        Self::read_optional(path)?.ok_or_else(|| {
-            Error::new(path.display(), "the file is missing")
-                .help("download it from the model's repository into the same directory")
-        })
-    }
-
     /// Reads a file, or `None` if there is none.
     ///
     /// # Errors
@@ -73,12 +62,28 @@ impl Config {
     /// # Errors
     /// When it is not a JSON object.
     pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Config { file: path.into(), prefix: String::new(), values: json::parse(path, bytes)? })
+        Ok(Config { file: path.into(), prefix: String::new(), values: json::object(path, bytes)? })
     }
 
     /// The value of a key, `None` when it is missing or null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|v| !v.is_null())
+    }
+
+    /// All keys and values, in the file's order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// All keys with the token ids that are their values.
+    ///
+    /// # Errors
+    /// A value that is not a token id.
+    pub(super) fn ids(&self) -> Result<Vec<(String, u64)>, Error> {
+        let id = |v: &Value| token(v).and_then(|id| u64::try_from(id).ok());
+        self.entries()
+            .map(|(key, v)| Ok((key.to_owned(), id(v).ok_or_else(|| self.wrong(key, v, "a token id"))?)))
+            .collect()
     }
 
     /// A count or size: an integer from 1 to the limit of its key.
@@ -174,6 +179,17 @@ impl Config {
         let Some(value) = self.get(key) else { return Ok(None) };
         let values = value.as_object().ok_or_else(|| self.wrong(key, value, "an object"))?.clone();
         Ok(Some(Config { file: self.file.clone(), prefix: format!("{}{key}.", self.prefix), values }))
+    }
+
+    /// All keys, those of null values too, in the order of the file.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
+    /// A key with its file's name, for people: `config.json rope_parameters.rope_theta`.
+    pub fn path(&self, key: &str) -> String {
+        let file = self.file.file_name().map_or_else(String::new, |f| f.to_string_lossy().into_owned());
+        format!("{file} {}{key}", self.prefix)
     }
 
     /// An error about a value that was read from here, for checks that involve several keys.

@@ -14,6 +14,8 @@ use safetensors::tensor::TensorInfo;
 use serde_json::Value;
 
 use super::json::{self, Pairs};
+use super::kinds;
+use super::quantized::{self, Declared};
 
 /// Longest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
@@ -39,13 +41,12 @@ pub(super) struct Entry {
 }
 
 impl Shard {
-    /// Maps a file and checks its header.
-    pub(super) fn open(path: &Path) -> Result<(Self, Vec<(String, Entry)>), Error> {
-        let file = Mapped::open(path).map_err(|e| {
-            Error::new(path.display(), format!("cannot be opened: {e}"))
-                .help("check that the download is complete and the file can be read")
-        })?;
-        let (data, entries) = read_header(path, file.bytes())?;
+    /// Maps a file and checks its header; `declared` is what the config says about quantization.
+    pub(super) fn open(path: &Path, declared: Option<&Declared>) -> Result<(Self, Vec<(String, Entry)>), Error> {
+        kinds::check_is_file(path)?;
+        let file = Mapped::open(path).map_err(|e| kinds::unreadable(path, &e))?;
+        let header = read_header(path, file.bytes(), declared);
+        let (data, entries) = header.map_err(|e| kinds::by_content(path, file.bytes()).unwrap_or(e))?;
         Ok((Shard { path: path.into(), file, data }, entries))
     }
 
@@ -89,7 +90,7 @@ impl Entry {
 }
 
 /// Checks the header of a whole file; returns where the data starts and its tensors in file order.
-fn read_header(path: &Path, file: &[u8]) -> Result<(usize, Vec<(String, Entry)>), Error> {
+fn read_header(path: &Path, file: &[u8], declared: Option<&Declared>) -> Result<(usize, Vec<(String, Entry)>), Error> {
     let bad = |message: String| {
         Error::new(path.display(), message).help("the file is damaged, cut off or not safetensors: download it again")
     };
@@ -102,10 +103,12 @@ fn read_header(path: &Path, file: &[u8]) -> Result<(usize, Vec<(String, Entry)>)
         return Err(bad(format!("the header claims {len} bytes, {} follow", rest.len())));
     };
     let Pairs(pairs) = json::parse::<Pairs<Value>>(path, header)?;
+    let names: Vec<String> = pairs.iter().map(|(name, _)| name.clone()).collect();
     let mut entries = Vec::with_capacity(pairs.len());
     for (name, value) in pairs {
         if name != "__metadata__" {
-            let entry = read_entry(path, &name, value, data.len())?;
+            let refuse = |dtype| quantized::refuse(path, &name, dtype, declared, names.iter().map(String::as_str));
+            let entry = read_entry(path, &name, value, data.len(), refuse)?;
             entries.push((name, entry));
         }
     }
@@ -132,7 +135,14 @@ fn read_header(path: &Path, file: &[u8]) -> Result<(usize, Vec<(String, Entry)>)
     Ok((file.len() - data.len(), entries))
 }
 
-fn read_entry(path: &Path, name: &str, value: Value, data_len: usize) -> Result<Entry, Error> {
+/// `refuse` makes the error for an element type that is not read.
+fn read_entry(
+    path: &Path,
+    name: &str,
+    value: Value,
+    data_len: usize,
+    refuse: impl Fn(Dtype) -> Error,
+) -> Result<Entry, Error> {
     if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
         let start: String = name.chars().take(40).collect();
         return Err(Error::new(path.display(), format!("{start:?}… is not a tensor name"))
@@ -146,10 +156,7 @@ fn read_entry(path: &Path, name: &str, value: Value, data_len: usize) -> Result<
         Dtype::F32 => (DType::F32, 4),
         Dtype::F16 => (DType::F16, 2),
         Dtype::BF16 => (DType::BF16, 2),
-        other => {
-            return Err(Error::new(&place, format!("has element type {other:?}; F32, F16 and BF16 can be compiled"))
-                .help("convert the checkpoint to bfloat16, or use the unquantized original"));
-        }
+        other => return Err(refuse(other)),
     };
     if info.shape.len() > MAX_RANK {
         return Err(bad(format!("has {} dimensions, at most {MAX_RANK} make sense", info.shape.len())));

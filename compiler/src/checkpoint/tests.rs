@@ -124,7 +124,7 @@ fn broken_weight_files_are_refused() {
     };
     let lie = |len: u64| [len.to_le_bytes().as_slice(), A.as_bytes(), &[0; 12]].concat();
     let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
-        ("empty file", vec![], &["0 bytes"]),
+        ("empty file", vec![], &["is empty"]),
         ("truncated length", vec![1, 0, 0], &["3 bytes"]),
         ("truncated header", file(A, 0)[..40].to_vec(), &["header claims"]),
         ("header length huge", lie(u64::MAX), &["header claims"]),
@@ -151,7 +151,7 @@ fn broken_weight_files_are_refused() {
         ("empty dimension", file(&entry("F32", "[0, 4294967296, 4294967296]", "[0, 0]"), 0), &["`t`", "empty"]),
         ("many dimensions", file(&entry("F32", "[1,1,1,1,1,1,1,1,1]", "[0, 4]"), 4), &["`t`", "9 dimensions"]),
         ("shape and bytes differ", file(&entry("F32", "[2]", "[0, 4]"), 4), &["`t`", "[2]"]),
-        ("dtype I64", file(&entry("I64", "[1]", "[0, 8]"), 8), &["`t`", "I64", "bfloat16"]),
+        ("dtype I64", file(&entry("I64", "[1]", "[0, 8]"), 8), &["`t`", "I64", "floating point"]),
         ("dtype F8", file(&entry("F8_E4M3", "[1]", "[0, 1]"), 1), &["`t`", "F8_E4M3"]),
         ("dtype unknown", file(&entry("X9", "[1]", "[0, 8]"), 8), &["`t`", "X9"]),
         ("dtype a number", file(r#"{"t": {"dtype": 1, "shape": [1], "data_offsets": [0, 4]}}"#, 4), &["`t`"]),
@@ -183,10 +183,10 @@ fn indexes_that_lie_are_refused() {
             &["1 of 2", "y.saf"],
         ),
         (
-            "unlisted tensor",
+            "listed in another shard",
             r#"{"weight_map": {"a": "x.safetensors", "c": "y.safetensors"}}"#,
             &[x, y],
-            &["`b`", "y.saf"],
+            &["`c`", "y.saf"],
         ),
         (
             "listed but absent",
@@ -195,12 +195,6 @@ fn indexes_that_lie_are_refused() {
             &["`c`", "x.saf"],
         ),
         ("wrong shard", r#"{"weight_map": {"a": "y.safetensors", "b": "x.safetensors"}}"#, &[x, y], &["`a`"]),
-        (
-            "same tensor in two shards",
-            r#"{"weight_map": {"a": "x.safetensors", "b": "z.safetensors"}}"#,
-            &[x, ("z.safetensors", &a)],
-            &["`a`", "also in", "x.saf"],
-        ),
         ("listed twice", r#"{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}"#, &[x], &["`a`", "twice"]),
         ("parent", r#"{"weight_map": {"a": "../x.safetensors"}}"#, &[x], &["`a`", ".."]),
         ("absolute", r#"{"weight_map": {"a": "/etc/x.safetensors"}}"#, &[x], &["`a`", "/etc"]),
@@ -230,9 +224,9 @@ fn directories_without_a_model_are_refused() {
     let e = Checkpoint::open("no/such/model").unwrap_err();
     assert!(e.to_string().contains("no/such/model: no such directory"), "{e}");
     let e = Checkpoint::open(example().join("config.json")).unwrap_err();
-    assert!(e.message.contains("not a directory") && !e.help.is_empty(), "{e}");
+    assert!(e.message.contains("not a directory") && e.help.ends_with("sdar-tiny"), "{e}");
     refused("no weights", &[], &["*.safetensors", "download"]);
-    refused("pickle", &[("pytorch_model.bin", b"")], &["safe_serialization"]);
+    refused("pickle", &[("pytorch_model.bin", b"")], &["pickles (pytorch_model.bin)", "save_file"]);
     refused("config not JSON", &[("config.json", b"hidden_size = 3")], &["config.json", "JSON"]);
     refused("config empty", &[("config.json", b"")], &["config.json", "empty"]);
     refused("config a list", &[("config.json", b"[]")], &["config.json"]);
@@ -310,7 +304,8 @@ fn text_files_are_found() {
 fn broken_text_files_are_refused() {
     let cases: &[(&[Named], &[&str])] = &[
         (&[], &["tokenizer.json", "missing", "download"]),
-        (&[("vocab.json", b"{}")], &["tokenizer.json", "use_fast"]),
+        (&[("vocab.json", b"{}")], &["tokenizer_config.json", "names the class"]),
+        (&[("tokenizer.model", b"")], &["tokenizer.json", "tokenizer.model", "use_fast"]),
         (&[("tokenizer.json", b"")], &["tokenizer.json", "empty"]),
         (&[("tokenizer.json", b"{\"model\": ")], &["tokenizer.json", "JSON"]),
         (&[("tokenizer.json", b"{}"), ("tokenizer_config.json", b"x")], &["tokenizer_config.json"]),
@@ -332,17 +327,17 @@ fn no_damage_to_a_header_panics() {
     let whole = file(&format!("{}, {}", &A[..A.len() - 1], B[1..].replace("0, 4", "12, 16")), 16);
     let d = dir(&[("model.safetensors", &whole)]);
     let path = d.path().join("model.safetensors");
-    assert!(Shard::open(&path).is_ok());
+    assert!(Shard::open(&path, None).is_ok());
     for len in 0..whole.len() {
         fs::write(&path, &whole[..len]).unwrap();
-        assert!(Shard::open(&path).is_err(), "{len}");
+        assert!(Shard::open(&path, None).is_err(), "{len}");
     }
     let mut bytes = whole;
     for i in 0..bytes.len() - 16 {
         for bit in 0..8 {
             bytes[i] ^= 1 << bit;
             fs::write(&path, &bytes).unwrap();
-            if let Ok((shard, entries)) = Shard::open(&path) {
+            if let Ok((shard, entries)) = Shard::open(&path, None) {
                 assert_eq!(entries.iter().map(|(_, e)| shard.bytes(e).len()).sum::<usize>(), 16);
             }
             bytes[i] ^= 1 << bit;

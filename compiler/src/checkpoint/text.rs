@@ -11,18 +11,18 @@ use dlx_ir::Error;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::{Config, json};
+use super::{Config, bpe, json, kinds};
 
 const MAX_TOKENIZER: u64 = 256 << 20;
 const MAX_TEMPLATE: u64 = 4 << 20;
 
 /// Keys under which publishers name special tokens, alphabetical.
-const TOKEN_KEYS: &[&str] = &["bos_token", "eos_token", "mask_token", "pad_token", "unk_token"];
+pub(super) const TOKEN_KEYS: &[&str] = &["bos_token", "eos_token", "mask_token", "pad_token", "unk_token"];
 
 /// What a runtime needs to turn text into ids and back.
 #[derive(Clone, Debug)]
 pub struct TextFiles {
-    /// The bytes of `tokenizer.json`.
+    /// The bytes of `tokenizer.json`, or of one made from the files of a byte-level BPE tokenizer without it.
     pub tokenizer: Vec<u8>,
     /// Jinja source of the chat template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (its
     /// `default` entry when it is a list).
@@ -31,27 +31,25 @@ pub struct TextFiles {
     pub special_tokens: BTreeMap<String, String>,
     /// `tokenizer_config.json`, if there is one.
     pub tokenizer_config: Option<Config>,
+    /// What the user should know about these files.
+    pub notes: Vec<String>,
 }
 
 impl TextFiles {
     /// Reads the text files of a model directory.
     ///
     /// # Errors
-    /// When `tokenizer.json` is missing, or a file is not what it should be.
+    /// When `tokenizer.json` is missing and cannot be made, or a file is not what it should be.
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("tokenizer.json");
-        let tokenizer = json::read(&path, MAX_TOKENIZER)?.ok_or_else(|| {
-            let pieces = dir.join("vocab.json").exists() || dir.join("tokenizer.model").exists();
-            Error::new(path.display(), "the file is missing").help(if pieces {
-                "make it with transformers: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
-            } else {
-                "download it from the model's repository into the same directory"
-            })
-        })?;
-        json::parse::<BTreeMap<String, IgnoredAny>>(&path, &tokenizer)?;
-
         let tokenizer_config = Config::read_optional(&dir.join("tokenizer_config.json"))?;
         let special_map = Config::read_optional(&dir.join("special_tokens_map.json"))?;
+        let (tokenizer, notes) = match json::read(&path, MAX_TOKENIZER)? {
+            Some(bytes) => (bytes, Vec::new()),
+            None => bpe::build(dir, tokenizer_config.as_ref(), special_map.as_ref())?,
+        };
+        json::parse::<BTreeMap<String, IgnoredAny>>(&path, &tokenizer)?;
+
         let mut special_tokens = BTreeMap::new();
         for config in [&special_map, &tokenizer_config].into_iter().flatten() {
             for key in TOKEN_KEYS {
@@ -64,7 +62,7 @@ impl TextFiles {
             Some(template) => Some(template),
             None => tokenizer_config.as_ref().map(configured_template).transpose()?.flatten(),
         };
-        Ok(TextFiles { tokenizer, chat_template, special_tokens, tokenizer_config })
+        Ok(TextFiles { tokenizer, chat_template, special_tokens, tokenizer_config, notes })
     }
 
     /// Id of a special token by its key, such as `mask_token`.
@@ -77,30 +75,49 @@ impl TextFiles {
         self.ids().find(|(token, _)| token == text).map(|(_, id)| id)
     }
 
+    /// Text of a token by its id.
+    pub fn token(&self, id: i32) -> Option<String> {
+        self.ids().find(|(_, other)| *other == id).map(|(token, _)| token)
+    }
+
     /// Largest token id that the tokenizer can produce.
     pub fn largest_id(&self) -> Option<i32> {
         self.ids().map(|(_, id)| id).max()
     }
 
+    /// The added tokens and their ids, as the file lists them.
+    pub fn added_tokens(&self) -> Vec<(String, i32)> {
+        self.listed().0
+    }
+
     /// Tokens and ids of the vocabulary and the added tokens, as far as the file lists them in the usual places.
     fn ids(&self) -> impl Iterator<Item = (String, i32)> {
+        let (added, vocab) = self.listed();
+        added.into_iter().chain(vocab)
+    }
+
+    /// Added tokens and vocabulary.
+    fn listed(&self) -> (Vec<(String, i32)>, Vec<(String, i32)>) {
         let json: Value = serde_json::from_slice(&self.tokenizer).unwrap_or_default();
         let id = |v: &Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
         let added = json["added_tokens"].as_array().into_iter().flatten();
         let added = added.filter_map(|t| Some((t["content"].as_str()?.to_owned(), id(&t["id"])?)));
         let vocab = json["model"]["vocab"].as_object().into_iter().flatten();
         let vocab = vocab.filter_map(|(token, v)| Some((token.clone(), id(v)?)));
-        added.chain(vocab).collect::<Vec<_>>().into_iter()
+        (added.collect(), vocab.collect())
     }
 }
 
 /// A token is written as its text or as an object with a `content`.
-fn token_text(value: &Value) -> Option<&str> {
+pub(super) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 fn read_template(path: &Path) -> Result<Option<String>, Error> {
     let Some(bytes) = json::read(path, MAX_TEMPLATE)? else { return Ok(None) };
+    if let Some(error) = kinds::by_content(path, &bytes).filter(|_| !bytes.is_empty()) {
+        return Err(error);
+    }
     let text = String::from_utf8(bytes)
         .map_err(|e| Error::new(path.display(), format!("is not UTF-8: {e}")).help("download the file again"))?;
     Ok(Some(text))

@@ -126,14 +126,17 @@ fn checkpoint(args: &Args) -> Result<String, Error> {
             "vocab": imported.vocab,
             "max_positions": imported.max_positions,
             "policy": imported.policy,
-            "notes": imported.notes,
+            "facts": imported.facts.rows,
+            "notes": imported.facts.notes,
             "tensors": tensors,
         });
         return Ok(format!("{value:#}\n"));
     }
     let head = [("family", imported.family.to_owned()), ("positions", imported.max_positions.to_string())];
     let rows = head.into_iter().map(|(k, v)| (k.to_owned(), v));
-    let rows = rows.chain(imported.notes.iter().map(|n| ("note".to_owned(), n.clone())));
+    let rows =
+        rows.chain(imported.facts.rows.iter().map(|f| (f.name.to_owned(), format!("{} ({})", f.value, f.source))));
+    let rows = rows.chain(imported.facts.notes.iter().map(|n| ("note".to_owned(), n.clone())));
     Ok(pairs(rows.chain(tensors.iter().map(|(n, t)| ((*n).to_owned(), type_of(t))))))
 }
 

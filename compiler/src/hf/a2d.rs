@@ -7,11 +7,13 @@ use dlx_ir::{Error, Mask};
 use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::Decoder;
-use super::{Family, Imported, Source};
+use super::facts::Facts;
+use super::{Family, Imported, Source, tokens};
 
 pub(super) const QWEN2: Family = Family {
     name: "a2d-qwen2",
     model_types: &["a2d-qwen2"],
+    architectures: &["A2DQwen2LMHeadModel"],
     doc: "Qwen2.5-Coder-0.5B-diffusion: samplers bd3lm (default), mdlm",
     has_samplers: true,
     import: |source| import(source, QWEN2.name, true, false),
@@ -20,6 +22,7 @@ pub(super) const QWEN2: Family = Family {
 pub(super) const QWEN3: Family = Family {
     name: "a2d-qwen3",
     model_types: &["a2d-qwen3"],
+    architectures: &["A2DQwen3LMHeadModel"],
     doc: "Qwen3-0.6B-diffusion: samplers bd3lm (default), mdlm",
     has_samplers: true,
     import: |source| import(source, QWEN3.name, false, true),
@@ -30,9 +33,10 @@ const BLOCK: usize = 32;
 
 fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
-    let decoder = Decoder::from_qwen_config(config, qkv_bias, qk_norm, Mask::Full)?;
-    let (module, mut notes) = decoder.build(name, source.checkpoint)?;
-    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let mut facts = Facts::default();
+    let decoder = Decoder::from_qwen_config(config, qkv_bias, qk_norm, Mask::Full, &mut facts)?;
+    let module = decoder.build(name, source.checkpoint, &mut facts)?;
+    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
     let block = source.block.unwrap_or(BLOCK);
     let own = match source.sampler {
         None | Some("bd3lm") => DecodePolicy::bd3lm(mask_id, source.text.special_token_id("pad_token"), block),
@@ -44,11 +48,9 @@ fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool
         }
     };
     if source.sampler.is_none() {
-        notes.push(
-            "the sampler is bd3lm, as nothing in the checkpoint says; --sampler mdlm compiles the other one".into(),
-        );
+        facts.note("the sampler is bd3lm, as nothing in the checkpoint says; --sampler mdlm compiles the other one");
     }
-    let policy = DecodePolicy { stop_ids: super::stop_ids(source, decoder.vocab)?, ..own };
+    let policy = DecodePolicy { stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?, ..own };
     let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: name, module, policy, vocab: decoder.vocab, max_positions, notes })
+    Ok(Imported { family: name, module, policy, vocab: decoder.vocab, max_positions, facts })
 }

@@ -6,11 +6,13 @@ use dlx_ir::{Error, Mask};
 use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::Decoder;
-use super::{Family, Imported, Source};
+use super::facts::Facts;
+use super::{Family, Imported, Source, tokens};
 
 pub(super) const FAMILY: Family = Family {
     name: "dream",
     model_types: &["Dream"],
+    architectures: &["DreamModel"],
     doc: "Dream v0 7B, Dream-Coder, DiffuCoder: masked diffusion, full attention, logits shifted by one position",
     has_samplers: false,
     import,
@@ -18,12 +20,18 @@ pub(super) const FAMILY: Family = Family {
 
 fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
-    let decoder = Decoder::from_qwen_config(config, true, false, Mask::Full)?;
-    let (module, notes) = decoder.build("dream", source.checkpoint)?;
-    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let mut facts = Facts::default();
+    let decoder = Decoder::from_qwen_config(config, true, false, Mask::Full, &mut facts)?;
+    let module = decoder.build("dream", source.checkpoint, &mut facts)?;
+    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
     let own = DecodePolicy::dream(mask_id);
     let block = source.block.unwrap_or(own.block);
-    let policy = DecodePolicy { block, steps: block, stop_ids: super::stop_ids(source, decoder.vocab)?, ..own };
+    let policy = DecodePolicy {
+        block,
+        steps: block,
+        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
+        ..own
+    };
     let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
+    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
 }

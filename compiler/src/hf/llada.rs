@@ -7,12 +7,14 @@ use dlx_ir::{Error, Mask};
 use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::{Decoder, Names};
-use super::{Family, Imported, Source};
+use super::facts::Facts;
+use super::{Family, Imported, Source, keys, rope, tokens};
 use crate::checkpoint::Config;
 
 pub(super) const FAMILY: Family = Family {
     name: "llada",
     model_types: &["llada"],
+    architectures: &["LLaDAModelLM"],
     doc: "LLaDA 8B Base/Instruct, LLaDA 1.5: masked diffusion, full attention, blocks counted from the prompt's end",
     has_samplers: false,
     import,
@@ -34,19 +36,65 @@ const NAMES: Names = Names {
     head: "model.transformer.ff_out",
 };
 
+/// Keys of `config.json` that this family reads.
+const KEYS: &[&str] = &[
+    "activation_type",
+    "alibi",
+    "alibi_bias_max",
+    "attention_layer_norm",
+    "attention_layer_norm_with_affine",
+    "bias_for_layer_norm",
+    "block_group_size",
+    "block_type",
+    "d_model",
+    "embedding_size",
+    "flash_attention",
+    "include_bias",
+    "include_qkv_bias",
+    "init_cutoff_factor",
+    "init_device",
+    "init_fn",
+    "init_std",
+    "input_emb_norm",
+    "layer_norm_type",
+    "layer_norm_with_affine",
+    "max_sequence_length",
+    "mlp_hidden_size",
+    "mlp_ratio",
+    "multi_query_attention",
+    "n_heads",
+    "n_kv_heads",
+    "n_layers",
+    "precision",
+    "rms_norm_eps",
+    "rope",
+    "rope_full_precision",
+    "rope_theta",
+    "scale_logits",
+    "vocab_size",
+    "weight_tying",
+];
+
 fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
-    let decoder = decoder(config)?;
-    let (module, notes) = decoder.build("llada", source.checkpoint)?;
-    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let mut facts = Facts::default();
+    let decoder = decoder(config, &mut facts)?;
+    let module = decoder.build("llada", source.checkpoint, &mut facts)?;
+    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
     let own = DecodePolicy::llada(mask_id);
     let block = source.block.unwrap_or(own.block);
-    let policy = DecodePolicy { block, steps: block, stop_ids: super::stop_ids(source, decoder.vocab)?, ..own };
+    let policy = DecodePolicy {
+        block,
+        steps: block,
+        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
+        ..own
+    };
     let max_positions = config.opt_usize("max_sequence_length")?.unwrap_or(1024);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
+    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
 }
 
-fn decoder(config: &Config) -> Result<Decoder, Error> {
+fn decoder(config: &Config, facts: &mut Facts) -> Result<Decoder, Error> {
+    keys::check(config, KEYS, facts)?;
     must_be(config, "block_type", "sequential", "llama")?;
     must_be(config, "layer_norm_type", "default", "rms")?;
     must_be(config, "activation_type", "swiglu", "silu")?;
@@ -85,10 +133,11 @@ fn decoder(config: &Config) -> Result<Decoder, Error> {
         intermediate: mlp,
         vocab: config.opt_usize("embedding_size")?.unwrap_or(vocab),
         eps: config.opt_f64("rms_norm_eps")?.unwrap_or(1e-5) as f32,
-        theta: config.opt_f64("rope_theta")?.unwrap_or(10000.0) as f32,
+        theta: rope::base(config, facts)?,
         qkv_bias: config.opt_bool("include_qkv_bias")?.unwrap_or(false),
         qk_norm: false,
         tied: config.opt_bool("weight_tying")?.unwrap_or(true),
+        tied_key: "weight_tying",
         embed_scale: scale("input_emb_norm", root)?,
         logit_scale: scale("scale_logits", 1.0 / root)?,
         mask: Mask::Full,

@@ -6,15 +6,20 @@
 mod a2d;
 mod decoder;
 mod dream;
+mod facts;
 mod fast_dllm_v2;
+mod keys;
 mod llada;
 mod qwen;
+mod rope;
 mod sdar;
+mod tokens;
 
 use dlx_ir::{Error, Module};
 use dlx_runtime::decode::DecodePolicy;
 
-use crate::checkpoint::{Checkpoint, TextFiles};
+use crate::checkpoint::{Checkpoint, Config, TextFiles};
+pub use facts::{Fact, Facts};
 
 /// One model family.
 pub struct Family {
@@ -22,6 +27,8 @@ pub struct Family {
     pub name: &'static str,
     /// Values of `model_type` in `config.json`.
     pub model_types: &'static [&'static str],
+    /// Values of `architectures`: classes that compute what the family computes.
+    pub architectures: &'static [&'static str],
     /// What it is and how it decodes.
     pub doc: &'static str,
     /// Whether `--sampler` chooses among several ways of decoding.
@@ -43,6 +50,18 @@ pub const FAMILIES: &[Family] = &[
 
 /// Relatives that are known and cannot be compiled, with the reason.
 const UNSUPPORTED: &[(&str, &str)] = &[
+    ("EfficientDLM", "it decodes with full attention and a cache of its own kind, which is not compiled yet"),
+    ("LLaDA2MoeModelLM", "it is a mixture of experts with a group-limited router"),
+    ("LLaDAMoEModelLM", "it is a mixture of experts, and experts are not compiled yet"),
+    ("Lfm2ForBlockDiffusion", "it has convolution layers and self-conditioning, which are not compiled yet"),
+    (
+        "NemotronLabsDiffusionModel",
+        "it has YaRN rotary embeddings and a scale of the queries, which are not compiled yet",
+    ),
+    ("Qwen2MoeForCausalLM", "it is a mixture of experts, and experts are not compiled yet"),
+    ("Qwen3MoeForCausalLM", "it is a mixture of experts, and experts are not compiled yet"),
+    ("SDARMoeForCausalLM", "it is a mixture of experts, and experts are not compiled yet"),
+    ("WeDLMForCausalLM", "it reorders positions while it decodes, which is not compiled yet"),
     ("a2d-llama", "its attention and tensor names were never checked against a reference"),
     ("llada2_moe", "it is a mixture of experts with a group-limited router"),
     ("llada_moe", "it is a mixture of experts, and experts are not compiled yet"),
@@ -75,71 +94,93 @@ pub struct Imported {
     pub vocab: usize,
     /// Positions that the model was made for.
     pub max_positions: usize,
-    /// Things the user should know, such as tensors that were left out for a reason.
-    pub notes: Vec<String>,
+    /// What was found where, and what the user should know.
+    pub facts: Facts,
 }
 
-/// Imports a checkpoint by the `model_type` of its config.
+/// Imports a checkpoint by what its config says it is.
 ///
 /// # Errors
 /// An unsupported family, or a checkpoint that does not fit its family; names the file and key or tensor.
 pub fn import(source: &Source<'_>) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let model_type = config.str("model_type")?;
-    if let Some((_, why)) = UNSUPPORTED.iter().find(|(name, _)| *name == model_type) {
-        let message = format!("`{model_type}` is not supported, because {why}");
-        return Err(config.error("model_type", message).help("`dlxc families` lists what is"));
-    }
-    let family = FAMILIES.iter().find(|f| f.model_types.contains(&model_type)).ok_or_else(|| {
-        let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
-        config
-            .error("model_type", format!("`{model_type}` is not a supported family"))
-            .help(format!("supported: {}; `dlxc families` says more", known.join(", ")))
-    })?;
+    let mut facts = Facts::default();
+    let family = family_of(&source.checkpoint.config, &mut facts)?;
     if let Some(sampler) = source.sampler.filter(|_| !family.has_samplers) {
         let message = format!("`{sampler}` cannot be chosen: {} has one way of decoding", family.name);
         return Err(Error::new("--sampler", message).help("leave it out"));
     }
-    (family.import)(source)
+    let mut imported = (family.import)(source)?;
+    facts.rows.append(&mut imported.facts.rows);
+    facts.notes.append(&mut imported.facts.notes);
+    facts.notes.extend(source.checkpoint.notes().iter().chain(&source.text.notes).cloned());
+    imported.facts = facts;
+    Ok(imported)
 }
 
-/// The mask token's id: the config's, the generation config's, or that of the tokenizer's `mask_token`.
-fn mask_id(source: &Source<'_>, vocab: usize) -> Result<i32, Error> {
-    let configs = [Some(&source.checkpoint.config), source.checkpoint.generation_config.as_ref()];
-    for config in configs.into_iter().flatten() {
-        if let Some(id) = config.opt_token("mask_token_id")? {
-            return in_vocabulary(config, "mask_token_id", id, vocab);
+/// The family that `architectures` and `model_type` agree on. The class decides what is computed; a checkpoint of another
+/// class may well declare the `model_type` of the model that it was made from.
+fn family_of(config: &Config, facts: &mut Facts) -> Result<&'static Family, Error> {
+    let classes: Vec<&str> = match config.get("architectures") {
+        None => Vec::new(),
+        Some(serde_json::Value::Array(list)) => list.iter().filter_map(serde_json::Value::as_str).collect(),
+        Some(_) => {
+            return Err(config
+                .error("architectures", "must be a list of class names")
+                .help("restore the file from the model's repository"));
+        }
+    };
+    let model_type = config.opt_str("model_type")?;
+    let unsupported = |key: &str, name: &str, why: &str| {
+        let message = format!("`{name}` is not supported, because {why}");
+        Err(config.error(key, message).help("`dlxc families` lists what is"))
+    };
+    for (key, name) in classes.iter().map(|c| ("architectures", *c)).chain(model_type.map(|t| ("model_type", t))) {
+        if let Some((_, why)) = UNSUPPORTED.iter().find(|(known, _)| *known == name) {
+            return unsupported(key, name, why);
         }
     }
-    let config = &source.checkpoint.config;
-    let id = source.text.special_token_id("mask_token").ok_or_else(|| {
+    let by_type = model_type.map(|t| FAMILIES.iter().find(|f| f.model_types.contains(&t)).ok_or(t)).transpose();
+    let by_type = by_type.map_err(|unknown| {
+        let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
         config
-            .error("mask_token_id", "is missing, and the tokenizer names no mask_token")
-            .help("add mask_token_id to config.json; the model card states it")
+            .error("model_type", format!("`{unknown}` is not a supported family"))
+            .help(format!("supported: {}; `dlxc families` says more", known.join(", ")))
     })?;
-    in_vocabulary(config, "mask_token_id", id, vocab)
-}
-
-/// The ids that end a text: the generation config's and the config's `eos_token_id`.
-fn stop_ids(source: &Source<'_>, vocab: usize) -> Result<Vec<i32>, Error> {
-    let configs = [source.checkpoint.generation_config.as_ref(), Some(&source.checkpoint.config)];
-    let mut ids = Vec::new();
-    for config in configs.into_iter().flatten() {
-        for id in config.tokens("eos_token_id")? {
-            let id = in_vocabulary(config, "eos_token_id", id, vocab)?;
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
+    let Some(class) = classes.first() else {
+        let family = by_type.ok_or_else(|| {
+            config
+                .error("model_type", "is missing, and so is architectures")
+                .help("restore the file from the model's repository")
+        })?;
+        facts.add("family", family.name, config.path("model_type"));
+        return Ok(family);
+    };
+    let by_class = FAMILIES.iter().find(|f| f.architectures.contains(class));
+    match (by_class, by_type) {
+        (Some(family), None) => {
+            facts.note(format!("config.json has no model_type: {class} of architectures makes it {}", family.name));
+            facts.add("family", family.name, config.path("architectures"));
+            Ok(family)
+        }
+        (Some(family), Some(other)) if family.name == other.name => {
+            facts.add("family", family.name, format!("{} and architectures", config.path("model_type")));
+            Ok(family)
+        }
+        (Some(family), Some(other)) => Err(config
+            .error(
+                "architectures",
+                format!("names {class}, which is {}, and model_type says {}", family.name, other.name),
+            )
+            .help("restore the file from the model's repository")),
+        (None, other) => {
+            let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures).copied().collect();
+            let like =
+                other.map_or_else(String::new, |f| format!(", whatever its model_type {} suggests", f.model_types[0]));
+            Err(config
+                .error("architectures", format!("`{class}` is not a class that is known here{like}"))
+                .help(format!("supported: {}; `dlxc families` says more", known.join(", "))))
         }
     }
-    Ok(ids)
-}
-
-fn in_vocabulary(config: &crate::checkpoint::Config, key: &str, id: i32, vocab: usize) -> Result<i32, Error> {
-    if usize::try_from(id).is_ok_and(|id| id < vocab) {
-        return Ok(id);
-    }
-    Err(config.error(key, format!("{id} is outside the vocabulary of {vocab}")).help("use the checkpoint's own config"))
 }
 
 /// A block length as an attribute of the mask; the config bounds it.

@@ -6,11 +6,13 @@ use dlx_ir::{Error, Mask};
 use dlx_runtime::decode::{DecodePolicy, Reveal};
 
 use super::decoder::Decoder;
-use super::{Family, Imported, Source};
+use super::facts::Facts;
+use super::{Family, Imported, Source, tokens};
 
 pub(super) const FAMILY: Family = Family {
     name: "sdar",
     model_types: &["sdar"],
+    architectures: &["SDARForCausalLM"],
     doc: "SDAR 1.7B…8B-Chat: block diffusion, block-causal attention, exact KV cache; reveals above a threshold",
     has_samplers: false,
     import,
@@ -21,21 +23,19 @@ const THRESHOLD: f32 = 0.9;
 
 fn import(source: &Source<'_>) -> Result<Imported, Error> {
     let config = &source.checkpoint.config;
+    let mut facts = Facts::default();
     let block = match source.block {
         Some(block) => block,
         None => config.opt_usize("block_size")?.unwrap_or(4),
     };
-    let decoder = Decoder::from_qwen_config(config, false, true, Mask::BlockCausal(super::small(block)))?;
-    if config.opt_bool("attention_bias")? == Some(true) {
-        return Err(config.error("attention_bias", "SDAR has no attention biases"));
-    }
-    let (module, notes) = decoder.build("sdar", source.checkpoint)?;
-    let mask_id = super::mask_id(source, decoder.vocab)?;
+    let decoder = Decoder::from_qwen_config(config, false, true, Mask::BlockCausal(super::small(block)), &mut facts)?;
+    let module = decoder.build("sdar", source.checkpoint, &mut facts)?;
+    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
     let policy = DecodePolicy {
         reveal: Reveal::new("threshold").with("threshold", THRESHOLD),
-        stop_ids: super::stop_ids(source, decoder.vocab)?,
+        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
         ..DecodePolicy::greedy(mask_id, block)
     };
     let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, notes })
+    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
 }

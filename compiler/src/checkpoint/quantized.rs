@@ -1,0 +1,127 @@
+//! Checkpoints whose weights are quantized already: which method, by what the config says or the tensors show.
+//!
+//! Invariant: a quantized checkpoint is refused by the name of its method, and the way on is the checkpoint that it was made
+//! from. Nothing is advised that could lose its scales: codes without scales compile and answer nonsense.
+
+use std::path::Path;
+
+use dlx_ir::Error;
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::Config;
+
+/// Endings of tensor names and the method that writes them; the first that matches counts.
+const NAMES: &[(&str, &str)] = &[
+    (".g_idx", "GPTQ"),
+    (".qzeros", "AWQ or GPTQ"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_shape", "compressed-tensors"),
+    (".absmax", "bitsandbytes, 4 bits"),
+    (".quant_map", "bitsandbytes, 4 bits"),
+    (".SCB", "bitsandbytes, 8 bits"),
+    (".weight_format", "bitsandbytes, 8 bits"),
+    (".W_q", "HQQ"),
+    (".codebooks", "AQLM"),
+    (".Qidxs", "QuIP#"),
+    (".weight_scale_inv", "FP8"),
+    ("_blocks", "MXFP4"),
+    (".weight_scale_2", "NVFP4"),
+    (".weight_scales", "EETQ"),
+    (".weight_scale", "FP8 or int8 with scales"),
+    (".qweight", "AWQ or GPTQ"),
+    (".biases", "MLX"),
+];
+
+const ORIGINAL: &str =
+    "use the unquantized checkpoint that this one was made from; dlxc quantizes it (--quant int4, int8)";
+
+/// Files that quantizers leave beside the weights.
+const FILES: &[(&str, &str)] = &[
+    ("hf_quant_config.json", "ModelOpt"),
+    ("quant_config.json", "AWQ"),
+    ("quantize_config.json", "GPTQ"),
+    ("quanto_qmap.json", "Quanto"),
+];
+
+/// What a directory says about quantization, before its tensors are looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Declared {
+    /// File and key that say it.
+    pub(super) place: String,
+    /// The method's name.
+    pub(super) method: String,
+}
+
+/// The method that the config or a file beside it names.
+pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
+    for key in ["quantization_config", "quantization", "compression_config"] {
+        let Some(value) = config.get(key).filter(|v| v.as_object().is_none_or(|o| !o.is_empty())) else { continue };
+        let text = |k: &str| value.get(k).and_then(Value::as_str).map(str::to_owned);
+        let on = |k: &str| value.get(k).and_then(Value::as_bool) == Some(true);
+        let method = text("quant_method").or_else(|| text("quant_algo")).or_else(|| value.as_str().map(str::to_owned));
+        let method = method.unwrap_or_else(|| match key {
+            "quantization" => "MLX".into(),
+            "compression_config" => "compressed-tensors".into(),
+            _ if on("load_in_4bit") || on("load_in_8bit") => "bitsandbytes".into(),
+            _ => "a method that it does not name".into(),
+        });
+        let method = method.chars().filter(|c| !c.is_control()).take(40).collect();
+        return Some(Declared { place: format!("{}: `{key}`", dir.join("config.json").display()), method });
+    }
+    let (file, method) = FILES.iter().find(|(file, _)| dir.join(file).exists())?;
+    Some(Declared { place: dir.join(file).display().to_string(), method: (*method).into() })
+}
+
+/// What to say of weights that are plain floating point in spite of what was declared.
+///
+/// # Errors
+/// A method that stores codes: a cast has lost their scales, or another checkpoint's config lies here.
+pub(super) fn plain(declared: Declared) -> Result<String, Error> {
+    let Declared { place, method } = declared;
+    // This method alone quantizes while it loads, so plain weights beside it are the real ones.
+    if method == "bitsandbytes" {
+        return Ok(format!("{place} asks to quantize with {method} while loading; the plain weights are compiled"));
+    }
+    Err(Error::new(
+        place,
+        format!("says that the weights are quantized with {method}, but no tensor is: a cast alone loses the scales"),
+    )
+    .help(ORIGINAL))
+}
+
+/// The error for plain tensors among which some belong to quantized ones: codes that were cast without their scales.
+pub(super) fn cast<'a>(dir: &Path, mut names: impl Iterator<Item = &'a str>) -> Option<Error> {
+    let (name, method) = names.find_map(|n| Some((n, NAMES.iter().find(|(end, _)| n.ends_with(end))?.1)))?;
+    let message =
+        format!("belongs to weights that were quantized with {method}; a cast of them alone is not the model");
+    Some(Error::new(format!("{}: `{name}`", dir.display()), message).help(ORIGINAL))
+}
+
+/// The error for a tensor whose element type is no float that the compiler reads; `names` are all tensors of its file.
+pub(super) fn refuse<'a>(
+    path: &Path,
+    tensor: &str,
+    dtype: Dtype,
+    declared: Option<&Declared>,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Error {
+    let shown = || NAMES.iter().find(|(end, _)| names.clone().any(|n| n.ends_with(end))).map(|(_, method)| *method);
+    let stored = format!("tensor `{tensor}` of {} is {dtype:?}", path.display());
+    if let Some(d) = declared {
+        return Error::new(&d.place, format!("the weights are quantized already, with {}: {stored}", d.method))
+            .help(ORIGINAL);
+    }
+    let place = format!("{}: `{tensor}`", path.display());
+    let float8 = matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 | Dtype::F4);
+    match shown().or(if float8 { Some("FP8 or FP4") } else { None }) {
+        Some(method) => {
+            Error::new(place, format!("has element type {dtype:?}: the weights are quantized already, with {method}"))
+                .help(ORIGINAL)
+        }
+        None if dtype == Dtype::F64 => Error::new(place, "has element type F64; F32, F16 and BF16 can be compiled")
+            .help("store the checkpoint as float32: every value of F64 weights has one close to it there"),
+        None => Error::new(place, format!("has element type {dtype:?}; F32, F16 and BF16 can be compiled"))
+            .help("use the checkpoint as its publisher made it, in floating point"),
+    }
+}
