@@ -91,7 +91,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// What was found and not read, for the user to know.
+    /// What was found and not read, for the user to know. Artifacts carry it, so it holds no path.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -241,9 +241,8 @@ impl Checkpoint {
             Some(rival) if !self.holds_the_same(&rival)? => {
                 Err(index::ambiguous(&rival, "lies beside shards and an index, and holds other weights"))
             }
-            Some(rival) => {
-                self.notes
-                    .push(format!("{} left unread: it holds the same as the shards of the index", rival.display()));
+            Some(_) => {
+                self.notes.push("model.safetensors left unread: it holds the same as the shards of the index".into());
                 Ok(())
             }
             None => Ok(()),

@@ -89,7 +89,7 @@ pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
     }
     let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
     let mut notes = Vec::new();
-    let others = all.iter().filter(|f| !files.contains(f) && !(rival && **f == single));
+    let others = all.iter().filter(|f| !(files.contains(f) || rival && **f == single));
     passed_over(&mut notes, others, "model.safetensors.index.json");
     let rival = rival.then_some(single);
     Ok(Chosen { files, rival, notes, index: Some((path, index)) })
@@ -102,7 +102,7 @@ pub(super) fn ambiguous(place: &Path, what: &str) -> Error {
 }
 
 /// Where an index and the tensors of its shards meet.
-pub(super) fn check<'a>(
+pub(super) fn check(
     path: &Path,
     index: &Index,
     elsewhere: &BTreeMap<String, String>,

@@ -81,7 +81,7 @@ pub(super) fn plain(declared: Declared) -> Result<String, Error> {
     let Declared { place, method } = declared;
     // This method alone quantizes while it loads, so plain weights beside it are the real ones.
     if method == "bitsandbytes" {
-        return Ok(format!("{place} asks to quantize with {method} while loading; the plain weights are compiled"));
+        return Ok(format!("the config asks to quantize with {method} while loading; the plain weights are compiled"));
     }
     Err(Error::new(
         place,
