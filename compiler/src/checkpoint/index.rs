@@ -69,10 +69,13 @@ pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
             _ => listed(dir, all),
         };
     };
+    if index.is_empty() {
+        return Err(Error::new(path.display(), "lists no tensors").help("download the index again"));
+    }
     let names: BTreeSet<&str> = index.values().map(String::as_str).collect();
     let (there, missing): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_there(&dir.join(name)));
     let rival = is_there(&single) && !names.contains(SINGLE);
-    if !missing.is_empty() || names.is_empty() {
+    if !missing.is_empty() {
         if rival && there.is_empty() {
             let mut chosen = only(single, &all);
             chosen.notes.push(format!(

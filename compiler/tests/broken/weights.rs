@@ -181,6 +181,16 @@ pub(crate) const SETS: &[Row] = &[
         "download the file again",
         Fetch(&[INDEX]),
     ),
+    (
+        "an index that lists nothing",
+        |m| {
+            m.split();
+            m.write(INDEX, b"{\"weight_map\": {}}");
+        },
+        "lists no tensors",
+        "download the index again",
+        Fetch(&[INDEX]),
+    ),
     ("an index that lists a name twice", twice, "is listed twice", "download the index again", Fetch(&[INDEX])),
     (
         "a tensor that no shard has",
