@@ -57,7 +57,16 @@ pub(super) struct Chosen {
     pub(super) notes: Vec<String>,
 }
 
-/// Chooses the weight files of a directory.
+/// Chooses the weight files of a directory. What is there, and what counts:
+///
+/// | index | `model.safetensors` | counts |
+/// |---|---|---|
+/// | – | yes | `model.safetensors` alone, as with other readers |
+/// | – | – | the one complete set of `NAME-i-of-n.safetensors`, else every weight file, of which no two may have a name in common |
+/// | all its shards are here | – | the shards; of two copies of a tensor the one that the index names |
+/// | all its shards are here | yes | the shards, if the single file holds the same; else neither, since readers differ: transformers takes the single file, vLLM the index |
+/// | none of its shards is here | yes | `model.safetensors` |
+/// | some of its shards are here | yes | neither |
 pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
     let (single, path) = (dir.join(SINGLE), dir.join("model.safetensors.index.json"));
     let index = if is_there(&path) { Some(read(&path)?) } else { None };
@@ -213,6 +222,6 @@ fn is_there(path: &Path) -> bool {
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     name.ends_with(".safetensors")
-        && !name.contains(['\\', '\0', ':'])
+        && !name.contains(|c: char| matches!(c, '\\' | ':') || c.is_control())
         && matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)
 }
