@@ -25,6 +25,13 @@ const QWEN2_WORDS: &str =
 const CLASSES: &[(&str, Words)] =
     &[("DreamTokenizer", Words::Qwen2), ("GPT2Tokenizer", Words::Gpt2), ("Qwen2Tokenizer", Words::Qwen2)];
 
+/// Classes whose sentencepiece model transformers converts, alphabetically.
+const SENTENCEPIECE: &[&str] =
+    &["CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer"];
+const FROM_SENTENCEPIECE: &str = "download it from the model's repository; where that has none, make it in this directory \
+    (pip install transformers sentencepiece protobuf): python3 -c \"from transformers import AutoTokenizer as A; \
+    A.from_pretrained('.', use_fast=True).save_pretrained('.')\"";
+
 #[derive(Clone, Copy)]
 enum Words {
     Gpt2,
@@ -51,13 +58,14 @@ pub(super) fn build(
     let missing = dir.join("tokenizer.json");
     let download = "download it from the model's repository into the same directory";
     if !dir.join("vocab.json").exists() && !dir.join("merges.txt").exists() {
-        return Err(
-            match ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"].iter().find(|f| dir.join(f).exists()) {
-                Some(model) => Error::new(missing.display(), format!("the file is missing; {model} alone is not read"))
-                    .help(from_sentencepiece(dir)),
-                None => Error::new(missing.display(), "the file is missing").help(download),
-            },
-        );
+        let pieces = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+        let Some(pieces) = pieces.into_iter().find(|f| dir.join(f).exists()) else {
+            return Err(Error::new(missing.display(), "the file is missing").help(download));
+        };
+        let class = config.map(|c| c.opt_str("tokenizer_class")).transpose()?.flatten().unwrap_or_default();
+        let converts = SENTENCEPIECE.contains(&class.strip_suffix("Fast").unwrap_or(class));
+        return Err(Error::new(missing.display(), format!("the file is missing; {pieces} alone is not read"))
+            .help(if converts { FROM_SENTENCEPIECE } else { download }));
     }
     let (class, words) = class(dir, config)?;
     let vocab = vocabulary(&dir.join("vocab.json"))?;
@@ -166,15 +174,6 @@ fn auto_class(config: &Config) -> Option<String> {
 fn publisher(class: &str) -> String {
     format!(
         "download tokenizer.json from the model's repository; if it has none, only the publisher of `{class}` can make one that is right"
-    )
-}
-
-fn from_sentencepiece(dir: &Path) -> String {
-    format!(
-        "make tokenizer.json from it (pip install transformers sentencepiece protobuf): python3 -c \"from transformers import \
-        AutoTokenizer as A; A.from_pretrained('{0}', use_fast=True).save_pretrained('{0}')\"; if that writes none, download \
-        tokenizer.json from the model's repository",
-        dir.display()
     )
 }
 

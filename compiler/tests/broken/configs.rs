@@ -188,7 +188,17 @@ pub(crate) const TEXTS: &[Row] = &[
         "sentencepiece alone",
         sentencepiece,
         "tokenizer.model alone is not read",
-        "download tokenizer.json",
+        "download it from the model's repository into the same directory",
+        Fetch(&["tokenizer.json"]),
+    ),
+    (
+        "sentencepiece that can be converted",
+        |m| {
+            sentencepiece(m);
+            m.json("tokenizer_config.json", |c| c["tokenizer_class"] = json!("LlamaTokenizerFast"));
+        },
+        "tokenizer.model alone is not read",
+        "A.from_pretrained('.', use_fast=True).save_pretrained('.')",
         Fetch(&["tokenizer.json"]),
     ),
     (
