@@ -73,6 +73,9 @@ impl Checkpoint {
             return Err(error);
         }
         let declared = quantized::declared(dir, &config);
+        if let Some(declared) = declared.as_ref().filter(|d| !d.while_loading() && !kinds::has_weights(dir)) {
+            return Err(quantized::without_weights(declared));
+        }
         let mut checkpoint = Checkpoint {
             config,
             generation_config,
@@ -219,8 +222,11 @@ impl Checkpoint {
                     _ => {
                         if let Some((first, _)) = self.tensors.insert(name.clone(), (i, entry)) {
                             let first = self.shards.get(first).map_or(path.as_path(), Shard::path);
-                            let what = format!("tensor `{name}` is also in {}, and there is no index", first.display());
-                            return Err(index::ambiguous(&path, &what));
+                            let message =
+                                format!("tensor `{name}` is also in {}, and there is no index", first.display());
+                            return Err(Error::new(path.display(), message).help(
+                                "download model.safetensors.index.json; if the model's repository has none, move away the files that it does not have",
+                            ));
                         }
                     }
                 }

@@ -241,9 +241,12 @@ fn added(
             };
             let id = key.parse().ok().filter(|id| *id < MAX_ID).ok_or_else(wrong)?;
             let content = token_text(value).ok_or_else(wrong)?.to_owned();
-            let on = |flag: &str| value.get(flag).and_then(Value::as_bool).unwrap_or(false);
-            let special = on("special") || special.contains(content.as_str());
-            tokens.insert(id, Added { id, content, special, flags: FLAGS.map(on) });
+            let flag = |key: &str| value.get(key).and_then(Value::as_bool);
+            let own = flag("special") == Some(true);
+            // Left unsaid, a token is looked for in the normalized text unless it is special.
+            let flags = FLAGS.map(|key| flag(key).unwrap_or(key == "normalized" && !own));
+            let special = own || special.contains(content.as_str());
+            tokens.insert(id, Added { id, content, special, flags });
         }
         let known: BTreeMap<&str, u64> = tokens.values().map(|t| (t.content.as_str(), t.id)).collect();
         for (content, id) in plain.iter().flatten() {

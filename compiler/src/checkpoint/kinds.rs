@@ -302,7 +302,8 @@ fn model_dirs(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn has_weights(dir: &Path) -> bool {
+/// Whether a directory holds safetensors files.
+pub(super) fn has_weights(dir: &Path) -> bool {
     entries(dir).iter().any(|p| ending(p) == "safetensors")
 }
 

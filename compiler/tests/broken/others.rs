@@ -189,6 +189,16 @@ pub(crate) const OTHERS: &[Row] = &[
         Original,
     ),
     (
+        "torchao in a pickle",
+        |m| {
+            m.take(WEIGHTS, "pytorch_model.bin");
+            declare(m, "torchao");
+        },
+        "quantized already, with torchao, and there are no *.safetensors",
+        UNQUANTIZED,
+        Original,
+    ),
+    (
         "another method",
         |m| {
             words(m, &["weight"]);
