@@ -14,7 +14,8 @@ use crate::options::CompileOptions;
 /// # Errors
 /// When the model cannot be listed or no cache directory can be made.
 pub fn path(model: &Path, options: &CompileOptions) -> Result<PathBuf, Error> {
-    let unreadable = |e: std::io::Error| Error::new(model.display(), format!("cannot be listed: {e}"));
+    let unreadable =
+        |e: std::io::Error| Error::new(model.display(), format!("cannot be listed: {e}")).help("check its permissions");
     let mut files = Vec::new();
     for entry in std::fs::read_dir(model).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;

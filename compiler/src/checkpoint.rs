@@ -73,6 +73,9 @@ impl Checkpoint {
             return Err(error);
         }
         let declared = quantized::declared(dir, &config);
+        if let Some(declared) = declared.as_ref().filter(|d| !d.while_loading() && !kinds::has_weights(dir)) {
+            return Err(quantized::without_weights(declared));
+        }
         let mut checkpoint = Checkpoint {
             config,
             generation_config,
@@ -91,7 +94,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// What was found and not read, for the user to know.
+    /// What was found and not read, for the user to know. Artifacts carry it, so it holds no path.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -219,8 +222,11 @@ impl Checkpoint {
                     _ => {
                         if let Some((first, _)) = self.tensors.insert(name.clone(), (i, entry)) {
                             let first = self.shards.get(first).map_or(path.as_path(), Shard::path);
-                            let what = format!("tensor `{name}` is also in {}, and there is no index", first.display());
-                            return Err(index::ambiguous(&path, &what));
+                            let message =
+                                format!("tensor `{name}` is also in {}, and there is no index", first.display());
+                            return Err(Error::new(path.display(), message).help(
+                                "download model.safetensors.index.json; if the model's repository has none, move away the files that it does not have",
+                            ));
                         }
                     }
                 }
@@ -241,9 +247,8 @@ impl Checkpoint {
             Some(rival) if !self.holds_the_same(&rival)? => {
                 Err(index::ambiguous(&rival, "lies beside shards and an index, and holds other weights"))
             }
-            Some(rival) => {
-                self.notes
-                    .push(format!("{} left unread: it holds the same as the shards of the index", rival.display()));
+            Some(_) => {
+                self.notes.push("model.safetensors left unread: it holds the same as the shards of the index".into());
                 Ok(())
             }
             None => Ok(()),

@@ -135,3 +135,43 @@ fn other_classes_and_other_ids() {
     assert_eq!(made.encode_fast("a<|im_end|>", false).unwrap().get_ids().last(), Some(&510));
     assert!(text.notes.iter().any(|n| n.contains("\"<|im_start|>\" has no id")), "{:?}", text.notes);
 }
+
+/// Whatever the files hold: an error, or a tokenizer that loads.
+#[test]
+fn damaged_files_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = example(dir.path(), "dream-tiny");
+    dream(&mut model);
+    model.save();
+    let mut state = 7u64;
+    let mut next = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % n
+    };
+    let (mut made, mut refused) = (0, 0);
+    for file in ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"] {
+        let good = model.bytes(file).to_vec();
+        for _ in 0..100 {
+            let mut bytes = good.clone();
+            match next(4) {
+                0 => bytes.truncate(next(good.len())),
+                1 => drop(bytes.splice(next(good.len())..good.len(), good[next(good.len())..].iter().copied())),
+                2 => bytes[next(good.len())] ^= 1 << next(8),
+                _ => bytes[next(good.len())] = b"0129\"{}[],: \n"[next(13)],
+            }
+            std::fs::write(model.dir.join(file), &bytes).unwrap();
+            match TextFiles::read(&model.dir) {
+                Ok(text) => {
+                    dlx_runtime::text::Tokenizer::from_bytes(&text.tokenizer).unwrap();
+                    made += 1;
+                }
+                Err(e) => {
+                    assert!(e.place.starts_with(model.dir.to_str().unwrap()), "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        std::fs::write(model.dir.join(file), &good).unwrap();
+    }
+    assert!(made > 50 && refused > 50, "{made} made, {refused} refused");
+}

@@ -95,6 +95,8 @@ fn what_others_read_is_read() {
         let report = success(what, &dlxc(dir.path(), &["compile", path(&model.dir), "-o", path(&out)]));
         assert!(report.contains(note), "{what}: no `{note}` in {report}");
         assert_eq!(report.contains("\nnote: "), !note.is_empty(), "{what}: {report}");
+        let places = report.lines().filter(|l| l.starts_with("note: ") && l.contains(path(dir.path())));
+        assert_eq!(places.count(), 0, "{what}: an artifact must not depend on where the checkpoint was: {report}");
         let inspected = success(what, &dlxc(dir.path(), &["inspect", path(&model.dir)]));
         assert!(inspected.contains(note), "{what}: {inspected}");
         let answer = success(what, &dlxc(dir.path(), &["run", path(&out), "What is the capital of France?"]));

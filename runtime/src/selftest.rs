@@ -207,3 +207,24 @@ fn compare(executor: &dyn Probes, entry: &str, found: &[f32], expected: &[f32]) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_any_kind_are_written_and_read() {
+        let numbers = [1.5, -0.0, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        let [a, b, c] = [f32::NAN, 0.5, f32::INFINITY].map(Number::from);
+        let last = numbers.map(Number::from).to_vec();
+        let golden = GoldenVectors { steps: vec![StepVector { rows: 4, last }], head: vec![(7, a, b, c)] };
+        let text = serde_json::to_string(&golden).unwrap();
+        assert!(text.contains(r#"[1.5,-0.0,3.4028235e+38,"nan","inf","-inf"]"#), "{text}");
+        let read: GoldenVectors = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, golden);
+        for (read, number) in read.steps[0].last.iter().zip(numbers) {
+            assert!(read.get().to_bits() == number.to_bits() || read.get().is_nan() && number.is_nan());
+        }
+        assert!(serde_json::from_str::<GoldenVectors>(&text.replace("nan", "none")).is_err());
+    }
+}

@@ -25,6 +25,13 @@ const QWEN2_WORDS: &str =
 const CLASSES: &[(&str, Words)] =
     &[("DreamTokenizer", Words::Qwen2), ("GPT2Tokenizer", Words::Gpt2), ("Qwen2Tokenizer", Words::Qwen2)];
 
+/// Classes whose sentencepiece model transformers converts, alphabetically.
+const SENTENCEPIECE: &[&str] =
+    &["CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer"];
+const FROM_SENTENCEPIECE: &str = "download it from the model's repository; where that has none, make it in this directory \
+    (pip install transformers sentencepiece protobuf): python3 -c \"from transformers import AutoTokenizer as A; \
+    A.from_pretrained('.', use_fast=True).save_pretrained('.')\"";
+
 #[derive(Clone, Copy)]
 enum Words {
     Gpt2,
@@ -51,13 +58,14 @@ pub(super) fn build(
     let missing = dir.join("tokenizer.json");
     let download = "download it from the model's repository into the same directory";
     if !dir.join("vocab.json").exists() && !dir.join("merges.txt").exists() {
-        return Err(
-            match ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"].iter().find(|f| dir.join(f).exists()) {
-                Some(model) => Error::new(missing.display(), format!("the file is missing; {model} alone is not read"))
-                    .help(from_sentencepiece(dir)),
-                None => Error::new(missing.display(), "the file is missing").help(download),
-            },
-        );
+        let pieces = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+        let Some(pieces) = pieces.into_iter().find(|f| dir.join(f).exists()) else {
+            return Err(Error::new(missing.display(), "the file is missing").help(download));
+        };
+        let class = config.map(|c| c.opt_str("tokenizer_class")).transpose()?.flatten().unwrap_or_default();
+        let converts = SENTENCEPIECE.contains(&class.strip_suffix("Fast").unwrap_or(class));
+        return Err(Error::new(missing.display(), format!("the file is missing; {pieces} alone is not read"))
+            .help(if converts { FROM_SENTENCEPIECE } else { download }));
     }
     let (class, words) = class(dir, config)?;
     let vocab = vocabulary(&dir.join("vocab.json"))?;
@@ -169,15 +177,6 @@ fn publisher(class: &str) -> String {
     )
 }
 
-fn from_sentencepiece(dir: &Path) -> String {
-    format!(
-        "make tokenizer.json from it (pip install transformers sentencepiece protobuf): python3 -c \"from transformers import \
-        AutoTokenizer as A; A.from_pretrained('{0}', use_fast=True).save_pretrained('{0}')\"; if that writes none, download \
-        tokenizer.json from the model's repository",
-        dir.display()
-    )
-}
-
 fn vocabulary(path: &Path) -> Result<BTreeMap<String, u64>, Error> {
     let bad = |message: String| Error::new(path.display(), message).help("download it again, with merges.txt");
     let bytes = read_json::read(path, MAX_FILE)?.ok_or_else(|| bad("the file is missing".into()))?;
@@ -242,9 +241,12 @@ fn added(
             };
             let id = key.parse().ok().filter(|id| *id < MAX_ID).ok_or_else(wrong)?;
             let content = token_text(value).ok_or_else(wrong)?.to_owned();
-            let on = |flag: &str| value.get(flag).and_then(Value::as_bool).unwrap_or(false);
-            let special = on("special") || special.contains(content.as_str());
-            tokens.insert(id, Added { id, content, special, flags: FLAGS.map(on) });
+            let flag = |key: &str| value.get(key).and_then(Value::as_bool);
+            let own = flag("special") == Some(true);
+            // Left unsaid, a token is looked for in the normalized text unless it is special.
+            let flags = FLAGS.map(|key| flag(key).unwrap_or(key == "normalized" && !own));
+            let special = own || special.contains(content.as_str());
+            tokens.insert(id, Added { id, content, special, flags });
         }
         let known: BTreeMap<&str, u64> = tokens.values().map(|t| (t.content.as_str(), t.id)).collect();
         for (content, id) in plain.iter().flatten() {

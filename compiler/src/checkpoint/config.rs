@@ -194,7 +194,7 @@ impl Config {
 
     /// An error about a value that was read from here, for checks that involve several keys.
     pub fn error(&self, key: &str, message: impl Into<String>) -> Error {
-        Error::new(format_args!("{}: `{}{key}`", self.file.display(), self.prefix), message)
+        Error::new(format_args!("{}: `{}{}`", self.file.display(), self.prefix, key.escape_debug()), message)
     }
 
     fn missing(&self, key: &str) -> Error {

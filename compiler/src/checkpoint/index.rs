@@ -57,7 +57,16 @@ pub(super) struct Chosen {
     pub(super) notes: Vec<String>,
 }
 
-/// Chooses the weight files of a directory.
+/// Chooses the weight files of a directory. What is there, and what counts:
+///
+/// | index | `model.safetensors` | counts |
+/// |---|---|---|
+/// | – | yes | `model.safetensors` alone, as with other readers |
+/// | – | – | the one complete set of `NAME-i-of-n.safetensors`, else every weight file, of which no two may have a name in common |
+/// | all its shards are here | – | the shards; of two copies of a tensor the one that the index names |
+/// | all its shards are here | yes | the shards, if the single file holds the same; else neither, since readers differ: transformers takes the single file, vLLM the index |
+/// | none of its shards is here | yes | `model.safetensors` |
+/// | some of its shards are here | yes | neither |
 pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
     let (single, path) = (dir.join(SINGLE), dir.join("model.safetensors.index.json"));
     let index = if is_there(&path) { Some(read(&path)?) } else { None };
@@ -69,10 +78,13 @@ pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
             _ => listed(dir, all),
         };
     };
+    if index.is_empty() {
+        return Err(Error::new(path.display(), "lists no tensors").help("download the index again"));
+    }
     let names: BTreeSet<&str> = index.values().map(String::as_str).collect();
     let (there, missing): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_there(&dir.join(name)));
     let rival = is_there(&single) && !names.contains(SINGLE);
-    if !missing.is_empty() || names.is_empty() {
+    if !missing.is_empty() {
         if rival && there.is_empty() {
             let mut chosen = only(single, &all);
             chosen.notes.push(format!(
@@ -89,7 +101,7 @@ pub(super) fn choose(dir: &Path) -> Result<Chosen, Error> {
     }
     let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
     let mut notes = Vec::new();
-    let others = all.iter().filter(|f| !files.contains(f) && !(rival && **f == single));
+    let others = all.iter().filter(|f| !(files.contains(f) || rival && **f == single));
     passed_over(&mut notes, others, "model.safetensors.index.json");
     let rival = rival.then_some(single);
     Ok(Chosen { files, rival, notes, index: Some((path, index)) })
@@ -102,7 +114,7 @@ pub(super) fn ambiguous(place: &Path, what: &str) -> Error {
 }
 
 /// Where an index and the tensors of its shards meet.
-pub(super) fn check<'a>(
+pub(super) fn check(
     path: &Path,
     index: &Index,
     elsewhere: &BTreeMap<String, String>,
@@ -210,6 +222,6 @@ fn is_there(path: &Path) -> bool {
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     name.ends_with(".safetensors")
-        && !name.contains(['\\', '\0', ':'])
+        && !name.contains(|c: char| matches!(c, '\\' | ':') || c.is_control())
         && matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)
 }

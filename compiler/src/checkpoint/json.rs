@@ -194,7 +194,7 @@ impl<'de> Visitor<'de> for AnyValue {
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(AnyValue)?;
             if object.get(&key).is_some_and(|first| *first != value) {
-                let key: String = key.chars().take(60).collect();
+                let key: String = key.escape_debug().take(60).collect();
                 return Err(de::Error::custom(format!("the key `{key}` is there twice, with different values")));
             }
             object.insert(key, value);

@@ -206,7 +206,10 @@ pub(super) fn adapter(dir: &Path) -> Option<Error> {
     }
     let config = Config::read_optional(&dir.join("adapter_config.json")).ok().flatten();
     let base = config.as_ref().and_then(|c| c.opt_str("base_model_name_or_path").ok().flatten());
-    let base = base.map_or_else(|| "its base model".to_owned(), |name| format!("its base model, {name},"));
+    let base = base.map_or_else(
+        || "its base model".to_owned(),
+        |name| format!("its base model, {},", name.chars().filter(|c| !c.is_control()).take(100).collect::<String>()),
+    );
     let merge = format!(
         "merge it first: load {base} with the class that its card names, then \
         peft.PeftModel.from_pretrained(base, {:?}).merge_and_unload().save_pretrained(OUT); copy the tokenizer files \
@@ -299,7 +302,8 @@ fn model_dirs(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn has_weights(dir: &Path) -> bool {
+/// Whether a directory holds safetensors files.
+pub(super) fn has_weights(dir: &Path) -> bool {
     entries(dir).iter().any(|p| ending(p) == "safetensors")
 }
 

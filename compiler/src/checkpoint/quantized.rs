@@ -53,6 +53,13 @@ pub(super) struct Declared {
     pub(super) method: String,
 }
 
+impl Declared {
+    /// Whether the method may quantize plain weights while they are loaded: those stored beside it are the real ones.
+    pub(super) fn while_loading(&self) -> bool {
+        self.method == "bitsandbytes"
+    }
+}
+
 /// The method that the config or a file beside it names.
 pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
     for key in ["quantization_config", "quantization", "compression_config"] {
@@ -78,16 +85,23 @@ pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
 /// # Errors
 /// A method that stores codes: a cast has lost their scales, or another checkpoint's config lies here.
 pub(super) fn plain(declared: Declared) -> Result<String, Error> {
-    let Declared { place, method } = declared;
-    // This method alone quantizes while it loads, so plain weights beside it are the real ones.
-    if method == "bitsandbytes" {
-        return Ok(format!("{place} asks to quantize with {method} while loading; the plain weights are compiled"));
+    if declared.while_loading() {
+        let method = declared.method;
+        return Ok(format!("the config asks to quantize with {method} while loading; the plain weights are compiled"));
     }
+    let Declared { place, method } = declared;
     Err(Error::new(
         place,
         format!("says that the weights are quantized with {method}, but no tensor is: a cast alone loses the scales"),
     )
     .help(ORIGINAL))
+}
+
+/// The error for a directory that holds no safetensors files and calls its weights quantized.
+pub(super) fn without_weights(declared: &Declared) -> Error {
+    let message =
+        format!("the weights are quantized already, with {}, and there are no *.safetensors files", declared.method);
+    Error::new(&declared.place, message).help(ORIGINAL)
 }
 
 /// The error for plain tensors among which some belong to quantized ones: codes that were cast without their scales.

@@ -305,7 +305,7 @@ fn broken_text_files_are_refused() {
     let cases: &[(&[Named], &[&str])] = &[
         (&[], &["tokenizer.json", "missing", "download"]),
         (&[("vocab.json", b"{}")], &["tokenizer_config.json", "names the class"]),
-        (&[("tokenizer.model", b"")], &["tokenizer.json", "tokenizer.model", "use_fast"]),
+        (&[("tokenizer.model", b"")], &["tokenizer.json", "tokenizer.model", "download"]),
         (&[("tokenizer.json", b"")], &["tokenizer.json", "empty"]),
         (&[("tokenizer.json", b"{\"model\": ")], &["tokenizer.json", "JSON"]),
         (&[("tokenizer.json", b"{}"), ("tokenizer_config.json", b"x")], &["tokenizer_config.json"]),

@@ -87,24 +87,24 @@ impl TextFiles {
 
     /// The added tokens and their ids, as the file lists them.
     pub fn added_tokens(&self) -> Vec<(String, i32)> {
-        self.listed().0
+        let [added, _] = self.listed();
+        added
     }
 
     /// Tokens and ids of the vocabulary and the added tokens, as far as the file lists them in the usual places.
     fn ids(&self) -> impl Iterator<Item = (String, i32)> {
-        let (added, vocab) = self.listed();
-        added.into_iter().chain(vocab)
+        self.listed().into_iter().flatten()
     }
 
     /// Added tokens and vocabulary.
-    fn listed(&self) -> (Vec<(String, i32)>, Vec<(String, i32)>) {
+    fn listed(&self) -> [Vec<(String, i32)>; 2] {
         let json: Value = serde_json::from_slice(&self.tokenizer).unwrap_or_default();
         let id = |v: &Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
         let added = json["added_tokens"].as_array().into_iter().flatten();
         let added = added.filter_map(|t| Some((t["content"].as_str()?.to_owned(), id(&t["id"])?)));
         let vocab = json["model"]["vocab"].as_object().into_iter().flatten();
         let vocab = vocab.filter_map(|(token, v)| Some((token.clone(), id(v)?)));
-        (added.collect(), vocab.collect())
+        [added.collect(), vocab.collect()]
     }
 }
 

@@ -72,6 +72,29 @@ pub(crate) const CONFIGS: &[Row] = &[
         CONFIG,
     ),
     (
+        "heads that do not divide",
+        |m| m.set("num_key_value_heads", json!(2)),
+        "2 key heads do not divide 3 heads",
+        "",
+        CONFIG,
+    ),
+    ("an odd head size", |m| m.set("head_dim", json!(63)), "63 cannot be rotated", "", CONFIG),
+    ("scaled rotary embeddings", |m| m.set("rope_scaling", json!({"factor": 2.0})), "`rope_scaling`", "", CONFIG),
+    (
+        "fewer layers than tensors",
+        |m| m.set("num_hidden_layers", json!(3)),
+        "model.layers.3.input_layernorm.weight",
+        "",
+        CONFIG,
+    ),
+    (
+        "no mask id",
+        no_mask_id,
+        "`mask_token_id`: is missing",
+        "add mask_token_id to config.json",
+        Do(|m| m.set("mask_token_id", json!(511))),
+    ),
+    (
         "more layers than tensors",
         |m| m.set("num_hidden_layers", json!(5)),
         "model.layers.4.input_layernorm.weight",
@@ -165,7 +188,17 @@ pub(crate) const TEXTS: &[Row] = &[
         "sentencepiece alone",
         sentencepiece,
         "tokenizer.model alone is not read",
-        "download tokenizer.json",
+        "download it from the model's repository into the same directory",
+        Fetch(&["tokenizer.json"]),
+    ),
+    (
+        "sentencepiece that can be converted",
+        |m| {
+            sentencepiece(m);
+            m.json("tokenizer_config.json", |c| c["tokenizer_class"] = json!("LlamaTokenizerFast"));
+        },
+        "tokenizer.model alone is not read",
+        "A.from_pretrained('.', use_fast=True).save_pretrained('.')",
         Fetch(&["tokenizer.json"]),
     ),
     (
@@ -309,6 +342,15 @@ pub(crate) const POINTER: &[u8] =
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
 
 const PIECES: Remedy = Fetch(&["vocab.json", "merges.txt"]);
+
+fn no_mask_id(m: &mut Model) {
+    m.unset("mask_token_id");
+    for file in ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        m.json(file, |c| {
+            ["mask_token_id", "mask_token"].iter().for_each(|k| drop(c.as_object_mut().unwrap().remove(*k)))
+        });
+    }
+}
 
 fn utf16(m: &mut Model) {
     let text = String::from_utf8(m.bytes("config.json").to_vec()).unwrap();

@@ -61,7 +61,7 @@ impl Model {
     }
 
     /// Moves all files into a directory.
-    pub(crate) fn into_dir(&mut self, dir: &str) {
+    pub(crate) fn move_into(&mut self, dir: &str) {
         self.files = std::mem::take(&mut self.files).into_iter().map(|(n, b)| (format!("{dir}/{n}"), b)).collect();
     }
 

@@ -189,6 +189,16 @@ pub(crate) const OTHERS: &[Row] = &[
         Original,
     ),
     (
+        "torchao in a pickle",
+        |m| {
+            m.take(WEIGHTS, "pytorch_model.bin");
+            declare(m, "torchao");
+        },
+        "quantized already, with torchao, and there are no *.safetensors",
+        UNQUANTIZED,
+        Original,
+    ),
+    (
         "another method",
         |m| {
             words(m, &["weight"]);
@@ -272,21 +282,21 @@ pub(crate) const OTHERS: &[Row] = &[
     ),
     (
         "a directory too high",
-        |m| m.into_dir("checkpoint-100"),
+        |m| m.move_into("checkpoint-100"),
         "a directory in it does",
         "give that one: ",
         Elsewhere("checkpoint-100"),
     ),
     (
         "a download cache",
-        |m| m.into_dir("models--Org--Name/snapshots/0a1b"),
+        |m| m.move_into("models--Org--Name/snapshots/0a1b"),
         "a directory in it does",
         "give that one: ",
         Elsewhere("models--Org--Name/snapshots/0a1b"),
     ),
     (
         "an entry of a download cache",
-        |m| m.into_dir("snapshots/0a1b"),
+        |m| m.move_into("snapshots/0a1b"),
         "a directory in it does",
         "give that one: ",
         Elsewhere("snapshots/0a1b"),
@@ -295,7 +305,7 @@ pub(crate) const OTHERS: &[Row] = &[
         "several models",
         |m| {
             let c = m.bytes("config.json").to_vec();
-            m.into_dir("a");
+            m.move_into("a");
             m.write("b/config.json", &c)
         },
         "2 directories in it do",

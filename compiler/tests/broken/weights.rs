@@ -181,6 +181,16 @@ pub(crate) const SETS: &[Row] = &[
         "download the file again",
         Fetch(&[INDEX]),
     ),
+    (
+        "an index that lists nothing",
+        |m| {
+            m.split();
+            m.write(INDEX, b"{\"weight_map\": {}}");
+        },
+        "lists no tensors",
+        "download the index again",
+        Fetch(&[INDEX]),
+    ),
     ("an index that lists a name twice", twice, "is listed twice", "download the index again", Fetch(&[INDEX])),
     (
         "a tensor that no shard has",
@@ -227,9 +237,23 @@ pub(crate) const SETS: &[Row] = &[
             m.take(WEIGHTS, "a.safetensors");
             old(m, "b.safetensors")
         },
-        "which of them is the model",
+        "is also in",
         "move away the files that it does not have",
         Do(|m| m.remove("b.safetensors")),
+    ),
+    (
+        "a copy in another shard and no index",
+        |m| {
+            m.split();
+            let mut spoiled = m.original();
+            spoiled.retain(|name, _| name == "lm_head.weight");
+            spoiled.values_mut().for_each(|(_, _, bytes)| bytes.fill(0));
+            m.add_tensors(SECOND, spoiled);
+            m.remove(INDEX);
+        },
+        "tensor `lm_head.weight` is also in",
+        "download model.safetensors.index.json",
+        Fetch(&[INDEX]),
     ),
     (
         "two sets of shards without an index",
