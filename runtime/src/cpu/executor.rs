@@ -112,12 +112,13 @@ impl CpuExecutor {
         let pool = Pool::new(options.threads);
         let pool = pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
         let module = program.module();
-        proof::program(module).map_err(bad)?;
+        proof::weights(module).map_err(bad)?;
         let weights = Weights::load(module, file, section)?;
         let mut entries = Vec::with_capacity(module.graphs.len());
         for graph in &module.graphs {
             entries.push(Entry::load(module, graph, &weights).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
         }
+        proof::program(module).map_err(bad)?;
         let caches = module.states.iter().map(|(_, s)| s).filter(|s| s.ty.dims.len() == 3);
         let mut max_seq: Vec<usize> = caches.filter_map(|s| s.ty.dims[0].fixed()).collect();
         max_seq.dedup();

@@ -100,7 +100,6 @@ pub(super) fn graph(module: &Module, graph: &Graph, kind: Kind) -> Result<(), St
 /// # Errors
 /// The first two things that do not agree.
 pub(super) fn program(module: &Module) -> Result<(), String> {
-    weights_apart(module)?;
     let widest = widest_weight(module).max(FREE_WIDTH);
     let mut vocab = None;
     let mut first: BTreeMap<Kind, &Graph> = BTreeMap::new();
@@ -157,8 +156,11 @@ fn widest_weight(module: &Module) -> usize {
     module.weights.iter().flat_map(|(_, w)| &w.ty.dims).filter_map(|d| d.fixed()).max().unwrap_or(0)
 }
 
-/// Weights begin at boundaries that kernels may load from, and share no bytes.
-fn weights_apart(module: &Module) -> Result<(), String> {
+/// Proves that weights begin at boundaries that kernels may load from, and share no bytes.
+///
+/// # Errors
+/// The first weight that does not, or the first two that share some.
+pub(super) fn weights(module: &Module) -> Result<(), String> {
     let mut places = Vec::with_capacity(module.weights.len());
     for (_, w) in module.weights.iter() {
         let WeightDef::Stored { offset, bytes, .. } = w.def else { continue };

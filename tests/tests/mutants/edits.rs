@@ -68,7 +68,7 @@ pub(crate) fn bytes(rng: &mut Rng, data: &mut Vec<u8>) -> String {
                 data.splice(at..at + len, piece);
             }
             _ => {
-                let piece = rng.of(NUMBERS).as_bytes().to_vec();
+                let piece = rng.of::<&str>(NUMBERS).as_bytes().to_vec();
                 data.splice(at..at + len.min(3), piece);
             }
         }
@@ -122,7 +122,8 @@ fn json_container(rng: &mut Rng, at: &mut Value, i: usize) -> String {
             match rng.below(4) {
                 0 => drop(items.remove(i)),
                 1 => items.insert(j, items[i].clone()),
-                2 => *items = items.iter().cycle().take(items.len() * 300).cloned().collect(),
+                // Many, but no more than the mutator itself has memory for.
+                2 => *items = items.iter().cycle().take((items.len() * 300).min(20_000)).cloned().collect(),
                 _ => items.swap(i, j),
             }
         }
@@ -145,7 +146,7 @@ fn json_container(rng: &mut Rng, at: &mut Value, i: usize) -> String {
 }
 
 fn json_value(rng: &mut Rng, old: &Value) -> Value {
-    let number = |rng: &mut Rng| serde_json::from_str(rng.of(NUMBERS)).unwrap_or(Value::Null);
+    let number = |rng: &mut Rng| serde_json::from_str(rng.of::<&str>(NUMBERS)).unwrap_or(Value::Null);
     match (rng.below(10), old) {
         (0, _) => Value::Null,
         (1, _) => Value::Bool(rng.below(2) == 0),
@@ -163,7 +164,7 @@ fn json_value(rng: &mut Rng, old: &Value) -> Value {
         (6, Value::String(_)) => {
             let words = ["full", "causal", "block-causal", "none", "prefix", "dual", "commit-block", "commit-between"];
             let more = ["random", "margin", "factor", "timesteps", "linear", "even", "step", "cpu", "wgpu", "", "%s"];
-            Value::String((*rng.of(&[&words[..], &more[..]].concat())).into())
+            Value::String((*rng.of::<&str>(&[&words[..], &more[..]].concat())).into())
         }
         (7, Value::String(s)) => Value::String(s.repeat(1000)),
         _ => number(rng),
@@ -178,7 +179,7 @@ pub(crate) fn program(rng: &mut Rng, text: &mut Vec<u8>) -> String {
     for _ in 0..50 {
         let i = rng.below(lines.len());
         let before = lines[i].clone();
-        let kind = rng.below(14);
+        let kind = rng.below(17);
         match kind {
             0 => drop(lines.remove(i)),
             1 => lines.insert(i, before.clone()),
@@ -191,13 +192,13 @@ pub(crate) fn program(rng: &mut Rng, text: &mut Vec<u8>) -> String {
                     ["add", "mul", "silu", "embed", "take_rows", "store_rows", "rope", "rms_norm", "linear", "softmax"];
                 let words: Vec<&str> = before.split(' ').collect();
                 let from = words.iter().find(|w| ops.contains(w)).copied().unwrap_or("linear");
-                lines[i] = before.replacen(from, rng.of(&ops), 1);
+                lines[i] = before.replacen(from, rng.of::<&str>(&ops), 1);
             }
             8 => {
                 let masks = ["full", "causal", "block_causal:1", "block_causal:8", "block_causal:4294967295"];
                 if let Some(at) = before.find("mask=") {
                     let end = before[at..].find([',', '}']).map_or(before.len(), |e| at + e);
-                    lines[i] = format!("{}mask={}{}", &before[..at], rng.of(&masks), &before[end..]);
+                    lines[i] = format!("{}mask={}{}", &before[..at], rng.of::<&str>(&masks), &before[end..]);
                 }
             }
             9 => return renamed_value(rng, &source, text),
@@ -207,7 +208,19 @@ pub(crate) fn program(rng: &mut Rng, text: &mut Vec<u8>) -> String {
                 let j = rng.below(lines.len());
                 lines[i] = lines[j].clone();
             }
-            _ => return bytes(rng, text),
+            13 => return bytes(rng, text),
+            // The same in every entry, which must be alike.
+            _ => {
+                let old = core(&before).to_owned();
+                let new = match kind {
+                    14 => swapped_operands(rng, &old),
+                    15 => with_number(rng, &old),
+                    _ => core(&renamed_operand(rng, &lines, i)).to_owned(),
+                };
+                if old.len() > 4 {
+                    lines = source.replace(&old, &new).lines().map(Into::into).collect();
+                }
+            }
         }
         let after = lines.join("\n");
         if after != source.trim_end() {
@@ -216,6 +229,13 @@ pub(crate) fn program(rng: &mut Rng, text: &mut Vec<u8>) -> String {
         }
     }
     bytes(rng, text)
+}
+
+/// A node without its results, types and slots: what it has in common with that of other entries.
+fn core(line: &str) -> &str {
+    let from = line.find(" = ").map_or(0, |i| i + 3);
+    let to = line.rfind("}: ").map_or_else(|| line.find(": f32[").unwrap_or(line.len()), |i| i + 1);
+    line.get(from..to).unwrap_or(line)
 }
 
 /// Byte ranges of the names that begin with a sigil.
@@ -266,7 +286,7 @@ fn with_number(rng: &mut Rng, line: &str) -> String {
     let near = line[at..end].parse::<i64>().ok().filter(|_| rng.below(2) == 0);
     let number = match near {
         Some(n) => (n + [1, -1, 64, -64, n][rng.below(5)]).to_string(),
-        None => (*rng.of(NUMBERS)).into(),
+        None => (*rng.of::<&str>(NUMBERS)).into(),
     };
     format!("{}{number}{}", &line[..at], &line[end..])
 }
@@ -295,7 +315,7 @@ fn doubled_graph(rng: &mut Rng, source: &str, text: &mut Vec<u8>) -> String {
     let end = source[at..].find("\n  }\n").map_or(source.len(), |e| at + e + 5);
     let graph = &source[at..end];
     let name = &graph[9..graph.find('(').unwrap_or(9)];
-    let new = *rng.of(&["step_5", "head_9", "logits_9", "other", "step", "head"]);
+    let new = *rng.of::<&str>(&["step_5", "head_9", "logits_9", "other", "step", "head"]);
     *text = format!("{}{}\n{}", &source[..at], graph.replacen(name, new, 1), &source[at..]).into_bytes();
     format!("{name} once more as {new}")
 }
@@ -313,7 +333,10 @@ pub(crate) fn table(rng: &mut Rng, sections: &mut Sections) -> String {
             sections[i].0 = other;
         }
         3 => sections[i].1 = sections[j].1.clone(),
-        4 => sections[i].0 = (*rng.of(&["program:gpu", "x", "program:", "plan:cpu", "manifest2", "weights2"])).into(),
+        4 => {
+            sections[i].0 =
+                (*rng.of::<&str>(&["program:gpu", "x", "program:", "plan:cpu", "manifest2", "weights2"])).into()
+        }
         _ => sections.push((format!("{name}.old"), sections[j].1.clone())),
     }
     format!("table: {name} and {}", sections.get(j).map_or("", |s| &s.0))

@@ -16,6 +16,10 @@ const FREE: &[(&str, &str)] = &[
 /// Fields of the policy that the program repeats.
 const REPEATED: &[&str] = &["attention", "mask_id"];
 
+/// Keys of the manifest and its model that nothing reads but people: they explain no difference, and forbid none.
+const FOR_PEOPLE: &[&str] =
+    &["compiler", "options", "pipelines", "memory", "notes", "quality", "family", "parameters", "config_hash"];
+
 /// Whether all differences are free.
 pub(crate) fn explained(base: &Sections, mutant: &Sections) -> bool {
     let of = |sections: &Sections, name: &str| sections.iter().find(|(n, _)| n == name).map(|(_, b)| b.clone());
@@ -34,11 +38,14 @@ fn is_free(place: &str) -> bool {
     FREE.iter().any(|(name, _)| *name == place)
 }
 
-/// Whether two manifests differ in their policies only.
+/// Whether two manifests differ in their policies, and beside these only in what is for people.
 fn manifest(base: &Option<Vec<u8>>, mutant: &Option<Vec<u8>>, hash: bool) -> bool {
     let read =
         |bytes: &Option<Vec<u8>>| serde_json::from_slice::<Map<String, Value>>(bytes.as_deref().unwrap_or_default());
     let (Ok(base), Ok(mutant)) = (read(base), read(mutant)) else { return false };
+    if base.get("policy") == mutant.get("policy") && !hash {
+        return false;
+    }
     let full = base["policy"]["attention"] == "full";
     let changed = |a: &Map<String, Value>, b: &Map<String, Value>| -> Vec<String> {
         a.keys().chain(b.keys()).filter(|k| a.get(*k) != b.get(*k)).cloned().collect()
@@ -49,7 +56,10 @@ fn manifest(base: &Option<Vec<u8>>, mutant: &Option<Vec<u8>>, hash: bool) -> boo
             let repeated = |k: &String| REPEATED.contains(&k.as_str()) || (k == "block" && !full);
             is_free("manifest policy") && !changed(a, b).iter().any(repeated)
         }
-        "model" => hash,
-        _ => false,
+        "model" => {
+            let (Some(a), Some(b)) = (base[key].as_object(), mutant[key].as_object()) else { return false };
+            changed(a, b).iter().all(|k| FOR_PEOPLE.contains(&k.as_str()) || (hash && k == "tokenizer_hash"))
+        }
+        _ => FOR_PEOPLE.contains(&key.as_str()),
     })
 }

@@ -11,15 +11,15 @@
 mod container;
 mod edits;
 mod free;
+mod holes;
 mod rng;
 mod worker;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use dlx_tests::compiled;
-use dlx_tests::golden::dir;
 use dlxc::options::CompileOptions;
 
 use worker::{Job, work};
@@ -98,8 +98,13 @@ fn worker() {
     work(&job, Path::new(dir), Path::new(parts.next().unwrap()));
 }
 
+/// The trained checkpoints.
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models")
+}
+
 /// The artifacts that are edited: one of each kind of attention.
-fn originals(dir_: &Path) {
+fn originals(dir: &Path) {
     for model in ["llada-tiny", "qwen2-tiny", "sdar-tiny"] {
         let options = CompileOptions {
             quant: "int4".parse().unwrap(),
@@ -107,7 +112,7 @@ fn originals(dir_: &Path) {
             max_seq: Some(96),
             ..CompileOptions::default()
         };
-        compiled::compile(&dir().join("models").join(model), &dir_.join(format!("{model}.dlxa")), &options).unwrap();
+        compiled::compile(&models().join(model), &dir.join(format!("{model}.dlxa")), &options).unwrap();
     }
 }
 
