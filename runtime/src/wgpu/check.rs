@@ -15,6 +15,8 @@ use dlx_ir::{Graph, Id, Module, WeightDef};
 
 /// Most bindings of a kernel; far above what any has, far below what a device would choke on.
 const MAX_BINDINGS: usize = 64;
+/// Most workgroups of a dispatch: a few for each row and each tile of the largest vocabularies.
+const MAX_GROUPS: u64 = 1 << 24;
 /// Largest buffer that is not one of weights.
 const MAX_BYTES: u64 = 1 << 40;
 
@@ -160,6 +162,10 @@ impl Plan {
             }
             if variant.groups.iter().any(|g| *g == 0 || *g > self.profile.max_workgroups) {
                 return Err(format!("{:?} workgroups exceed {}", variant.groups, self.profile.max_workgroups));
+            }
+            let all = variant.groups.iter().map(|g| u64::from(*g)).try_fold(1, u64::checked_mul);
+            if all.is_none_or(|all| all > MAX_GROUPS) {
+                return Err(format!("{:?} workgroups are more than {MAX_GROUPS}", variant.groups));
             }
         }
         Ok(())

@@ -123,7 +123,11 @@ fn json_container(rng: &mut Rng, at: &mut Value, i: usize) -> String {
                 0 => drop(items.remove(i)),
                 1 => items.insert(j, items[i].clone()),
                 // Many, but no more than the mutator itself has memory for.
-                2 => *items = items.iter().cycle().take((items.len() * 300).min(20_000)).cloned().collect(),
+                2 => {
+                    let times =
+                        ((4 << 20) / items.iter().map(|v| v.to_string().len() + 1).sum::<usize>()).clamp(2, 300);
+                    *items = items.iter().cycle().take(items.len() * times).cloned().collect();
+                }
                 _ => items.swap(i, j),
             }
         }

@@ -145,7 +145,7 @@ fn what_entries_share_is_the_same_in_all() {
     let copy = text_of(&base).split("  graph @head_4(").nth(1).unwrap().split("\n  }\n").next().unwrap().to_owned();
     let twice = format!("  graph @head_twin({copy}\n  }}\n\n  graph @head_16(");
     contains(&error(&[("  graph @head_16(", &twice)]), "has 4 rows too");
-    contains(&error(&[("graph @head", "graph @step")]), "parameters that are not those of its kind");
+    contains(&error(&[("graph @head", "graph @step")]), "defined twice");
     contains(&error(&[("    store_rows %l3.out, @hidden\n", "")]), "does not store");
     contains(&error(&[("mask=block_causal:4", "mask=block_causal:8")]), "block_causal:4");
     contains(&error(&[("mask=block_causal:4", "mask=full")]), "mask=full");

@@ -70,7 +70,10 @@ fn mutant(rng: &mut Rng, base: &Base, path: &Path) -> (String, String) {
     let mut sections = base.sections.clone();
     let mut what = String::new();
     let mut header = false;
-    match rng.below(100) {
+    let on_device = device();
+    // On a device only its plan is of interest.
+    let place = if on_device { 62 + rng.below(8) } else { rng.below(100) };
+    match place {
         0..25 => edit(rng, &mut sections, "manifest", &mut what),
         25..62 => {
             let text = section(&mut sections, "program:cpu").unwrap();
@@ -158,7 +161,8 @@ fn plan(sections: &Sections) -> Result<(), String> {
 fn ask(path: &Path, self_test: bool) -> Result<String, String> {
     let artifact = Artifact::open(path).map_err(|e| e.to_string())?;
     let cpu = CpuOptions { threads: 1, isa: None };
-    let options = LoadOptions { target: Some("cpu".into()), cpu, self_test, ..LoadOptions::default() };
+    let target = if device() { "wgpu" } else { "cpu" };
+    let options = LoadOptions { target: Some(target.into()), cpu, self_test, ..LoadOptions::default() };
     let model = Model::load(&artifact, &options).map_err(|e| e.to_string())?;
     let prompt = match &model.template {
         Some(_) => {
@@ -173,6 +177,11 @@ fn ask(path: &Path, self_test: bool) -> Result<String, String> {
     let report = session.generate(&Request::new(prompt, MAX_NEW), &mut |_| ControlFlow::Continue(()));
     let report = report.map_err(|e| e.to_string())?;
     Ok(format!("{:?} {:?} {:?}", report.text, report.ids, report.finish))
+}
+
+/// Whether mutants run on a graphics device.
+fn device() -> bool {
+    std::env::var_os("DLX_MUTANT_WGPU").is_some()
 }
 
 /// Most memory that this process has had.
