@@ -87,6 +87,11 @@ pub(crate) fn program(manifest: &Manifest, module: &Module, target: &str) -> Res
     if !same_head(head, logits) {
         return Err(format!("section `{program}`: @{} and @{} look at different logits", head.name, logits.name));
     }
+    let mut rows = module.states.iter().filter(|(_, s)| s.ty.dims.len() == 2).map(|(id, _)| id);
+    let takes = |id| head.nodes.iter().any(|n| matches!(n.op, Op::TakeRows {}) && n.inputs[0].state() == Some(id));
+    if !(rows.next().is_some_and(takes) && rows.next().is_none()) {
+        return Err(format!("section `{program}` must have one state of rows, the one that @{} reads", head.name));
+    }
     for taken in head.nodes.iter().filter(|n| matches!(n.op, Op::TakeRows {})).map(|n| n.inputs[0]) {
         let stores = |n: &dlx_ir::Node| matches!(n.op, Op::StoreRows {}) && n.inputs[1] == taken;
         if let Some(step) = of("step").find(|g| !g.nodes.iter().any(stores)) {

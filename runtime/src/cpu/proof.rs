@@ -10,7 +10,7 @@
 //! * a head returns what one `head_stats` reports, over a vocabulary with a token besides the banned one; all heads and
 //!   logits have the same vocabulary;
 //! * entries of a kind have different sizes and are otherwise the same graph;
-//! * nothing is larger than the weights and the call justify: no value is wider than the widest weight, no entry has more
+//! * nothing is larger than the weights and the call justify: no value or row of a state is wider than the widest weight, no entry has more
 //!   rows than [`MAX_ROWS`], and no two weights share bytes.
 //!
 //! Deliberately absent: whether the arithmetic is that of the model. The golden vectors tell.
@@ -101,6 +101,10 @@ pub(super) fn graph(module: &Module, graph: &Graph, kind: Kind) -> Result<(), St
 /// The first two things that do not agree.
 pub(super) fn program(module: &Module) -> Result<(), String> {
     let widest = widest_weight(module).max(FREE_WIDTH);
+    let rows = module.states.iter().filter(|(_, s)| s.ty.dims.len() == 2);
+    if let Some((_, s)) = rows.into_iter().find(|(_, s)| s.ty.dims.get(1).and_then(|d| d.fixed()) > Some(widest)) {
+        return Err(format!("state @{} is wider than any weight", s.name));
+    }
     let mut vocab = None;
     let mut first: BTreeMap<Kind, &Graph> = BTreeMap::new();
     let mut sizes: BTreeSet<(Kind, usize)> = BTreeSet::new();

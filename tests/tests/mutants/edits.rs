@@ -53,6 +53,9 @@ const NUMBERS: &[&str] = &[
     "-0.0",
 ];
 
+/// How many of them are whole and fit 64 bits.
+const WHOLE: usize = 33;
+
 /// Changes some bytes: flips, inserts, removes, copies.
 pub(crate) fn bytes(rng: &mut Rng, data: &mut Vec<u8>) -> String {
     for _ in 0..1 + rng.below(3) {
@@ -151,7 +154,18 @@ fn json_container(rng: &mut Rng, at: &mut Value, i: usize) -> String {
 
 fn json_value(rng: &mut Rng, old: &Value) -> Value {
     let number = |rng: &mut Rng| serde_json::from_str(rng.of::<&str>(NUMBERS)).unwrap_or(Value::Null);
-    match (rng.below(10), old) {
+    // Most keep the type, or hardly one would get further than reading.
+    match (if rng.below(10) < 7 { 4 } else { rng.below(10) }, old) {
+        (4, Value::Bool(b)) => Value::Bool(!b),
+        (4, Value::Number(n)) if n.is_u64() && rng.below(2) == 0 => {
+            serde_json::from_str(rng.of::<&str>(&NUMBERS[..WHOLE])).unwrap_or(Value::Null)
+        }
+        (4, Value::String(s)) if s.contains('\n') && rng.below(2) == 0 => {
+            let mut lines: Vec<String> = s.lines().map(Into::into).collect();
+            let i = rng.below(lines.len());
+            lines[i] = with_number(rng, &lines[i]);
+            Value::String(lines.join("\n"))
+        }
         (0, _) => Value::Null,
         (1, _) => Value::Bool(rng.below(2) == 0),
         (2, _) => Value::Array((0..rng.below(5)).map(|_| number(rng)).collect()),

@@ -193,6 +193,8 @@ fn sizes_that_a_program_declares_are_no_allocations() {
     let wide = "    %wide = rope_table %pos {theta=1e4, head_dim=1000000}: f32[4, 1000000] at 1048576\n";
     let at = "    store_rows %l3.out, @hidden\n    return\n  }\n\n  graph @step_16(";
     contains(&error(&[(at, &format!("{wide}{at}"))]), "wider than any weight");
+    let first = ("  state @kv.0.k", "  state @more: f32[96, 1099511627776]\n  state @kv.0.k");
+    contains(&error(&[first]), "one state of rows");
     contains(&error(&[("offset=768, bytes=256", "offset=772, bytes=256")]), "multiple of 64");
     contains(&error(&[("offset=768, bytes=256", "offset=1024, bytes=256")]), "share bytes");
     assert!(

@@ -108,8 +108,8 @@ fn models() -> PathBuf {
 /// The artifacts that are edited: one of each kind of attention.
 fn originals(dir: &Path) {
     let device = std::env::var_os("DLX_MUTANT_WGPU").is_some();
-    let models: &[&str] = if device { &["sdar-tiny"] } else { &["llada-tiny", "qwen2-tiny", "sdar-tiny"] };
-    for model in models {
+    let names: &[&str] = if device { &["sdar-tiny"] } else { &["llada-tiny", "qwen2-tiny", "sdar-tiny"] };
+    for model in names {
         let options = CompileOptions {
             quant: "int4".parse().unwrap(),
             targets: vec!["cpu".into(), "wgpu".into()],
