@@ -298,7 +298,11 @@ mod tests {
                         assert_eq!(slot, 0);
                         inner.fetch_add(1, Ordering::Relaxed);
                     });
-                    other.run(&|_| pool.broadcast(|_| drop(inner.fetch_add(1, Ordering::Relaxed))));
+                    other.run(&|_| {
+                        pool.broadcast(|_| {
+                            inner.fetch_add(1, Ordering::Relaxed);
+                        });
+                    });
                 });
             }
             assert!(catch_unwind(AssertUnwindSafe(|| pool.run(&|_| pool.run(&|_| panic!("on purpose"))))).is_err());

@@ -84,7 +84,7 @@ mod tests {
         let normalizers = json!({"type": "Sequence", "normalizers": vec![double.clone(); 40]});
         assert!(read(&|t| t["normalizer"] = normalizers.clone()).err().unwrap().contains("normalizer"));
         let long = json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "x".repeat(5000)});
-        assert!(read(&|t| t["normalizer"] = long.clone()).err().unwrap().contains("5001 times"));
+        assert!(read(&|t| t["normalizer"] = long.clone()).err().unwrap().contains("10002 times"));
         let decoders = json!({"type": "Sequence", "decoders": vec![double.clone(); 40]});
         assert!(read(&|t| t["decoder"] = decoders.clone()).err().unwrap().contains("decoder"));
         let metaspace = json!({"type": "Sequence", "normalizers": [
