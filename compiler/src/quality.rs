@@ -99,10 +99,10 @@ impl<B: Executor, O: Executor> Executor for Paired<B, O> {
     }
 }
 
-/// Rewrites an artifact with a card in its manifest.
+/// Rewrites an artifact with a card in its manifest; every other section keeps its checksum.
 ///
 /// # Errors
-/// When the artifact cannot be read or written.
+/// When the artifact is damaged, or cannot be read or written; it is then what it was.
 pub fn write_card(path: &Path, quality: Quality) -> Result<(), Error> {
     let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
     let artifact = Artifact::open(path).map_err(|e| failed(&e))?;
@@ -110,9 +110,14 @@ pub fn write_card(path: &Path, quality: Quality) -> Result<(), Error> {
     let manifest = Manifest { quality: Some(quality), ..manifest };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|e| failed(&e))?;
     let mut writer = ArtifactWriter::create(path)?;
-    writer.append(artifact.weights())?;
-    for section in artifact.sections().iter().filter(|s| s.name != artifact::WEIGHTS) {
+    for section in artifact.sections() {
         let bytes = artifact.section(&section.name).unwrap_or_default();
+        if section.name == artifact::WEIGHTS {
+            writer.append(bytes)?;
+            // What is copied must be what was signed before: a new checksum would vouch for whatever was read.
+            writer.expect_weights(section.hash);
+            continue;
+        }
         writer.section(section.name.clone(), if section.name == artifact::MANIFEST { json.as_slice() } else { bytes });
     }
     writer.finish().map(drop)
@@ -131,6 +136,38 @@ fn log_softmax(x: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_does_not_sign_damaged_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, clean) = (dir.path().join("m.dlxa"), dir.path().join("clean.dlxa"));
+        let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/models/sdar-tiny"));
+        let options = crate::options::CompileOptions { max_seq: Some(64), ..Default::default() };
+        let cancel = std::sync::atomic::AtomicBool::new(false);
+        crate::driver::compile(model, &clean, &options, &Silent, &cancel).unwrap();
+        let quality = Tally::default().quality(1, 1, 1);
+
+        let mut bytes = std::fs::read(&clean).unwrap();
+        let at = usize::try_from(Artifact::open(&clean).unwrap().sections()[0].offset).unwrap() + 1000;
+        bytes[at] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+        let error = write_card(&path, quality.clone()).unwrap_err().to_string();
+        assert!(error.contains("m.dlxa") && error.contains("weights"), "{error}");
+        assert!(std::fs::read(&path).unwrap() == bytes, "the damaged file is left as it was, and still refused");
+        assert!(Artifact::open(&path).unwrap().verify_weights().is_err());
+
+        write_card(&clean, quality.clone()).unwrap();
+        let artifact = Artifact::open(&clean).unwrap();
+        artifact.verify_weights().unwrap();
+        assert_eq!(dlx_runtime::read_manifest(&artifact).unwrap().quality, Some(quality));
+    }
+
+    struct Silent;
+
+    impl crate::driver::Watch for Silent {
+        fn progress(&self, _: u64, _: u64) {}
+        fn print(&self, _: &str, _: &str) {}
+    }
 
     #[test]
     fn equal_distributions_have_no_divergence() {

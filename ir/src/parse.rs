@@ -18,14 +18,15 @@ use crate::lex::{Lexer, Token};
 use crate::module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 use crate::op::{AttrList, Op};
 use crate::types::{Dim, Type};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Parses a module.
 ///
 /// # Errors
 /// The line and column of the first token that does not fit, with what was expected.
 pub fn parse(text: &str) -> Result<Module, Error> {
-    let mut p = Parser { lex: Lexer::new(text), module: Module::default(), globals: HashMap::new() };
+    let mut p =
+        Parser { lex: Lexer::new(text), module: Module::default(), globals: HashMap::new(), graphs: HashSet::new() };
     p.module()?;
     Ok(p.module)
 }
@@ -40,6 +41,7 @@ struct Parser<'t> {
     lex: Lexer<'t>,
     module: Module,
     globals: HashMap<String, Global>,
+    graphs: HashSet<String>,
 }
 
 /// One graph's names while it is parsed.
@@ -130,7 +132,7 @@ impl Parser<'_> {
     fn graph(&mut self) -> Result<(), Error> {
         let mut scope = Scope::default();
         scope.graph.name = self.lex.global("the graph's name")?;
-        if self.module.graphs.iter().any(|g| g.name == scope.graph.name) {
+        if !self.graphs.insert(scope.graph.name.clone()) {
             return Err(self.lex.error(format!("graph @{} is defined twice", scope.graph.name)));
         }
         self.lex.punct('(')?;

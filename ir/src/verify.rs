@@ -15,7 +15,7 @@
 //! Not checked: that a state is written before it is read, and that stored offsets lie in the weight section (the
 //! artifact reader does).
 
-use crate::arena::ValueId;
+use crate::arena::{Id, ValueId};
 use crate::error::Error;
 use crate::infer::{Arg, ArgKind, SHARD_ROWS, infer};
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
@@ -200,35 +200,68 @@ impl<'m> Verifier<'m> {
         }
         let overlap = |a: ValueId, b: ValueId| spans[a].0 < spans[b].1 && spans[b].0 < spans[a].1;
         let mut clashes = BTreeSet::new();
-        let mut live: BTreeSet<ValueId> = graph.results.iter().copied().collect();
+        let mut live = Live::default();
+        let results: BTreeSet<ValueId> = graph.results.iter().copied().collect();
+        for r in results {
+            clashes.extend(live.insert(r, spans[r]).map(|v| (v.min(r), v.max(r))));
+        }
         for node in graph.nodes.iter().rev() {
             let reads: Vec<_> = node.inputs.iter().filter_map(|i| i.value()).collect();
-            for (i, &out) in node.outputs.iter().enumerate() {
-                let others = live.iter().chain(&node.outputs[..i]).chain(&reads);
-                clashes.extend(
-                    others
-                        .copied()
-                        .filter(|&v| v != out && overlap(v, out))
-                        .filter(|&v| {
-                            let in_place =
-                                i == 0 && !live.contains(&v) && may_take_over(node, v) && spans[v] == spans[out];
-                            !in_place
-                        })
-                        .map(|v| (v, out)),
-                );
-            }
             for out in &node.outputs {
-                live.remove(out);
+                live.remove(*out, spans[*out]);
             }
-            live.extend(reads);
+            for (i, &out) in node.outputs.iter().enumerate() {
+                let others = live.over(spans[out]).into_iter().chain(node.outputs[..i].iter().copied());
+                clashes.extend(others.filter(|&v| overlap(v, out)).map(|v| (v, out)));
+                let dying = reads.iter().copied().filter(|&v| overlap(v, out)).filter(|&v| {
+                    let in_place = i == 0 && may_take_over(node, v) && spans[v] == spans[out] && !live.has(v, spans[v]);
+                    !in_place
+                });
+                clashes.extend(dying.map(|v| (v, out)));
+            }
+            for v in reads {
+                clashes.extend(live.insert(v, spans[v]).map(|other| (v.min(other), v.max(other))));
+            }
         }
-        for (i, &a) in graph.params.iter().enumerate() {
-            clashes.extend(graph.params[..i].iter().filter(|&&b| overlap(a, b)).map(|&b| (b, a)));
-        }
+        let mut params: Vec<ValueId> = graph.params.clone();
+        params.sort_unstable_by_key(|p| spans[*p]);
+        clashes.extend(params.windows(2).filter(|w| overlap(w[0], w[1])).map(|w| (w[0].min(w[1]), w[0].max(w[1]))));
         for (a, b) in clashes {
             let (a, b) = (&graph.values[a].name, &graph.values[b].name);
             self.report(place, format!("%{a} and %{b} share bytes while both are live"));
         }
+    }
+}
+
+/// Values that are live at one time, by place. They lie apart, or the graph has been found wrong.
+#[derive(Default)]
+struct Live(BTreeSet<(u64, u64, ValueId)>);
+
+impl Live {
+    /// Adds a value, unless it would lie on another one: that is returned.
+    fn insert(&mut self, value: ValueId, span: (u64, u64)) -> Option<ValueId> {
+        match self.over(span) {
+            Some(other) if other != value => Some(other),
+            _ => {
+                self.0.insert((span.0, span.1, value));
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, value: ValueId, span: (u64, u64)) {
+        self.0.remove(&(span.0, span.1, value));
+    }
+
+    fn has(&self, value: ValueId, span: (u64, u64)) -> bool {
+        self.0.contains(&(span.0, span.1, value))
+    }
+
+    /// A value that shares bytes with a place. What lies apart is sorted by its ends, too: only the last one that begins
+    /// before the place ends can reach into it.
+    fn over(&self, span: (u64, u64)) -> Option<ValueId> {
+        let before = self.0.range(..(span.1, 0, ValueId::new(0))).next_back();
+        before.filter(|(_, end, _)| *end > span.0).map(|(_, _, v)| *v)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs dlxc artifacts: executors, decoding, text and sessions.
 #![warn(missing_docs)]
 
+mod agree;
 pub mod artifact;
 pub mod cpu;
 pub mod decode;

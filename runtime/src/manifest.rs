@@ -1,4 +1,7 @@
 //! The artifact's manifest: what it is, from what, made how, and what it needs. JSON, so that anybody can read it.
+//!
+//! Nothing in it is trusted. What the program or another section says too must agree (`agree.rs`), the policy is checked when
+//! it is resolved, and the rest is for people: no size in here is ever allocated.
 
 use crate::decode::DecodePolicy;
 use serde::{Deserialize, Serialize};
@@ -67,7 +70,7 @@ pub struct ModelInfo {
     pub tokenizer_hash: String,
 }
 
-/// Memory certificate of the first target, in bytes.
+/// Memory certificate of the first target, in bytes; for people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {

@@ -1,5 +1,6 @@
 //! A loaded model: an artifact's program on this machine, its text side and its manifest.
 
+use crate::agree;
 use crate::artifact::{self, Artifact, ArtifactError};
 use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
 use crate::exec::{ExecError, Executor, RowStats, StepCall};
@@ -227,6 +228,7 @@ pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecuto
     let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
     let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
     let verified = dlx_ir::verify(&program).map_err(|e| broken(e[0].to_string()))?;
+    agreed(artifact, &program, "cpu")?;
     let (file, weights) = artifact.mapped_weights();
     let executor = CpuExecutor::new(verified, file, weights, options.cpu);
     let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
@@ -248,7 +250,14 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
         artifact.verify_weights()?;
     }
     let path = || artifact.path().to_path_buf();
-    let plan: crate::wgpu::plan::Plan = json(artifact, &artifact::plan_section("wgpu"))?;
+    let broken = |section: String, reason: String| ModelError::Section { path: path(), section, reason };
+    let name = artifact::program_section("wgpu");
+    let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(name.clone(), e.to_string()))?;
+    dlx_ir::verify(&program).map_err(|e| broken(name.clone(), e[0].to_string()))?;
+    agreed(artifact, &program, "wgpu")?;
+    let name = artifact::plan_section("wgpu");
+    let plan: crate::wgpu::plan::Plan = json(artifact, &name)?;
+    plan.check_program(&program).map_err(|e| broken(name.clone(), e))?;
     let (file, weights) = artifact.mapped_weights();
     let device = crate::wgpu::WgpuOptions { device: options.device.clone() };
     let executor = crate::wgpu::WgpuExecutor::new(plan, &file, weights, &device);
@@ -259,6 +268,15 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
         executor.self_test(&golden).map_err(failed)?;
     }
     Ok(executor)
+}
+
+/// Refuses an artifact that contradicts itself; see [`agree`].
+fn agreed(artifact: &Artifact, program: &dlx_ir::Module, target: &str) -> Result<(), ModelError> {
+    let manifest = read_manifest(artifact)?;
+    agree::sections(artifact, &manifest).and_then(|()| agree::program(&manifest, program, target)).map_err(|reason| {
+        let section = artifact::MANIFEST.into();
+        ModelError::Section { path: artifact.path().to_path_buf(), section, reason }
+    })
 }
 
 impl Model {

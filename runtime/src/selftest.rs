@@ -1,9 +1,13 @@
 //! Golden vectors: what a few entries compute on fixed inputs, recorded at compile time and checked at load, so that a
 //! wrong kernel or driver is caught before it answers anybody.
 //!
-//! A step is probed up to its second layer, a head on made-up hidden states: every kind of kernel runs, and only a small
-//! part of the weights is read. The inputs follow from the entry alone. The CPU records them; every target is checked
-//! against the same numbers.
+//! Every step is probed up to its second layer, and a head on made-up hidden states: every kind of kernel runs. Then a few
+//! rows go through a whole step, its head and its logits, so that every layer counts. The inputs follow from the entry
+//! alone. The CPU records the numbers; every target is checked against the same ones.
+//!
+//! They are a defense against accidents: a wrong kernel or driver, a program or a plan that does not belong to the weights.
+//! Whoever can write all sections of an artifact can write a model of his own with vectors that fit it; only a signature
+//! from outside the file would tell.
 
 use crate::cpu::CpuExecutor;
 use crate::exec::{ExecError, Executor, RowStats, StepCall};
@@ -23,6 +27,18 @@ pub trait Probes: Executor {
     /// # Errors
     /// As [`Executor::step`].
     fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError>;
+
+    /// Step buckets that are run to their end: each, or one for all that are known to be the same program.
+    fn whole_steps(&self) -> Vec<usize>;
+
+    /// [`Probes::tolerance`] behind all layers.
+    fn depth_tolerance(&self) -> f32;
+
+    /// As [`Executor::step`], in the bucket of `rows` rows.
+    ///
+    /// # Errors
+    /// As [`Executor::step`].
+    fn whole_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<(), ExecError>;
 
     /// Fills the hidden states of the last step, as if a step of that many rows had run.
     ///
@@ -48,8 +64,13 @@ pub struct GoldenVectors {
     /// One per step entry.
     steps: Vec<StepVector>,
     /// Head statistics of the made-up hidden states.
-    head: Vec<(i32, Number, Number, Number)>,
+    head: Vec<Recorded>,
+    /// Head statistics of the last rows of a whole step.
+    whole: Vec<Recorded>,
 }
+
+/// Best token, probability, margin and entropy.
+type Recorded = (i32, Number, Number, Number);
 
 /// A number of any kind: JSON has none that are not finite, so those are written as text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,6 +148,8 @@ pub enum SelfTestError {
 /// Rows that a probe feeds: enough to use a full register tile and a partial one.
 const PROBE_ROWS: usize = 21;
 const HEAD_ROWS: usize = 3;
+/// Rows that go through a whole step: few, since every weight is read for them.
+const WHOLE_ROWS: usize = 4;
 /// Logits closer than this, times the tolerance, may change places.
 const TIE: f32 = 4.0;
 
@@ -140,9 +163,11 @@ pub fn record(executor: &mut CpuExecutor) -> Result<GoldenVectors, SelfTestError
         let last = probe_step(executor, rows)?.into_iter().map(Number::from).collect();
         steps.push(StepVector { rows, last });
     }
-    let head =
-        probe_head(executor)?.into_iter().map(|s| (s.best, s.prob.into(), s.margin.into(), s.entropy.into())).collect();
-    Ok(GoldenVectors { steps, head })
+    let number = |s: RowStats| (s.best, s.prob.into(), s.margin.into(), s.entropy.into());
+    let head = probe_head(executor)?.into_iter().map(number).collect();
+    let bucket = executor.step_buckets().first().copied().unwrap_or(1);
+    let whole = probe_whole(executor, bucket)?.into_iter().map(number).collect();
+    Ok(GoldenVectors { steps, head, whole })
 }
 
 /// Runs the probes again and compares.
@@ -156,30 +181,105 @@ pub fn check(executor: &mut dyn Probes, golden: &GoldenVectors) -> Result<(), Se
     for step in &golden.steps {
         let found = probe_step(executor, step.rows)?;
         let last: Vec<f32> = step.last.iter().map(|v| v.get()).collect();
-        compare(executor, &format!("step_{}", step.rows), &found, &last)?;
+        compare(executor, &format!("step_{}", step.rows), &found, &last, executor.tolerance())?;
     }
     let found = probe_head(executor)?;
-    if found.len() != golden.head.len() {
+    compare_stats(executor, "head", &found, &golden.head, executor.tolerance())?;
+    for bucket in executor.whole_steps() {
+        let found = probe_whole(executor, bucket)?;
+        compare_stats(
+            executor,
+            &format!("step_{bucket}, to its end,"),
+            &found,
+            &golden.whole,
+            executor.depth_tolerance(),
+        )?;
+    }
+    check_logits(executor, golden.whole.len())
+}
+
+/// Compares the logits of the last rows of the last step with what the head says of them.
+fn check_logits(executor: &mut dyn Probes, count: usize) -> Result<(), SelfTestError> {
+    let (rows, vocab) = (last_rows(executor), executor.vocab());
+    if rows.len() != count {
         return Err(SelfTestError::Mismatch);
     }
-    for (s, &(best, prob, margin, entropy)) in found.iter().zip(&golden.head) {
+    let mut logits = vec![0.0; rows.len() * vocab];
+    executor.logits(&rows, &mut logits)?;
+    let stats = head_of(executor, &rows)?;
+    // What is not finite has no statistics to compare.
+    let rows = logits.chunks_exact(vocab).zip(stats).filter(|(row, _)| row.iter().all(|l| l.is_finite()));
+    for (row, stats) in rows {
+        let best = usize::try_from(stats.best).ok().and_then(|b| row.get(b)).copied().unwrap_or(f32::NAN);
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|l| libm::exp(f64::from(l - max))).sum();
+        let dot: f64 =
+            row.iter().map(|l| f64::from(l - max)).map(|l| if l.is_finite() { l * libm::exp(l) } else { 0.0 }).sum();
+        let prob = (libm::exp(f64::from(best - max)) / sum) as f32;
+        compare(executor, "logits", &[prob], &[stats.prob], executor.tolerance())?;
+        compare(executor, "logits", &[(libm::log(sum) - dot / sum) as f32], &[stats.entropy], executor.tolerance())?;
+    }
+    Ok(())
+}
+
+fn compare_stats(
+    executor: &dyn Probes,
+    entry: &str,
+    found: &[RowStats],
+    golden: &[Recorded],
+    tolerance: f32,
+) -> Result<(), SelfTestError> {
+    if found.len() != golden.len() {
+        return Err(SelfTestError::Mismatch);
+    }
+    for (s, &(best, prob, margin, entropy)) in found.iter().zip(golden) {
         let [prob, margin, entropy] = [prob, margin, entropy].map(Number::get);
-        compare(executor, "head", &[s.entropy], &[entropy])?;
+        compare(executor, entry, &[s.entropy], &[entropy], tolerance)?;
         // Probabilities of a large vocabulary are small; what counts is their ratio.
-        compare(executor, "head", &[s.prob, s.margin], &[prob, margin])?;
-        if margin > TIE * executor.tolerance() * prob && s.best != best {
+        compare(executor, entry, &[s.prob, s.margin], &[prob, margin], tolerance)?;
+        if margin > TIE * tolerance * prob && s.best != best {
             let (found, expected, blame) = (s.best as f32, best as f32, executor.blame());
-            return Err(SelfTestError::Wrong { entry: "head".into(), found, expected, blame });
+            return Err(SelfTestError::Wrong { entry: entry.into(), found, expected, blame });
         }
     }
     Ok(())
 }
 
+/// Runs a whole step in a bucket, on as many rows as every bucket holds, and the head on the last of them.
+fn probe_whole(executor: &mut dyn Probes, bucket: usize) -> Result<Vec<RowStats>, ExecError> {
+    let (ids, pos) = inputs(executor, whole_rows(executor));
+    executor.whole_step(bucket, StepCall { ids: &ids, pos: &pos, at: 0, from: 0, visible: ids.len() })?;
+    let rows = last_rows(executor);
+    head_of(executor, &rows)
+}
+
+/// Rows that a whole step is probed with.
+fn whole_rows(executor: &dyn Probes) -> usize {
+    executor.step_buckets().first().copied().unwrap_or(1).min(WHOLE_ROWS).min(executor.max_seq())
+}
+
+/// The last rows of a probe of a whole step.
+fn last_rows(executor: &dyn Probes) -> Vec<usize> {
+    let rows = whole_rows(executor);
+    (rows.saturating_sub(HEAD_ROWS)..rows).collect()
+}
+
+fn head_of(executor: &mut dyn Probes, rows: &[usize]) -> Result<Vec<RowStats>, ExecError> {
+    let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows.len()];
+    executor.head(rows, &mut stats)?;
+    Ok(stats)
+}
+
+/// Ids and positions of the rows that a probe feeds.
+fn inputs(executor: &dyn Probes, rows: usize) -> (Vec<i32>, Vec<i32>) {
+    let vocab = executor.vocab();
+    let ids = (0..rows).map(|i| i32::try_from((i * 7919 + 17) % vocab).unwrap_or(0)).collect();
+    (ids, (0..).take(rows).collect())
+}
+
 fn probe_step(executor: &mut dyn Probes, rows: usize) -> Result<Vec<f32>, ExecError> {
     let live = rows.min(PROBE_ROWS).min(executor.max_seq());
-    let vocab = executor.vocab();
-    let ids: Vec<i32> = (0..live).map(|i| i32::try_from((i * 7919 + 17) % vocab).unwrap_or(0)).collect();
-    let pos: Vec<i32> = (0..).take(live).collect();
+    let (ids, pos) = inputs(executor, live);
     executor.first_layer(rows, StepCall { ids: &ids, pos: &pos, at: 0, from: 0, visible: live })
 }
 
@@ -187,17 +287,21 @@ fn probe_head(executor: &mut dyn Probes) -> Result<Vec<RowStats>, ExecError> {
     let rows = HEAD_ROWS.min(executor.step_buckets().last().copied().unwrap_or(1));
     // Numbers between -1 and 1 without a pattern that a tile could hide.
     executor.set_hidden(rows, &|i| ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)?;
-    let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
-    executor.head(&(0..rows).collect::<Vec<_>>(), &mut stats)?;
-    Ok(stats)
+    head_of(executor, &(0..rows).collect::<Vec<_>>())
 }
 
-fn compare(executor: &dyn Probes, entry: &str, found: &[f32], expected: &[f32]) -> Result<(), SelfTestError> {
+fn compare(
+    executor: &dyn Probes,
+    entry: &str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f32,
+) -> Result<(), SelfTestError> {
     if found.len() != expected.len() {
         return Err(SelfTestError::Mismatch);
     }
     let largest = expected.iter().filter(|v| v.is_finite()).fold(1e-6f32, |m, v| m.max(v.abs()));
-    let allowed = executor.tolerance() * largest;
+    let allowed = tolerance * largest;
     let same = |f: f32, e: f32| f == e || f.is_nan() && e.is_nan() || (f - e).abs() <= allowed;
     let wrong = found.iter().zip(expected).find(|(f, e)| !same(**f, **e));
     match wrong {

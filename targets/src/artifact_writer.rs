@@ -22,6 +22,7 @@ pub struct ArtifactWriter {
     path: PathBuf,
     temp: NamedTempFile,
     weights_len: u64,
+    weights_hash: Option<[u8; 32]>,
     sections: Vec<(String, Vec<u8>)>,
 }
 
@@ -45,7 +46,7 @@ impl ArtifactWriter {
             Error::new(path.display(), format!("cannot write into {}: {e}", dir.display()))
                 .help("choose an output directory that exists and can be written")
         })?;
-        Ok(ArtifactWriter { path: path.into(), temp, weights_len: 0, sections: Vec::new() })
+        Ok(ArtifactWriter { path: path.into(), temp, weights_len: 0, weights_hash: None, sections: Vec::new() })
     }
 
     /// Sets `len` bytes of the weights section aside and returns where they start in it, at a multiple of
@@ -90,6 +91,11 @@ impl ArtifactWriter {
         Ok((Arc::new(mapped), PAGE..usize::try_from(end).unwrap_or(usize::MAX)))
     }
 
+    /// Says which checksum the weights must have: they are copied from a file that has it.
+    pub fn expect_weights(&mut self, hash: [u8; 32]) {
+        self.weights_hash = Some(hash);
+    }
+
     /// Adds a section. Sections lie in the file in the order of these calls, after the weights.
     pub fn section(&mut self, name: impl Into<String>, bytes: impl Into<Vec<u8>>) {
         self.sections.push((name.into(), bytes.into()));
@@ -124,6 +130,12 @@ impl ArtifactWriter {
         let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, "the artifact is longer than a file can be");
         self.temp.as_file().set_len((PAGE as u64).checked_add(self.weights_len).ok_or_else(too_long)?)?;
         let hash = hash_from(self.temp.as_file_mut(), PAGE as u64)?;
+        if self.weights_hash.is_some_and(|expected| expected != hash) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the weights do not have the checksum of their source",
+            ));
+        }
         let mut table = vec![Section { name: WEIGHTS.into(), offset: PAGE as u64, len: self.weights_len, hash }];
         let mut end = PAGE as u64 + self.weights_len;
         for (name, bytes) in &self.sections {
@@ -143,6 +155,7 @@ impl ArtifactWriter {
 fn failed(path: &Path, e: &io::Error) -> Error {
     let error = Error::new(path.display(), format!("cannot write the artifact: {e}"));
     match e.kind() {
+        io::ErrorKind::InvalidData => error.help("the file that is being copied is damaged: copy or compile it again"),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             error.help("free some space or choose another disk")
         }

@@ -1,6 +1,8 @@
 //! Memory of the CPU executor: the arena of values and the buffers of states, zeroed and aligned to cache lines.
 //!
-//! Pages are touched when first written, so a long context costs nothing until it is used.
+//! Memory is reserved at load and touched when first written, so a long context costs nothing until it is used. That is
+//! also the rule for sizes that a hostile program declares: what the system does not reserve is [`LoadError::Memory`], and
+//! what it reserves is filled only by rows that somebody feeds, each of them no wider than the weights in the file.
 #![allow(unsafe_code, reason = "aligned zeroed memory, and disjoint slices of it")]
 
 use super::executor::LoadError;
@@ -54,6 +56,25 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+/// Working memory of the kernels.
+pub(super) struct Scratch(Buffer);
+
+impl Scratch {
+    pub(super) fn new(words: usize) -> Result<Self, LoadError> {
+        Buffer::new(words.saturating_mul(4), "scratch").map(Scratch)
+    }
+
+    /// Its bytes.
+    pub(super) fn len(&self) -> usize {
+        self.0.len
+    }
+
+    pub(super) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: initialised bytes, aligned to 64, any bits are a u32, and `self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start.as_ptr().cast(), self.0.len / 4) }
     }
 }
 

@@ -8,11 +8,11 @@
 //! caches, whose rows at and above `visible` are nobody's business.
 #![allow(unsafe_code, reason = "values of one arena are read and written as disjoint slices")]
 
-use super::arena::{Arena, Slot, StateBuffer};
+use super::arena::{Arena, Scratch, Slot, StateBuffer};
 use super::program::{Entry, Instr, Kind, Loc, Weights, bad};
 use super::{
     AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, Pool, add, attention, attention_scratch_words, embed,
-    head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, rms_norm, rope,
+    head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, proof, rms_norm, rope,
     rope_table, scale, silu,
 };
 use crate::exec::{ExecError, Executor, RowStats, StepCall, bucket_of, rows_of};
@@ -67,7 +67,7 @@ pub struct CpuExecutor {
     step_rows: Vec<usize>,
     arena: Arena,
     pub(super) states: Vec<StateBuffer>,
-    scratch: Vec<u32>,
+    scratch: Scratch,
     stats: Vec<RowStats>,
     max_seq: usize,
     vocab: usize,
@@ -112,11 +112,13 @@ impl CpuExecutor {
         let pool = Pool::new(options.threads);
         let pool = pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
         let module = program.module();
+        proof::weights(module).map_err(bad)?;
         let weights = Weights::load(module, file, section)?;
         let mut entries = Vec::with_capacity(module.graphs.len());
         for graph in &module.graphs {
             entries.push(Entry::load(module, graph, &weights).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
         }
+        proof::program(module).map_err(bad)?;
         let caches = module.states.iter().map(|(_, s)| s).filter(|s| s.ty.dims.len() == 3);
         let mut max_seq: Vec<usize> = caches.filter_map(|s| s.ty.dims[0].fixed()).collect();
         max_seq.dedup();
@@ -138,6 +140,9 @@ impl CpuExecutor {
         if states.iter().any(|s: &StateBuffer| s.is_rows() && s.rows() < largest) {
             return Err(bad("its hidden states have fewer rows than its largest step".into()));
         }
+        if let Some(head) = entries.iter().find(|e| e.kind != Kind::Step && e.rows > largest) {
+            return Err(bad(format!("a head of {} rows, but its largest step has {largest}", head.rows)));
+        }
         let code = entries.iter().flat_map(|e: &Entry| &e.code);
         let mut tables = code.filter(|i| matches!(i.op, Op::Embed {})).filter_map(|i| weights.matrix(i.inputs[1]));
         if vocab < 2 || tables.any(|t| t.n() < vocab) {
@@ -151,7 +156,7 @@ impl CpuExecutor {
             step_rows,
             arena,
             states,
-            scratch: Vec::new(),
+            scratch: Scratch::new(0)?,
             stats: Vec::new(),
             max_seq,
             vocab,
@@ -178,7 +183,7 @@ impl CpuExecutor {
 
     /// Bytes that the session holds besides the mapped weights: those of the states, and those of arena and scratch.
     pub fn session_bytes(&self) -> (usize, usize) {
-        (self.states.iter().map(StateBuffer::len).sum(), self.arena.len() + self.scratch.len() * 4)
+        (self.states.iter().map(StateBuffer::len).sum(), self.arena.len() + self.scratch.len())
     }
 
     /// As [`Executor::logits`], and shows every value to `observe`.
@@ -239,11 +244,11 @@ impl CpuExecutor {
                 });
             }
         }
-        let rows = self.entries.iter().map(|e| e.rows).max().unwrap_or(0);
-        self.stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
-        let memory = |_| LoadError::Memory { what: "scratch".into(), bytes: words.saturating_mul(4) };
-        self.scratch.try_reserve_exact(words).map_err(memory)?;
-        self.scratch.resize(words, 0);
+        let rows = self.entries.iter().filter(|e| e.kind == Kind::Head).map(|e| e.rows).max().unwrap_or(0);
+        let memory = |_| LoadError::Memory { what: "head statistics".into(), bytes: rows * size_of::<RowStats>() };
+        self.stats.try_reserve_exact(rows).map_err(memory)?;
+        self.stats.resize(rows, RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 });
+        self.scratch = Scratch::new(words)?;
         Ok(())
     }
 
@@ -252,24 +257,17 @@ impl CpuExecutor {
         &self.states[s]
     }
 
+    /// Runs an entry. States and scratch stay where they are, so that a panic in a kernel or in `observe` costs at most the
+    /// rows that were being written.
     fn run(&mut self, entry: usize, live: usize, nodes: usize, observe: Observe<'_>) {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut stats = std::mem::take(&mut self.stats);
-        let mut states = std::mem::take(&mut self.states);
-        let machine = Machine {
-            ctx: Ctx { kernels: self.kernels, pool: &self.pool },
-            weights: &self.weights,
-            arena: &self.arena,
-            live,
-        };
-        let code = self.entries[entry].code.iter().take(nodes);
-        for instr in code {
-            machine.execute(instr, &mut states, &mut scratch, &mut stats);
+        let CpuExecutor { kernels, pool, weights, entries, arena, states, scratch, stats, .. } = self;
+        let machine = Machine { ctx: Ctx { kernels, pool }, weights, arena, live };
+        for instr in entries[entry].code.iter().take(nodes) {
+            machine.execute(instr, states, scratch.words_mut(), stats);
             let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
             let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
             observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
         }
-        (self.scratch, self.stats, self.states) = (scratch, stats, states);
     }
 
     /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.

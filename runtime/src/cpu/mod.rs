@@ -16,6 +16,7 @@ mod pack;
 mod pool;
 mod probes;
 mod program;
+mod proof;
 
 pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe, Seen};
 pub use isa::Isa;

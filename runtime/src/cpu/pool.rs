@@ -7,7 +7,7 @@
 //! costs nothing but its share; when a region returns, no thread is inside it; nothing is allocated after the start.
 #![allow(unsafe_code, reason = "a region's work is borrowed from its caller's stack")]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,11 @@ const OPEN: u64 = 1 << 16;
 const REGION: u64 = 1 << 17;
 
 type Work<'w> = dyn Fn(usize) + Sync + 'w;
+
+thread_local! {
+    /// Whether this thread is inside a region of some pool; the threads of a pool always are.
+    static IN_REGION: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Threads for parallel regions: the caller's own and `threads - 1` more.
 pub struct Pool {
@@ -77,13 +82,13 @@ impl Pool {
     }
 
     /// Calls `work(slot)` on the calling thread with slot 0, and on every other thread that comes in time with its own
-    /// number below [`Pool::threads`]. Work that must be done is handed out by `work` itself, from a counter. Regions do not
-    /// nest.
+    /// number below [`Pool::threads`]. Work that must be done is handed out by `work` itself, from a counter. A region inside
+    /// a region, of whatever pool, runs on its calling thread alone: the others may be waiting for that very thread.
     ///
     /// # Panics
     /// When `work` panics, on any thread.
     pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
-        if self.workers.is_empty() {
+        if self.workers.is_empty() || IN_REGION.get() {
             return work(0);
         }
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +106,9 @@ impl Pool {
                 worker.thread().unpark();
             }
         }
+        IN_REGION.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| work(0)));
+        IN_REGION.set(false);
         shared.gate.fetch_and(!OPEN, Ordering::Relaxed);
         let mut wait = Wait::new();
         while shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
@@ -150,6 +157,7 @@ impl Drop for Pool {
 impl Shared {
     /// A worker's life.
     fn serve(&self, worker: usize) {
+        IN_REGION.set(true);
         let mut last = 0;
         while let Some(mut gate) = self.next(worker, last) {
             last = gate / REGION;
@@ -276,6 +284,34 @@ mod tests {
             });
         }
         assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == 1000));
+    }
+
+    #[test]
+    fn a_region_inside_a_region_runs_alone_and_ends() {
+        let (done, finished) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let (pool, other) = (Pool::new(3).unwrap(), Pool::new(2).unwrap());
+            let inner = AtomicUsize::new(0);
+            for _ in 0..200 {
+                pool.run(&|_| {
+                    pool.run(&|slot| {
+                        assert_eq!(slot, 0);
+                        inner.fetch_add(1, Ordering::Relaxed);
+                    });
+                    other.run(&|_| {
+                        pool.broadcast(|_| {
+                            inner.fetch_add(1, Ordering::Relaxed);
+                        });
+                    });
+                });
+            }
+            assert!(catch_unwind(AssertUnwindSafe(|| pool.run(&|_| pool.run(&|_| panic!("on purpose"))))).is_err());
+            assert_eq!(count(&pool, 100), 100, "a panic inside leaves the thread outside of every region");
+            done.send(inner.into_inner()).unwrap();
+        });
+        let inner =
+            finished.recv_timeout(Duration::from_secs(20)).expect("nested regions must not wait for each other");
+        assert!(inner >= 200 * (1 + 3), "{inner}");
     }
 
     #[test]

@@ -16,6 +16,19 @@ impl Probes for CpuExecutor {
         format!("{} kernels; set DLX_ISA to another instruction set, and report this machine's CPU", self.isa())
     }
 
+    /// All are the same graph, as loading has shown.
+    fn whole_steps(&self) -> Vec<usize> {
+        self.step_buckets().first().copied().into_iter().collect()
+    }
+
+    fn depth_tolerance(&self) -> f32 {
+        self.tolerance()
+    }
+
+    fn whole_step(&mut self, _: usize, call: StepCall<'_>) -> Result<(), ExecError> {
+        self.step(call)
+    }
+
     fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
         let entry = self.entries.iter().find(|e| e.kind == Kind::Step && e.rows == rows);
         let code = entry.map_or(&[][..], |e| &e.code);

@@ -9,7 +9,7 @@ use dlx_ir::{DType, Graph, Id, Module, Op, Operand, WeightDef};
 
 use super::arena::Slot;
 use super::executor::LoadError;
-use super::{PackedWeight, packed_bytes};
+use super::{PackedWeight, packed_bytes, proof};
 use crate::mapped::Mapped;
 
 /// Packed matrices stay in the mapped file; vectors are copied, since kernels read them as aligned f32.
@@ -33,7 +33,7 @@ pub(super) struct Entry {
     pub(super) code: Vec<Instr>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Kind {
     Step,
     Head,
@@ -105,12 +105,7 @@ impl Weights {
 impl Entry {
     /// Resolves a verified graph, refusing everything that the kernels would not accept.
     pub(super) fn load(module: &Module, graph: &Graph, weights: &Weights) -> Result<Self, String> {
-        let kind = match graph.name.split('_').next() {
-            Some("step") => Kind::Step,
-            Some("head") => Kind::Head,
-            Some("logits") => Kind::Logits,
-            _ => return Err("is not a step, head or logits entry".into()),
-        };
+        let kind = kind_of(graph).ok_or("is not a step, head or logits entry")?;
         let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
         let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
         let rows = match (kind, shapes.as_deref()) {
@@ -134,6 +129,7 @@ impl Entry {
         if results != expected {
             return Err("has results that are not those of its kind".into());
         }
+        proof::graph(module, graph, kind)?;
         let mut slots = Vec::with_capacity(graph.values.len());
         for (_, v) in graph.values.iter() {
             slots.push(Slot::of(v, rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
@@ -161,6 +157,16 @@ impl Entry {
         }
         let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();
         Ok(Entry { kind, rows, params: slots_of(&graph.params), results: slots_of(&graph.results), code })
+    }
+}
+
+/// What an entry of this name is.
+pub(super) fn kind_of(graph: &Graph) -> Option<Kind> {
+    match graph.name.split('_').next() {
+        Some("step") => Some(Kind::Step),
+        Some("head") => Some(Kind::Head),
+        Some("logits") => Some(Kind::Logits),
+        _ => None,
     }
 }
 

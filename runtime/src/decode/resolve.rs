@@ -11,6 +11,13 @@ use super::reveal::{self, Param, RevealRule};
 use super::schedule::{self, ScheduleCurve};
 use crate::exec::Executor;
 
+/// Most denoising steps per block. A schedule is made per block and holds one number per step.
+const MAX_STEPS: usize = 1 << 16;
+/// Longest block of a model whose attention does not fix one: far beyond any cache, so that positions never overflow.
+const MAX_BLOCK: usize = 1 << 20;
+/// Most bytes of all stop strings.
+const MAX_STOP_TEXT: usize = 1 << 16;
+
 /// The table rows that a policy names, and what follows from the policy as a whole.
 #[derive(Clone, Debug)]
 pub struct Resolved {
@@ -91,7 +98,8 @@ impl DecodePolicy {
     /// The first thing that cannot be run, with what to change.
     pub fn resolve(&self, executor: &dyn Executor) -> Result<Resolved, PolicyError> {
         let largest = executor.step_buckets().last().copied().unwrap_or(0).min(executor.max_seq());
-        if self.block == 0 || (self.commits() && self.block > largest) {
+        let largest = if self.commits() { largest } else { MAX_BLOCK };
+        if self.block == 0 || self.block > largest {
             return Err(PolicyError::Block { block: self.block, largest });
         }
         let vocab = executor.vocab();
@@ -100,6 +108,7 @@ impl DecodePolicy {
             return Err(PolicyError::MaskId { mask_id: self.mask_id, vocab });
         }
         self.check_numbers()?;
+        self.check_lists(vocab)?;
         self.check_combination()?;
         let confidence = confidence::find(&self.confidence)
             .ok_or_else(|| unknown("confidence measure", &self.confidence, confidence::names()))?;
@@ -128,8 +137,8 @@ impl DecodePolicy {
         if self.logit_shift > 1 {
             return Err(out_of_range("logit_shift", "0 or 1"));
         }
-        if self.steps == 0 {
-            return Err(out_of_range("steps", "at least 1"));
+        if !(1..=MAX_STEPS).contains(&self.steps) {
+            return Err(out_of_range("steps", "1 to 65536"));
         }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(out_of_range("temperature", "0 (greedy) or a positive number"));
@@ -142,6 +151,19 @@ impl DecodePolicy {
         }
         if self.sub_block.is_some_and(|sub| sub.length == 0 || sub.length > self.block) {
             return Err(out_of_range("sub_block", "1 to the block length"));
+        }
+        Ok(())
+    }
+
+    /// Lists are searched for every position, and texts for every token.
+    fn check_lists(&self, vocab: usize) -> Result<(), PolicyError> {
+        let lists =
+            [("stop_ids", &self.stop_ids), ("suppress_ids", &self.suppress_ids), ("unsure_ids", &self.unsure_ids)];
+        if let Some((field, _)) = lists.into_iter().find(|(_, ids)| ids.len() > vocab) {
+            return Err(out_of_range(field, "no longer than the vocabulary: name each token once"));
+        }
+        if self.stop_strings.iter().map(|s| s.len().saturating_add(1)).sum::<usize>() > MAX_STOP_TEXT {
+            return Err(out_of_range("stop_strings", "65536 bytes at most"));
         }
         Ok(())
     }
@@ -186,6 +208,9 @@ fn params(what: &'static str, known: &[Param], given: &BTreeMap<String, f32>) ->
     if let Some(name) = given.keys().find(|name| !known.iter().any(|param| param.name == *name)) {
         return Err(unknown(what, name, known.iter().map(|param| param.name).collect::<Vec<_>>().join(", ")));
     }
+    if let Some(param) = known.iter().find(|param| given.get(param.name).is_some_and(|v| !v.is_finite())) {
+        return Err(out_of_range(param.name, "a finite number"));
+    }
     Ok(known.iter().map(|param| given.get(param.name).copied().unwrap_or(param.default)).collect())
 }
 
@@ -220,6 +245,7 @@ mod tests {
         assert!(refused(&|p| p.mask_id = 16).contains("vocabulary of 16"));
         assert!(refused(&|p| p.mask_id = -1).contains("vocabulary of 16"));
         assert!(refused(&|p| p.steps = 0).contains("`steps`"));
+        assert!(refused(&|p| p.reveal = Reveal::new("threshold").with("threshold", f32::INFINITY)).contains("finite"));
         assert!(refused(&|p| p.logit_shift = 2).contains("`logit_shift`"));
         assert!(refused(&|p| p.temperature = f32::NAN).contains("`temperature`"));
         assert!(refused(&|p| p.top_p = 0.0).contains("`top_p`"));
@@ -230,6 +256,28 @@ mod tests {
         assert!(refused(&|p| p.reveal = Reveal::new("threshold").with("tau", 1.0)).contains("use one of threshold"));
         assert!(refused(&|p| p.schedule = Schedule::new("uneven")).contains("timesteps"));
         assert!(refused(&|p| p.schedule = Schedule::new("timesteps").with("tau", 1.0)).contains("use one of eps"));
+    }
+
+    #[test]
+    fn numbers_and_lists_that_nothing_justifies_are_refused() {
+        let mock = Mock::new(64, 16, &[4, 8]);
+        let refused = |ok: &DecodePolicy, change: &dyn Fn(&mut DecodePolicy)| refused(&mock, ok, change);
+        for ok in [DecodePolicy::greedy(1, 4), DecodePolicy::llada(1), DecodePolicy::mdlm(1)] {
+            for curve in ["even", "even-block", "linear", "timesteps"] {
+                let steps = |p: &mut DecodePolicy| (p.schedule, p.steps) = (Schedule::new(curve), 1 << 60);
+                assert!(refused(&ok, &steps).contains("1 to 65536"));
+            }
+            assert!(refused(&ok, &|p| p.stop_ids = vec![1; 17]).contains("`stop_ids`"));
+            assert!(refused(&ok, &|p| p.suppress_ids = vec![2; 1000]).contains("`suppress_ids`"));
+            assert!(refused(&ok, &|p| p.unsure_ids = vec![2; 1000]).contains("`unsure_ids`"));
+            assert!(refused(&ok, &|p| p.stop_strings = vec![String::new(); 1 << 17]).contains("`stop_strings`"));
+            assert!(refused(&ok, &|p| p.stop_strings = vec!["x".repeat(1 << 17)]).contains("`stop_strings`"));
+            assert!(refused(&ok, &|p| p.block = usize::MAX).contains("a block of"));
+            let eps = |p: &mut DecodePolicy| p.schedule = Schedule::new("timesteps").with("eps", f32::NAN);
+            assert!(refused(&ok, &eps).contains("`eps`"));
+        }
+        let long = DecodePolicy { steps: 1 << 16, ..DecodePolicy::greedy(1, 4) };
+        assert!(long.resolve(&mock).is_ok());
     }
 
     #[test]

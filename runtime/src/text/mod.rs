@@ -3,6 +3,7 @@
 //! Invariant: a tokenizer file or a template comes from outside and may be broken or hostile; every failure is a
 //! [`TextError`], never a panic or an endless loop. Nothing here reads files: the caller passes bytes and strings.
 
+mod growth;
 pub mod stop;
 pub mod stream;
 pub mod template;

@@ -7,7 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::TextError;
+use super::{TextError, growth};
 
 /// A tokenizer.
 pub struct Tokenizer {
@@ -23,6 +23,7 @@ impl Tokenizer {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(TextError::Tokenizer)?;
         inner.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
         inner.with_padding(None);
+        growth::check(&inner).map_err(TextError::Tokenizer)?;
         Ok(Self { inner })
     }
 

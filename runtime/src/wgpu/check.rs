@@ -11,9 +11,12 @@ use super::plan::{
     Access, BIND_ALIGN, Binding, Dispatch, Entry, EntryKind, Kernel, Plan, Profile, Range, SCALARS, Variant,
 };
 use crate::artifact::ALIGN;
+use dlx_ir::{Graph, Id, Module, WeightDef};
 
 /// Most bindings of a kernel; far above what any has, far below what a device would choke on.
 const MAX_BINDINGS: usize = 64;
+/// Most workgroups of a dispatch: a few for each row and each tile of the largest vocabularies.
+const MAX_GROUPS: u64 = 1 << 24;
 /// Largest buffer that is not one of weights.
 const MAX_BYTES: u64 = 1 << 40;
 
@@ -68,6 +71,73 @@ impl Plan {
         }
     }
 
+    /// Checks a plan against the verified program that it was made from: the same entries over the same states, and every
+    /// dispatch with weights and states of its own node.
+    ///
+    /// # Errors
+    /// The first thing that the two say differently.
+    pub fn check_program(&self, module: &Module) -> Result<(), String> {
+        let states = module.states.iter().map(|(_, s)| {
+            let bytes = s.ty.bytes().and_then(|b| u64::try_from(b).ok()?.checked_next_multiple_of(4));
+            (s.name.as_str(), bytes.unwrap_or(0))
+        });
+        if !states.eq(self.states.iter().map(|s| (s.name.as_str(), s.bytes))) {
+            return Err("its states are not those of the program".into());
+        }
+        let caches = module.states.iter().filter(|(_, s)| s.ty.dims.len() == 3);
+        if caches.map(|(_, s)| s.ty.dims[0].fixed()).any(|rows| rows != Some(self.max_seq)) {
+            return Err(format!("it has {} cache rows, unlike the program", self.max_seq));
+        }
+        if self.entries.len() != module.graphs.len() {
+            return Err(format!("it has {} entries, the program {}", self.entries.len(), module.graphs.len()));
+        }
+        for (entry, graph) in self.entries.iter().zip(&module.graphs) {
+            self.check_graph(entry, module, graph).map_err(|e| format!("entry {}: {e}", entry.name))?;
+        }
+        Ok(())
+    }
+
+    fn check_graph(&self, entry: &Entry, module: &Module, graph: &Graph) -> Result<(), String> {
+        let kind = match graph.name.split('_').next() {
+            Some("step") => EntryKind::Step,
+            Some("head") => EntryKind::Head,
+            Some("logits") => EntryKind::Logits,
+            _ => return Err(format!("graph @{} is not an entry", graph.name)),
+        };
+        let dim = |v: &dlx_ir::ValueId, i: usize| graph.values[*v].ty.dims.get(i).and_then(|d| d.fixed());
+        let rows = graph.params.first().and_then(|p| dim(p, 0));
+        if entry.name != graph.name || entry.kind != kind || rows != Some(entry.rows) {
+            return Err(format!("graph @{} of the program is another", graph.name));
+        }
+        let vocab = graph.results.first().and_then(|r| dim(r, 1));
+        if kind == EntryKind::Logits && vocab != Some(self.vocab) {
+            return Err(format!("a vocabulary of {}, unlike the program", self.vocab));
+        }
+        for (i, dispatch) in entry.dispatches.iter().enumerate() {
+            let node = graph.nodes.get(dispatch.node);
+            let inputs = node.map(|n| &n.inputs[..]).ok_or_else(|| format!("dispatch {i}: there is no such node"))?;
+            for binding in &dispatch.bindings {
+                let own = match binding {
+                    Binding::Weight(r) => {
+                        inputs.iter().filter_map(|o| o.weight()).any(|w| match module.weights[w].def {
+                            WeightDef::Stored { offset, bytes, .. } => {
+                                r.offset >= offset
+                                    && r.offset.checked_add(r.bytes) <= offset.checked_add(bytes.next_multiple_of(4))
+                            }
+                            WeightDef::Source | WeightDef::Expr(..) => false,
+                        })
+                    }
+                    Binding::State(s) => inputs.iter().filter_map(|o| o.state()).any(|state| state.index() == *s),
+                    Binding::Input(_) | Binding::Arena(_) | Binding::Output(_) => true,
+                };
+                if !own {
+                    return Err(format!("dispatch {i}: {binding:?} is no operand of its node"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_profile(&self) -> Result<(), String> {
         let Profile { max_binding, max_buffer, max_invocations, max_workgroups, .. } = self.profile;
         let sane = (BIND_ALIGN..=max_buffer).contains(&max_binding) && max_invocations > 0 && max_workgroups > 0;
@@ -92,6 +162,10 @@ impl Plan {
             }
             if variant.groups.iter().any(|g| *g == 0 || *g > self.profile.max_workgroups) {
                 return Err(format!("{:?} workgroups exceed {}", variant.groups, self.profile.max_workgroups));
+            }
+            let all = variant.groups.iter().map(|g| u64::from(*g)).try_fold(1, u64::checked_mul);
+            if all.is_none_or(|all| all > MAX_GROUPS) {
+                return Err(format!("{:?} workgroups are more than {MAX_GROUPS}", variant.groups));
             }
         }
         Ok(())

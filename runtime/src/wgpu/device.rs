@@ -7,9 +7,13 @@
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::plan::{BIND_ALIGN, Feature, Profile};
 use crate::exec::ExecError;
+
+/// How long a device may work on what it was given: far longer than any step, and not forever, as a shader in a file could.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A graphics device that could run `wgpu` programs.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -157,8 +161,12 @@ impl Device {
 
     /// Waits until everything submitted has run.
     pub(super) fn wait(&self) -> Result<(), ExecError> {
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
+        let polled = self.device.poll(wait);
         self.fault()?;
+        if matches!(polled, Err(wgpu::PollError::Timeout)) {
+            return Err(ExecError::DeviceLost(format!("it has not answered for {} s", PATIENCE.as_secs())));
+        }
         polled.map(drop).map_err(|e| ExecError::Device(e.to_string()))
     }
 

@@ -43,6 +43,23 @@ impl Probes for WgpuExecutor {
         )
     }
 
+    /// The dispatches of each bucket are its own.
+    fn whole_steps(&self) -> Vec<usize> {
+        self.step_buckets().to_vec()
+    }
+
+    /// Every further layer rounds to codes again.
+    fn depth_tolerance(&self) -> f32 {
+        6.0 * self.tolerance()
+    }
+
+    fn whole_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<(), ExecError> {
+        let (max_seq, vocab) = (self.max_seq(), self.vocab());
+        bucket_of(&call, &[rows], max_seq, vocab)?;
+        let entry = self.plan.entries.iter().position(|e| e.kind == EntryKind::Step && e.rows == rows);
+        self.record_step(entry.ok_or(ExecError::NoEntry("step"))?, &call, usize::MAX)
+    }
+
     fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
         let values = self.probe_step(rows, call)?;
         let row = values.len() / call.ids.len().max(1);
