@@ -7,11 +7,35 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde_json::Value;
+
 use super::TextError;
 
 /// A tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    joins: Joins,
+}
+
+/// What the decoder does across the borders of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Joins {
+    /// A run of byte tokens is decoded as a whole: one byte that does not fit turns all of them into replacement
+    /// characters.
+    pub(super) byte_runs: bool,
+    /// A token may change the text of any token before it.
+    pub(super) everything: bool,
+}
+
+/// What a token is to the decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Left out: no token, or a special one.
+    Skipped,
+    /// A byte, written `<0xE9>`.
+    Byte,
+    /// Anything else.
+    Text,
 }
 
 impl Tokenizer {
@@ -23,7 +47,11 @@ impl Tokenizer {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(TextError::Tokenizer)?;
         inner.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
         inner.with_padding(None);
-        Ok(Self { inner })
+        let decoder = inner.get_decoder().map(serde_json::to_value).transpose();
+        let decoder = decoder.map_err(|error| TextError::Tokenizer(error.to_string()))?;
+        let mut joins = Joins::default();
+        decoder.iter().for_each(|decoder| joins.add(decoder, &mut false));
+        Ok(Self { inner, joins })
     }
 
     /// Token ids of a text. Added tokens in the text become their ids, special ones too.
@@ -45,8 +73,36 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenize`] when the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> Result<String, TextError> {
+        let known = |id: u32| match self.inner.id_to_token(id) {
+            Some(token) => !skip_special || !self.inner.get_added_vocabulary().is_special_token(&token),
+            None => false,
+        };
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        // Some decoders assert that there is something to decode.
+        if !ids.iter().any(|&id| known(id)) {
+            return Ok(String::new());
+        }
         guarded(|| self.inner.decode(&ids, skip_special)).map_err(TextError::Tokenize)
+    }
+
+    /// What the decoder does across the borders of tokens.
+    pub(super) fn joins(&self) -> Joins {
+        self.joins
+    }
+
+    /// What a token is to the decoder when special tokens are skipped.
+    pub(super) fn role(&self, id: i32) -> Role {
+        let Some(token) = u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id)) else {
+            return Role::Skipped;
+        };
+        let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if self.inner.get_added_vocabulary().is_special_token(&token) {
+            Role::Skipped
+        } else if digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok()) {
+            Role::Byte
+        } else {
+            Role::Text
+        }
     }
 
     /// Id of a token, given exactly as the file spells it.
@@ -57,6 +113,29 @@ impl Tokenizer {
     /// Number of tokens, added ones included. The model's vocabulary is often padded beyond it.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+}
+
+impl Joins {
+    /// Takes a step of a decoder into account; `fused` says whether the steps before it made one text of all tokens.
+    fn add(&mut self, step: &Value, fused: &mut bool) {
+        match step["type"].as_str().unwrap_or_default() {
+            "Sequence" => {
+                for step in step["decoders"].as_array().into_iter().flatten() {
+                    self.add(step, fused);
+                }
+            }
+            "ByteFallback" => self.byte_runs |= !*fused,
+            "Fuse" | "ByteLevel" => *fused = true,
+            // Neither looks further than one character, or than the two ends of the text.
+            "Metaspace" | "Strip" => {}
+            "Replace" => {
+                let one = step["pattern"]["String"].as_str().is_some_and(|text| text.chars().count() == 1);
+                self.everything |= *fused && !one;
+            }
+            // The others replace longer strings. Within one token that is harmless.
+            _ => self.everything |= *fused,
+        }
     }
 }
 
@@ -76,6 +155,22 @@ pub(crate) mod tests {
     /// A byte-level tokenizer without merges: ids 0–255 are the bytes, then `extra` added tokens, all special.
     pub(crate) fn bytes_tokenizer(extra: &[&str]) -> Tokenizer {
         Tokenizer::from_bytes(bytes_tokenizer_json(extra).as_bytes()).unwrap()
+    }
+
+    /// A tokenizer that knows `tokens` by their place, the last of them special, and has this decoder.
+    pub(crate) fn decoding_tokenizer(tokens: &[&str], decoder: serde_json::Value) -> Tokenizer {
+        let vocab: serde_json::Map<_, _> =
+            (0..).zip(tokens).map(|(id, token)| ((*token).to_owned(), Value::from(id))).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "added_tokens": [{
+                "id": tokens.len() - 1, "content": tokens[tokens.len() - 1], "special": true,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            }],
+            "post_processor": null, "decoder": decoder,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": tokens[0]},
+        });
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
     }
 
     fn bytes_tokenizer_json(extra: &[&str]) -> String {
