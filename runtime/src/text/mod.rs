@@ -3,11 +3,13 @@
 //! Invariant: a tokenizer file or a template comes from outside and may be broken or hostile; every failure is a
 //! [`TextError`], never a panic or an endless loop. Nothing here reads files: the caller passes bytes and strings.
 
+pub mod literal;
 pub mod stop;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
 
+pub use literal::Controls;
 pub use stop::StopStrings;
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message};
