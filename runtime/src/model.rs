@@ -104,6 +104,10 @@ impl Executor for AnyExecutor {
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
         self.inner_mut().logits(rows, out)
     }
+
+    fn first_nonfinite(&mut self, call: StepCall<'_>) -> Option<String> {
+        self.inner_mut().first_nonfinite(call)
+    }
 }
 
 /// How to load a model.
