@@ -163,3 +163,63 @@ fn raw_prompts_begin_as_the_tokenizer_says() {
     let (_, err, code) = run(dir.path(), &model.dir, &["--raw", "hi"], b"");
     assert!(code == Some(1) && err.contains("add_bos_token"), "{err}");
 }
+
+/// The bits of a large bf16 number.
+const HUGE: u16 = 0x7F60;
+
+#[test]
+fn numbers_that_overflow_are_an_error_that_names_the_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mlp = "model.layers.1.post_attention_layernorm.weight";
+    let llada = "model.transformer.blocks.1.ff_norm.weight";
+    for (family, tensor) in [("sdar-tiny", mlp), ("qwen2-tiny", mlp), ("dream-tiny", mlp), ("llada-tiny", llada)] {
+        let mut model = model::example(dir.path(), family);
+        (0..16).for_each(|element| model.poke(tensor, element, HUGE));
+        model.save();
+        for more in [&["--temperature", "0"][..], &["--temperature", "1"], &["--temperature", "1", "--top-k", "1"]] {
+            for raw in [&["hi"][..], &["--raw", "hi there, you"]] {
+                let args = [raw, &["--max-new", "8"], more].concat();
+                let (out, err, code) = run(dir.path(), &model.dir, &args, b"");
+                assert_eq!((out.as_str(), code), ("", Some(1)), "{family}: {err}");
+                assert!(err.contains("no number at all") && err.contains("first in `l1."), "{family}: {err}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_smallest_temperatures_answer_as_zero_does() {
+    let dir = tempfile::tempdir().unwrap();
+    for family in ["sdar-tiny", "llada-tiny", "qwen2-tiny"] {
+        for temperature in ["1e-30", "1e-45"] {
+            let args = ["What is 27 + 45?", "--temperature", temperature];
+            let (out, err, code) = run(dir.path(), &examples(family), &args, b"");
+            assert_eq!((out.as_str(), code), ("72\n", Some(0)), "{family}: {err}");
+        }
+    }
+}
+
+#[test]
+fn what_lies_behind_the_tokens_asked_for_changes_nothing_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = |max_new: usize, buckets: &str| {
+        let artifact = dir.path().join(format!("{}.dlxa", buckets.replace(',', "-")));
+        let path = artifact.to_str().unwrap();
+        if !artifact.exists() {
+            let source = examples("sdar-tiny");
+            let compiled =
+                dlxc(dir.path(), &["compile", source.to_str().unwrap(), "-o", path, "--buckets", buckets], b"");
+            assert!(compiled.status.success(), "{compiled:?}");
+        }
+        let max_new = max_new.to_string();
+        let args = ["run", path, "What is the capital of France?", "--ignore-eos", "--json", "--max-new", &max_new];
+        let report: Value = serde_json::from_slice(&dlxc(dir.path(), &args, b"").stdout).unwrap();
+        report["ids"].as_array().unwrap().clone()
+    };
+    let long = ids(24, "4,64");
+    for max_new in [1, 3, 4, 5, 10, 15] {
+        assert_eq!(ids(max_new, "4,64"), long[..max_new], "a cut-off tail is seen by nobody");
+    }
+    // A larger bucket pads the step: rows of padding enter no cache.
+    assert_eq!(ids(24, "16,64"), long);
+}

@@ -15,7 +15,12 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// The trained checkpoint of the examples, saved to `dir/model`.
 pub(crate) fn sdar_tiny(dir: &Path) -> Model {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
+    example(dir, "sdar-tiny")
+}
+
+/// A checkpoint of the examples, saved to `dir/model`.
+pub(crate) fn example(dir: &Path, name: &str) -> Model {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name);
     let files = std::fs::read_dir(source).unwrap().map(|e| e.unwrap().path());
     let read = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap());
     let model = Model { dir: dir.join("model"), files: files.map(read).collect() };

@@ -103,7 +103,7 @@ pub enum DecodeError {
     /// A number was too large, or the weights hold something that is no number.
     #[error(
         "the model computed infinity or no number at all for position {position}, first in {place}: a weight is broken or \
-         too large for the format; compile the checkpoint with --quant none"
+         too large; check the checkpoint, and if it was compiled to another format, compile it with --quant none"
     )]
     NotFinite {
         /// The position.
