@@ -1,4 +1,5 @@
 //! Talking to a compiled model: text that looks like control tokens, stop tokens, refused turns, notes, raw prompts.
+#![allow(clippy::unwrap_used, reason = "test program")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
