@@ -151,10 +151,15 @@ impl Place {
     }
 }
 
-/// Opens an artifact, or compiles a model directory into the cache and opens that.
+/// Opens an artifact, or compiles a model directory into the cache and opens that, and says what its manifest notes.
 fn artifact(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<Artifact, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
     let path = if model.is_dir() { compiled(model, quant, target)? } else { model.to_path_buf() };
-    Artifact::open(path).map_err(|e| Error::new("", e.to_string()).into())
+    let artifact = Artifact::open(path).map_err(|e| failed(&e))?;
+    for note in read_manifest(&artifact).map_err(|e| failed(&e))?.notes {
+        terminal::note(&format!("note: {note}"));
+    }
+    Ok(artifact)
 }
 
 /// Loads an artifact, or a model directory that is compiled first.

@@ -174,7 +174,9 @@ impl Compile<'_> {
             quality: None,
         };
         let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
-        let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens };
+        let add_bos_token = text.add_bos_token()?;
+        let texts =
+            TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens, add_bos_token };
         writer.section(artifact::MANIFEST, json(serde_json::to_vec_pretty(&manifest))?);
         for (program, module) in programs.iter().zip(&stored) {
             writer.section(artifact::program_section(program.target.name), module.to_string());

@@ -127,4 +127,10 @@ pub trait Executor {
     /// # Errors
     /// [`ExecError::Shape`] when a row was not in the last step or `out` has the wrong length.
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError>;
+
+    /// Runs the last step again and names the first value in it that is not finite. `None` where there is none or the
+    /// executor cannot tell.
+    fn first_nonfinite(&mut self, _call: StepCall<'_>) -> Option<String> {
+        None
+    }
 }

@@ -31,6 +31,9 @@ pub struct TextSection {
     pub chat_template: Option<String>,
     /// `bos_token` and the like → text.
     pub special_tokens: BTreeMap<String, String>,
+    /// Whether `bos_token` comes before raw texts; what tokenizer.json says where this says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_bos_token: Option<bool>,
 }
 
 /// The executor of one of an artifact's targets.
@@ -101,6 +104,10 @@ impl Executor for AnyExecutor {
 
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
         self.inner_mut().logits(rows, out)
+    }
+
+    fn first_nonfinite(&mut self, call: StepCall<'_>) -> Option<String> {
+        self.inner_mut().first_nonfinite(call)
     }
 }
 
@@ -296,7 +303,15 @@ fn load_text(artifact: &Artifact) -> Result<(Tokenizer, Option<ChatTemplate>), M
     let text: TextSection = json(artifact, artifact::TEXT)?;
     let bad_text = |source| ModelError::Text { path: artifact.path().to_path_buf(), source };
     let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
-    let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
+    let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
+    match text.add_bos_token {
+        Some(false) => tokenizer.set_prefix(None),
+        Some(true) if tokenizer.prefix().is_empty() => {
+            let bos = text.special_tokens.get("bos_token");
+            tokenizer.set_prefix(bos.and_then(|bos| tokenizer.token_id(bos)));
+        }
+        _ => {}
+    }
     let template = text.chat_template.map(|t| ChatTemplate::new(&t, text.special_tokens));
     Ok((tokenizer, template.transpose().map_err(bad_text)?))
 }

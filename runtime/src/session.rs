@@ -13,14 +13,20 @@ use crate::decode::{
     DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Times, decode,
 };
 use crate::exec::Executor;
-use crate::text::{ChatTemplate, Detokenizer, Message, StopStrings, TextError, Tokenizer};
+use crate::text::{ChatTemplate, Controls, Detokenizer, Message, StopStrings, TextError, Tokenizer};
+use stream::Stream;
+
+mod prompt;
+mod stream;
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A text, encoded as it is.
+    /// A text, encoded as it is: special tokens in it are special tokens, and masks are filled in. What the tokenizer
+    /// puts before texts comes first, unless the text begins with it.
     Text(String),
-    /// A conversation, rendered with the model's chat template.
+    /// A conversation, rendered with the model's chat template. What the messages and variables hold is text, that of
+    /// special tokens too, and nothing in it is filled in.
     Chat {
         /// The turns.
         messages: Vec<Message>,
@@ -41,6 +47,10 @@ pub struct Request {
     pub max_new: usize,
     /// Changes to the model's decode policy, stop strings and seed among them.
     pub overrides: Overrides,
+    /// Whether special tokens in the messages of a conversation are special tokens.
+    pub allow_special: bool,
+    /// Whether a text is encoded without what the tokenizer puts before texts.
+    pub no_prefix: bool,
     /// When to give up; looked at before every forward pass.
     pub deadline: Option<Instant>,
     /// Set to true by another thread to cancel; looked at before every forward pass.
@@ -50,7 +60,15 @@ pub struct Request {
 impl Request {
     /// A request with the model's own policy and no deadline.
     pub fn new(prompt: Prompt, max_new: usize) -> Self {
-        Self { prompt, max_new, overrides: Overrides::default(), deadline: None, cancel: None }
+        Self {
+            prompt,
+            max_new,
+            overrides: Overrides::default(),
+            allow_special: false,
+            no_prefix: false,
+            deadline: None,
+            cancel: None,
+        }
     }
 }
 
@@ -84,6 +102,8 @@ pub struct Report {
     pub text: String,
     /// The new tokens (and what stands between them, when masks in the prompt were filled in): without the stop token and what follows it; with the token that completed a stop string.
     pub ids: Vec<i32>,
+    /// Tokens of the prompt that the tokenizer put before a text.
+    pub prefix: Vec<i32>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Why it ended.
@@ -122,6 +142,41 @@ pub enum SessionError {
     /// An empty stop string would stop everything.
     #[error("a stop string is empty: leave it out")]
     EmptyStopString,
+    /// Special tokens have no text in an answer, so this would never match.
+    #[error("the stop string {stop:?} holds the special token {token:?} and other text: stop at {token:?} alone")]
+    StopAroundToken {
+        /// The stop string.
+        stop: String,
+        /// The token in it.
+        token: String,
+    },
+    /// The model never chooses the token, so this would never match.
+    #[error("the stop string {stop:?} is a token that is never generated: leave it out")]
+    StopNeverComes {
+        /// The stop string.
+        stop: String,
+    },
+    /// A chat template wrote a token that means "to be filled in".
+    #[error("the chat template writes the mask token, which would be filled in: pass a plain prompt for infilling")]
+    MaskInChat,
+}
+
+impl SessionError {
+    /// Whether this prompt alone was refused: another one, or a shorter one, can be answered.
+    pub fn is_about_prompt(&self) -> bool {
+        match self {
+            Self::Text(error) => matches!(error, TextError::Tokenize(_) | TextError::Render(_)),
+            Self::Decode(error) => matches!(
+                error,
+                DecodeError::EmptyPrompt
+                    | DecodeError::PromptTooLong { .. }
+                    | DecodeError::PassTooLarge { .. }
+                    | DecodeError::TokenId { .. }
+            ),
+            Self::MaskInChat => true,
+            _ => false,
+        }
+    }
 }
 
 /// See the module.
@@ -130,6 +185,7 @@ pub struct Session {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     policy: DecodePolicy,
+    controls: Controls,
 }
 
 impl Session {
@@ -144,7 +200,9 @@ impl Session {
         policy: DecodePolicy,
     ) -> Result<Self, SessionError> {
         policy.resolve(&*executor).map_err(DecodeError::from)?;
-        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy })
+        let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
+        let controls = Controls::new(&tokenizer, others);
+        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy, controls })
     }
 
     /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
@@ -155,21 +213,6 @@ impl Session {
     /// The model's own decode policy.
     pub fn policy(&self) -> &DecodePolicy {
         &self.policy
-    }
-
-    /// Token ids of a prompt.
-    ///
-    /// # Errors
-    /// [`SessionError::Text`] or [`SessionError::NoTemplate`].
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<i32>, SessionError> {
-        match prompt {
-            Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => Ok(self.tokenizer.encode(text)?),
-            Prompt::Chat { messages, variables } => {
-                let template = self.template.as_ref().ok_or(SessionError::NoTemplate)?;
-                Ok(self.tokenizer.encode(&template.render(messages, variables)?)?)
-            }
-        }
     }
 
     /// Answers a request. `events` is called as things happen; breaking cancels the call, which then reports the
@@ -183,11 +226,10 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let policy = self.policy.with(&request.overrides).map_err(DecodeError::from)?;
-        if policy.stop_strings.iter().any(String::is_empty) {
-            return Err(SessionError::EmptyStopString);
-        }
-        let prompt = self.encode(&request.prompt)?;
+        let mut policy = self.policy.with(&request.overrides).map_err(DecodeError::from)?;
+        self.split_stops(&mut policy)?;
+        let prefix = self.prefix(request)?;
+        let prompt = self.encode(request)?;
         let mut stream = Stream {
             tokenizer: &self.tokenizer,
             detokenizer: Detokenizer::default(),
@@ -258,6 +300,7 @@ impl Session {
         Ok(Report {
             text: stream.text,
             ids: stream.ids,
+            prefix,
             prompt_tokens: prompt.len(),
             finish,
             passes: decoded.passes,
@@ -267,285 +310,5 @@ impl Session {
     }
 }
 
-/// Turns settled tokens into text.
-struct Stream<'a> {
-    tokenizer: &'a Tokenizer,
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-    prompt: &'a [i32],
-    mask_id: i32,
-    /// First position that is not yet text.
-    next: usize,
-    /// Position after the last token that was asked for.
-    end: usize,
-    ids: Vec<i32>,
-    text: String,
-    stopped: Option<FinishReason>,
-}
-
-impl Stream<'_> {
-    /// Adds the settled sequence and returns the text that became certain.
-    fn settle(&mut self, ids: &[i32], stop_ids: &[i32]) -> Result<String, TextError> {
-        let from = self.text.len();
-        while self.stopped.is_none() && self.next < ids.len().min(self.end) {
-            let id = ids[self.next];
-            let given = self.prompt.get(self.next).is_some_and(|&id| id != self.mask_id);
-            self.next += 1;
-            if !given && stop_ids.contains(&id) {
-                self.stopped = Some(FinishReason::StopId);
-                break;
-            }
-            self.ids.push(id);
-            let piece = self.detokenizer.push(self.tokenizer, id)?;
-            self.show(&piece);
-        }
-        Ok(self.text[from..].to_owned())
-    }
-
-    /// Returns the text that was held back.
-    fn finish(&mut self) -> Result<String, TextError> {
-        let from = self.text.len();
-        if self.stopped != Some(FinishReason::StopString) {
-            let piece = std::mem::take(&mut self.detokenizer).finish(self.tokenizer)?;
-            self.show(&piece);
-        }
-        if self.stopped != Some(FinishReason::StopString) {
-            self.text += &self.stops.finish();
-        }
-        Ok(self.text[from..].to_owned())
-    }
-
-    fn show(&mut self, piece: &str) {
-        let checked = self.stops.push(piece);
-        self.text += &checked.text;
-        if checked.stopped {
-            self.stopped = Some(FinishReason::StopString);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::decode::mock::Mock;
-    use crate::decode::{ForwardKind, PolicyError};
-    use crate::text::tokenizer::tests::bytes_tokenizer;
-
-    const STOP: i32 = 256;
-    const MASK: i32 = 257;
-
-    /// A session whose model says `answer` (a NUL is the stop token) after a prompt of `prompt` tokens.
-    fn session(prompt: usize, answer: &[u8]) -> Session {
-        let mut mock = Mock::new(64, 258, &[8]);
-        for (at, &byte) in answer.iter().enumerate() {
-            mock.say(prompt + at, if byte == 0 { STOP } else { i32::from(byte) });
-        }
-        let policy = DecodePolicy { stop_ids: vec![STOP], ..DecodePolicy::greedy(MASK, 4) };
-        Session::new(Box::new(mock), bytes_tokenizer(&["<stop>", "<mask>"]), None, policy).unwrap()
-    }
-
-    fn run(session: &mut Session, request: &Request) -> (Report, Vec<String>) {
-        let mut pieces = Vec::new();
-        let report = session.generate(request, &mut |event| {
-            if let Event::Text(piece) = event {
-                pieces.push(piece.to_owned());
-            }
-            ControlFlow::Continue(())
-        });
-        (report.unwrap(), pieces)
-    }
-
-    fn text(prompt: &str, max_new: usize) -> Request {
-        Request::new(Prompt::Text(prompt.to_owned()), max_new)
-    }
-
-    #[test]
-    fn streams_settled_text_block_by_block() {
-        let (report, pieces) = run(&mut session(2, b"hello world\0after"), &text("ab", 40));
-        assert_eq!(report.text, "hello world");
-        assert_eq!(report.ids, b"hello world".map(i32::from));
-        assert_eq!(pieces, ["he", "llo ", "worl", "d"]);
-        assert_eq!(report.finish, FinishReason::StopId);
-        assert_eq!(report.prompt_tokens, 2);
-        assert_eq!((report.passes.prefill, report.passes.denoise, report.passes.commit), (0, 14, 4));
-        assert!((report.tokens_per_forward() - 11.0 / 18.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn whole_blocks_are_decoded_and_cut_to_max_new() {
-        let (report, _) = run(&mut session(2, b"hello world"), &text("ab", 4));
-        assert_eq!((report.text.as_str(), report.finish), ("hell", FinishReason::MaxTokens));
-        assert_eq!(report.ids.len(), 4);
-        let (report, _) = run(&mut session(2, b"hell\0"), &text("ab", 4));
-        assert_eq!((report.text.as_str(), report.finish), ("hell", FinishReason::MaxTokens));
-    }
-
-    #[test]
-    fn a_stop_string_ends_the_text_across_blocks() {
-        let mut request = text("ab", 40);
-        request.overrides.stop_strings = Some(vec!["o w".into(), "zzz".into()]);
-        let (report, pieces) = run(&mut session(2, b"hello world"), &request);
-        assert_eq!((report.text.as_str(), report.finish), ("hell", FinishReason::StopString));
-        assert_eq!(pieces, ["he", "ll"]);
-        assert_eq!(report.ids, b"hello w".map(i32::from));
-        assert_eq!(report.passes.commit, 2, "the block that completes it is not committed");
-    }
-
-    #[test]
-    fn a_beginning_of_a_stop_string_comes_out_at_the_end() {
-        let mut request = text("ab", 6);
-        request.overrides.stop_strings = Some(vec!["o world".into()]);
-        let (report, pieces) = run(&mut session(2, b"hello world"), &request);
-        assert_eq!((report.text.as_str(), report.finish), ("hello ", FinishReason::MaxTokens));
-        assert_eq!(pieces, ["he", "ll", "o "]);
-    }
-
-    #[test]
-    fn text_that_ends_inside_a_character_is_replaced_at_the_end_only() {
-        let (report, pieces) = run(&mut session(2, "a€b".as_bytes()), &text("ab", 3));
-        assert_eq!(report.text, "a\u{FFFD}");
-        assert_eq!(pieces, ["a", "\u{FFFD}"]);
-    }
-
-    #[test]
-    fn canvases_show_every_denoising_step() {
-        let mut snapshots = Vec::new();
-        let report = session(3, b"x").generate(&text("abc", 1), &mut |event| {
-            match event {
-                Event::Canvas { ids, masked, block } => snapshots.push((ids.to_vec(), masked.to_vec(), block)),
-                Event::Committed { block } => assert_eq!(block, 0..4),
-                _ => {}
-            }
-            ControlFlow::Continue(())
-        });
-        assert_eq!(report.unwrap().text, "x");
-        assert_eq!(snapshots, [(vec![97, 98, 99, 120], vec![], 0..4)]);
-    }
-
-    #[test]
-    fn the_trace_has_every_forward_pass() {
-        let mut kinds = Vec::new();
-        let request = Request::new(Prompt::Ids(vec![65; 5]), 3);
-        let trace = &mut |event: Event<'_>| {
-            if let Event::Forward(forward) = event {
-                kinds.push((forward.kind, forward.q_start, forward.q_len, forward.past_len));
-                assert_eq!(forward.ids.len(), 8);
-            }
-            ControlFlow::Continue(())
-        };
-        session(5, b"xyz").generate(&request, trace).unwrap();
-        let block = (ForwardKind::Block, 4, 4, 4);
-        assert_eq!(kinds, [(ForwardKind::Prefill, 0, 4, 0), block, block, block, (ForwardKind::Commit, 4, 4, 4)]);
-    }
-
-    #[test]
-    fn cancel_and_deadline_keep_what_was_settled() {
-        let cancel = Arc::new(AtomicBool::new(false));
-        let request = Request { cancel: Some(Arc::clone(&cancel)), ..text("ab", 40) };
-        let report = session(2, b"hello world").generate(&request, &mut |event| {
-            if matches!(event, Event::Text("llo ")) {
-                cancel.store(true, Ordering::Relaxed);
-            }
-            ControlFlow::Continue(())
-        });
-        let report = report.unwrap();
-        assert_eq!((report.text.as_str(), report.finish), ("hello ", FinishReason::Cancelled));
-
-        let request = Request { deadline: Some(Instant::now()), ..text("ab", 40) };
-        let (report, _) = run(&mut session(2, b"hello"), &request);
-        assert_eq!((report.text.as_str(), report.finish), ("", FinishReason::Deadline));
-        assert_eq!(report.passes.forward(), 0);
-        assert_eq!(report.tokens_per_forward(), 0.0);
-
-        let report = session(2, b"hello").generate(&text("ab", 40), &mut |event| match event {
-            Event::Text(_) => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        });
-        assert_eq!(report.unwrap().finish, FinishReason::Cancelled);
-    }
-
-    #[test]
-    fn masks_in_the_prompt_are_filled_in_and_the_answer_begins_there() {
-        let mut mock = Mock::new(64, 258, &[32]);
-        mock.say(1, i32::from(b'x'));
-        mock.say(5, STOP);
-        let policy = DecodePolicy { stop_ids: vec![STOP], ..DecodePolicy::llada(MASK) };
-        let tokenizer = bytes_tokenizer(&["<stop>", "<mask>"]);
-        let mut session = Session::new(Box::new(mock), tokenizer, None, policy).unwrap();
-        let (report, pieces) = run(&mut session, &text("a<mask>b<stop>d<mask>f", 0));
-        assert_eq!(
-            (report.text.as_str(), report.finish),
-            ("xbd", FinishReason::StopId),
-            "a given stop token stops nothing"
-        );
-        assert_eq!(pieces.concat(), "xbd");
-    }
-
-    #[test]
-    fn the_end_of_the_caches_is_a_reason_of_its_own() {
-        let (report, _) = run(&mut session(2, b""), &text("ab", 4000));
-        assert_eq!((report.finish, report.ids.len()), (FinishReason::ContextFull, 62));
-    }
-
-    #[test]
-    fn unusable_requests_are_typed_errors() {
-        let mut session = session(2, b"hello");
-        let mut fails = |request: Request| session.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
-        assert!(matches!(fails(text("", 4)), SessionError::Decode(DecodeError::EmptyPrompt)));
-        assert!(matches!(fails(text("ab", 0)), SessionError::Decode(DecodeError::ZeroMaxNew)));
-        let mut request = text("ab", 4);
-        request.overrides.block = Some(16);
-        assert!(matches!(
-            fails(request),
-            SessionError::Decode(DecodeError::Policy(PolicyError::FixedBlock { block: 4 }))
-        ));
-        assert!(matches!(
-            fails(text(&"x".repeat(64), 1)),
-            SessionError::Decode(DecodeError::PromptTooLong { prompt: 64, max_seq: 64, longest: 63 })
-        ));
-        let chat = Prompt::Chat { messages: vec![Message::new("user", "hi")], variables: serde_json::Map::new() };
-        assert!(matches!(fails(Request::new(chat, 4)), SessionError::NoTemplate));
-        let mut request = text("ab", 4);
-        request.overrides.stop_strings = Some(vec![String::new()]);
-        assert!(matches!(fails(request), SessionError::EmptyStopString));
-        let mut request = text("ab", 4);
-        request.overrides.steps = Some(0);
-        assert!(matches!(fails(request), SessionError::Decode(DecodeError::Policy(PolicyError::Range { .. }))));
-    }
-
-    #[test]
-    fn a_policy_that_the_model_cannot_run_fails_at_once() {
-        let mock = Box::new(Mock::new(64, 258, &[8]));
-        let session = Session::new(mock, bytes_tokenizer(&[]), None, DecodePolicy::greedy(MASK, 32));
-        assert!(matches!(session.err(), Some(SessionError::Decode(DecodeError::Policy(PolicyError::Block { .. })))));
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_text() {
-        let mut request = text("ab", 20);
-        request.overrides = Overrides { temperature: Some(1.0), seed: Some(1), ..Overrides::default() };
-        let (first, _) = run(&mut session(2, b""), &request);
-        let (second, _) = run(&mut session(2, b""), &request);
-        assert_eq!(first.ids, second.ids);
-        request.overrides.seed = Some(2);
-        assert_ne!(run(&mut session(2, b""), &request).0.ids, first.ids);
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_add_up_to_the_report(
-            answer in proptest::collection::vec(0u8..255, 0..30),
-            max_new in 1usize..40,
-            stop in proptest::option::of("[a-e]{1,2}"),
-        ) {
-            let mut request = text("ab", max_new);
-            request.overrides.stop_strings = Some(stop.into_iter().collect());
-            let (report, pieces) = run(&mut session(2, &answer), &request);
-            prop_assert_eq!(pieces.concat(), report.text);
-            prop_assert!(report.ids.len() <= max_new);
-            prop_assert!(!report.ids.contains(&STOP) && !report.ids.contains(&MASK));
-        }
-    }
-}
+mod tests;

@@ -34,7 +34,7 @@ fn a_conversation_is_rendered_encoded_decoded_and_streamed() {
     });
     let report = report.unwrap();
 
-    let prompt = session.encode(&request.prompt).unwrap();
+    let prompt = session.encode(&request).unwrap();
     let text = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(session.tokenizer().decode(&prompt, false).unwrap(), text);
     let ignore = &mut |_: dlx_runtime::decode::Moment<'_>| ControlFlow::Continue(());

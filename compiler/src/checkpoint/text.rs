@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dlx_ir::Error;
+use dlx_runtime::text::Tokenizer;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -68,6 +69,22 @@ impl TextFiles {
     /// Id of a special token by its key, such as `mask_token`.
     pub fn special_token_id(&self, key: &str) -> Option<i32> {
         self.token_id(self.special_tokens.get(key)?)
+    }
+
+    /// What `add_bos_token` says beyond `tokenizer.json`: true where its post-processor adds nothing, false where it adds
+    /// something.
+    ///
+    /// # Errors
+    /// When it is no flag, or names a token that the tokenizer does not have.
+    pub fn add_bos_token(&self) -> Result<Option<bool>, Error> {
+        let Some(config) = &self.tokenizer_config else { return Ok(None) };
+        let added = Tokenizer::from_bytes(&self.tokenizer).is_ok_and(|tokenizer| !tokenizer.prefix().is_empty());
+        match config.opt_bool("add_bos_token")? {
+            Some(true) if !added && self.special_token_id("bos_token").is_none() => {
+                Err(config.error("add_bos_token", "is set, but there is no bos_token that the tokenizer knows"))
+            }
+            flag => Ok(flag.filter(|flag| *flag != added)),
+        }
     }
 
     /// Id of a token by its text.

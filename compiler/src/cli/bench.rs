@@ -20,6 +20,7 @@ use dlx_runtime::{LoadOptions, load_cpu, read_manifest};
 use serde_json::{Map, Value};
 
 use super::{Failure, terminal};
+use crate::options::QuantSpec;
 use kernels::Product;
 use measure::Line;
 
@@ -33,8 +34,8 @@ const KERNEL_ROWS: &[u32] = &[1, 8, 32];
     after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench --kernels"
 )]
 pub struct Args {
-    /// A .dlxa file.
-    #[arg(value_name = "ARTIFACT", required_unless_present = "kernels")]
+    /// A .dlxa file, or a model directory to compile first.
+    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "kernels")]
     pub artifact: Option<PathBuf>,
     /// Rows per step [default: 1,4,8,16,32,64,128,512; with --kernels 1,8,32].
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -60,6 +61,9 @@ pub struct Args {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Format of the weights when a model directory is compiled first.
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
 }
 
 /// What was measured of an artifact.
@@ -111,7 +115,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         rows.iter().map(|r| size(*r)).collect()
     };
     let (text, json) = if let Some(path) = &args.artifact {
-        let artifact = Artifact::open(path).map_err(|e| Error::new("", e.to_string()))?;
+        let artifact = super::artifact(path, args.quant, args.place.target.as_deref())?;
         let rows = rows(STEP_ROWS);
         if args.place.is_wgpu(&artifact)? {
             let depth: Vec<usize> = args.depth.iter().map(|d| size(*d)).collect();
@@ -120,7 +124,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             return terminal::print(&wgpu::run(&artifact, &load, &sizes, args.json)?);
         }
         let report = on_cpu(&artifact, args, &threads, &rows)?;
-        (report.to_text(), report.to_json())
+        let mut json = report.to_json();
+        json["notes"] = read_manifest(&artifact).map_err(|e| Error::new("", e.to_string()))?.notes.into();
+        (report.to_text(), json)
     } else {
         let report = kernels::measure(&threads, &rows(KERNEL_ROWS), args.seconds)?;
         (report.to_text(), report.to_json())

@@ -101,6 +101,7 @@ struct Miss {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let questions = read(&args.data)?;
     let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let notes = model.manifest.notes.clone();
     let mut session = super::session(model, &args.model)?;
     let answered = answer_all(args, &questions, &mut session)?;
     let card = match &args.against {
@@ -110,7 +111,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(card) = card.as_ref().filter(|_| args.write) {
         quality::write_card(&args.model, card.clone())?;
     }
-    terminal::print(&if args.json { as_json(args, &answered, card) } else { as_table(args, &answered, card) })
+    terminal::print(&if args.json { as_json(args, &answered, card, &notes) } else { as_table(args, &answered, card) })
 }
 
 /// Answers the questions with the baseline while the model under test looks at the same states.
@@ -228,7 +229,7 @@ fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> Stri
     text
 }
 
-fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> String {
+fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>, notes: &[String]) -> String {
     let Answered { all, tasks, misses } = answered;
     let tally = |t: &Score| {
         json!({
@@ -244,6 +245,7 @@ fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> Strin
     };
     let mut report = tally(all);
     report["model"] = args.model.display().to_string().into();
+    report["notes"] = notes.into();
     report["tasks"] =
         tasks.iter().map(|(name, t)| ((*name).to_owned(), tally(t))).collect::<serde_json::Map<_, _>>().into();
     if let Some(card) = card {

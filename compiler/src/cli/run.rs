@@ -9,7 +9,7 @@ use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::decode::policy::{Attention, CacheMode};
 use dlx_runtime::decode::{DecodePolicy, FinishReason, Overrides, Reveal};
-use dlx_runtime::session::{Event, Prompt, Report, Request, Session};
+use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
 use dlx_runtime::text::Message;
 use serde_json::json;
 
@@ -26,15 +26,23 @@ pub struct Args {
     pub model: PathBuf,
     /// What to say; standard input if not given.
     pub prompt: Option<String>,
-    /// Go on asking: one turn per line of input.
+    /// Go on asking: one turn per line of input. A turn that cannot be answered, because it is too long or no text, is
+    /// refused with a message, and the conversation goes on without it; the exit status is 0 all the same.
     #[arg(long, conflicts_with = "raw")]
     pub chat: bool,
     /// System message.
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
-    /// Give the prompt to the model as it is, without the chat template.
+    /// Give the prompt to the model as it is, without the chat template. Special tokens in it count, and masks are
+    /// filled in.
     #[arg(long)]
     pub raw: bool,
+    /// Leave out what the tokenizer puts before raw texts, such as a beginning-of-text token.
+    #[arg(long, requires = "raw")]
+    pub no_bos: bool,
+    /// Let the text of special tokens in messages mean these tokens; it is ordinary text otherwise.
+    #[arg(long, conflicts_with = "raw")]
+    pub allow_special: bool,
     /// How to decode.
     #[command(flatten)]
     pub decode: Decode,
@@ -92,9 +100,12 @@ pub struct Decode {
     /// Seed; the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Stop at this text; may be repeated.
+    /// Stop at this text, or at the special token with this text; may be repeated.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Do not stop at the model's own end tokens; --stop still counts.
+    #[arg(long)]
+    pub ignore_eos: bool,
     /// Threads to use, one per core if not given. The text does not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -134,8 +145,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
     let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
     let (device, replaced) = (model.executor.device(), model.executor.replaced());
+    let notes = model.manifest.notes.clone();
     let session = super::session(model, &args.model)?;
-    let mut turn = Turn { args, session, device, replaced, history: Vec::new() };
+    let mut turn = Turn { args, session, device, replaced, notes, history: Vec::new() };
     if let Some(system) = &args.system {
         turn.history.push(Message::new("system", system));
     }
@@ -150,13 +162,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         if input.is_terminal() {
             terminal::prompt("> ");
         }
-        let mut line = String::new();
-        match input.lock().read_line(&mut line) {
-            Ok(0) => return Ok(()),
-            Ok(_) if terminal::interrupted() => return Err(Failure::Interrupted),
-            Ok(_) if line.trim().is_empty() => {}
-            Ok(_) => turn.answer(line.trim_end_matches(['\r', '\n']))?,
-            Err(e) => return Err(Error::new("standard input", e.to_string()).into()),
+        let line = read_turn(&mut input.lock())?;
+        if terminal::interrupted() {
+            return Err(Failure::Interrupted);
+        }
+        match line {
+            None => return Ok(()),
+            Some(Ok(line)) if line.trim().is_empty() => {}
+            Some(Ok(line)) => turn.answer(&line)?,
+            Some(Err(refused)) => terminal::note(&format!("error: {refused}")),
         }
     }
 }
@@ -167,12 +181,14 @@ struct Turn<'a> {
     session: Session,
     device: String,
     replaced: Vec<String>,
+    notes: Vec<String>,
     history: Vec<Message>,
 }
 
 impl Turn<'_> {
     fn answer(&mut self, prompt: &str) -> Result<(), Failure> {
         let args = self.args;
+        let before = self.history.len();
         let prompt = if args.raw {
             Prompt::Text(prompt.to_owned())
         } else {
@@ -182,7 +198,19 @@ impl Turn<'_> {
         let mut request = Request::new(prompt, args.decode.max_new(self.session.policy()));
         request.overrides = args.decode.overrides(self.session.policy());
         request.deadline = args.timeout.map(|t| Instant::now() + t);
-        let report = self.generate(&request)?;
+        (request.allow_special, request.no_prefix) = (args.allow_special, args.no_bos);
+        let report = match self.generate(&request)? {
+            Ok(report) => report,
+            Err(e) => {
+                let error = Error::new(args.model.display(), e.to_string());
+                if !args.chat || !e.is_about_prompt() {
+                    return Err(error.into());
+                }
+                terminal::note(&format!("error: {error}"));
+                self.history.truncate(before);
+                return Ok(());
+            }
+        };
         if report.finish == FinishReason::Cancelled && terminal::interrupted() {
             return Err(Failure::Interrupted);
         }
@@ -190,7 +218,14 @@ impl Turn<'_> {
             let mut report = as_json(&report);
             report["device"] = self.device.clone().into();
             report["replaced_kernels"] = self.replaced.clone().into();
+            report["notes"] = self.notes.clone().into();
             terminal::print(&format!("{report:#}\n"))?;
+        }
+        if !report.prefix.is_empty() {
+            let prefix = self.session.tokenizer().decode(&report.prefix, false).unwrap_or_default();
+            terminal::note(&format!(
+                "note: the prompt begins with {prefix}, as the tokenizer says; --no-bos leaves it out"
+            ));
         }
         if args.stats {
             terminal::note(&format!("{}; on {}", statistics(&report), self.device));
@@ -203,7 +238,7 @@ impl Turn<'_> {
     }
 
     /// Generates with a live view on a terminal, plain streamed text off it, and silently for JSON.
-    fn generate(&mut self, request: &Request) -> Result<Report, Failure> {
+    fn generate(&mut self, request: &Request) -> Result<Result<Report, SessionError>, Failure> {
         let size = if self.args.json { None } else { terminal::stdout_size() };
         let mut canvas = Canvas::new(std::io::stdout().lock(), size);
         let mut broken = None;
@@ -241,7 +276,7 @@ impl Turn<'_> {
         if let Some(e) = broken.or(finished.err()) {
             return Err(terminal::stdout_failure(&e));
         }
-        report.map_err(|e| Error::new(self.args.model.display(), e.to_string()).into())
+        Ok(report)
     }
 }
 
@@ -274,6 +309,7 @@ impl Decode {
             top_k: count(self.top_k),
             top_p: self.top_p,
             seed: Some(self.seed),
+            stop_ids: self.ignore_eos.then(Vec::new),
             stop_strings: (!self.stop.is_empty()).then(|| self.stop.clone()),
             ..Overrides::default()
         }
@@ -285,6 +321,7 @@ fn as_json(report: &Report) -> serde_json::Value {
     json!({
         "text": report.text,
         "ids": report.ids,
+        "prefix": report.prefix,
         "prompt_tokens": report.prompt_tokens,
         "tokens": report.ids.len(),
         "finish": report.finish,
@@ -337,6 +374,27 @@ fn read_prompt(input: impl Read) -> Result<String, Error> {
         return Err(Error::new("standard input", "is empty").help("give a prompt as an argument or on standard input"));
     }
     Ok(text)
+}
+
+/// The next line of a conversation, or why it is no turn; nothing at the end of the input.
+fn read_turn(input: &mut impl BufRead) -> Result<Option<Result<String, Error>>, Error> {
+    let failed = |e: std::io::Error| Error::new("standard input", e.to_string());
+    let mut line = Vec::new();
+    let read = input.by_ref().take(MAX_PROMPT + 1).read_until(b'\n', &mut line).map_err(failed)?;
+    if read == 0 {
+        return Ok(None);
+    }
+    let refused = |what: String, help: &str| Ok(Some(Err(Error::new("standard input", what).help(help))));
+    if line.len() as u64 > MAX_PROMPT {
+        if !line.ends_with(b"\n") {
+            input.skip_until(b'\n').map_err(failed)?;
+        }
+        return refused(format!("a line is longer than {MAX_PROMPT} bytes"), "send shorter turns");
+    }
+    match String::from_utf8(line) {
+        Ok(line) => Ok(Some(Ok(line.trim_end_matches(['\r', '\n']).to_owned()))),
+        Err(e) => refused(format!("a line is not text: {}", e.utf8_error()), "send UTF-8 text"),
+    }
 }
 
 fn cache_mode(text: &str) -> Result<CacheMode, String> {
@@ -413,6 +471,19 @@ mod tests {
         for (text, ms) in [("2", 2000), ("1.5s", 1500), ("250ms", 250), ("2m", 120_000), ("1h", 3_600_000)] {
             assert_eq!(time(text), Ok(Duration::from_millis(ms)));
         }
+    }
+
+    #[test]
+    fn turns_that_are_no_text_are_refused_one_by_one() {
+        let long = "x".repeat(usize::try_from(MAX_PROMPT).unwrap() + 1);
+        let bytes = [b"a\r\n\xff\n", long.as_bytes(), b"\n\nb"].concat();
+        let mut input = std::io::Cursor::new(bytes);
+        let mut next = || read_turn(&mut input).unwrap().map(|turn| turn.map_err(|e| e.to_string()));
+        assert_eq!(next(), Some(Ok("a".into())));
+        assert!(next().unwrap().unwrap_err().contains("UTF-8"));
+        assert!(next().unwrap().unwrap_err().contains("longer than"));
+        assert_eq!(next(), Some(Ok(String::new())));
+        assert_eq!((next(), next()), (Some(Ok("b".into())), None));
     }
 
     #[test]

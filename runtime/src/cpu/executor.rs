@@ -320,6 +320,17 @@ impl Executor for CpuExecutor {
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
         self.logits_observed(rows, out, &mut |_| {})
     }
+
+    fn first_nonfinite(&mut self, call: StepCall<'_>) -> Option<String> {
+        let mut first = None;
+        let mut observe = |seen: Seen<'_>| {
+            if first.is_none() && seen.value.iter().any(|x| !x.is_finite()) {
+                first = Some(format!("`{}` ({})", seen.name, seen.op.name()));
+            }
+        };
+        self.step_observed(call, usize::MAX, &mut observe).ok()?;
+        first
+    }
 }
 
 /// What one run needs besides the states.

@@ -10,7 +10,7 @@
 use std::ops::{ControlFlow, Range};
 
 use super::noise::Noise;
-use super::pass::Window;
+use super::pass::{Last, Window};
 use super::plan::{Block, Plan};
 use super::policy::{CacheMode, DecodePolicy, Lead, StopAt};
 use super::resolve::Resolved;
@@ -73,6 +73,7 @@ pub fn decode(
         times: Times::default(),
         logits: Vec::new(),
         before: Vec::new(),
+        last: Last::default(),
     };
     let finish = match run.all() {
         Ok(()) => plan.finish,
@@ -122,6 +123,8 @@ pub(super) struct Run<'a, 'o> {
     pub(super) logits: Vec<f32>,
     /// Logits of the row before the current block, where the policy asks for it.
     pub(super) before: Vec<f32>,
+    /// The last step.
+    pub(super) last: Last,
 }
 
 /// How far a block's schedule has come.

@@ -100,6 +100,23 @@ pub enum DecodeError {
     /// The model failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// A number was too large, or the weights hold something that is no number.
+    #[error(
+        "the model computed infinity or no number at all for position {position}, first in {place}: a weight is broken or \
+         too large; check the checkpoint, and if it was compiled to another format, compile it with --quant none"
+    )]
+    NotFinite {
+        /// The position.
+        position: usize,
+        /// The first value of the pass that is not finite, as far as the executor can tell.
+        place: String,
+    },
+    /// Guidance made numbers too large.
+    #[error("cfg_scale {scale} is too large: with it the logits are no longer finite; use a smaller one")]
+    Guidance {
+        /// The scale.
+        scale: f32,
+    },
     /// The head reported something that is no distribution over tokens.
     #[error(
         "the model gave no usable token for position {position} (not a number, or the mask): the weights or the device \

@@ -27,6 +27,22 @@ pub(super) struct Window {
     pub(super) visible: usize,
 }
 
+/// A step as it was called.
+#[derive(Debug, Default)]
+pub(super) struct Last {
+    ids: Vec<i32>,
+    pos: Vec<i32>,
+    at: usize,
+    from: usize,
+    visible: usize,
+}
+
+impl Last {
+    fn call(&self) -> StepCall<'_> {
+        StepCall { ids: &self.ids, pos: &self.pos, at: self.at, from: self.from, visible: self.visible }
+    }
+}
+
 impl Window {
     /// The whole sequence.
     pub(super) fn full(end: usize) -> Self {
@@ -103,6 +119,10 @@ impl Run<'_, '_> {
                 self.logits.resize(rows.len() * self.executor.vocab(), 0.0);
                 self.executor.logits(rows, &mut self.logits)?;
                 self.times.head += begin.elapsed();
+                let broken = |row: &[f32]| row.iter().any(|logit| !logit.is_finite());
+                if let Some(row) = self.logits.chunks_exact(self.executor.vocab()).position(broken) {
+                    return Err(self.not_finite(window.cells.start + rows[row]));
+                }
                 if index == 0 && plan.lanes.len() > 1 {
                     guided.clone_from(&self.logits);
                 }
@@ -111,6 +131,9 @@ impl Run<'_, '_> {
         let weight = self.policy.cfg_scale + 1.0;
         for (unconditional, conditional) in self.logits.iter_mut().zip(guided) {
             *unconditional += weight * (conditional - *unconditional);
+            if !unconditional.is_finite() {
+                return Err(DecodeError::Guidance { scale: self.policy.cfg_scale }.into());
+            }
         }
         Ok(())
     }
@@ -131,7 +154,8 @@ impl Run<'_, '_> {
         // A pass that stores sees what it feeds; others see further positions, none of which is hidden.
         let seen = if stores { first + fed.len() } else { visible - self.hidden };
         let begin = Instant::now();
-        self.executor.step(StepCall { ids: &ids, pos: &pos, at: base + first, from: base, visible: base + seen })?;
+        self.last = Last { ids, pos, at: base + first, from: base, visible: base + seen };
+        self.executor.step(self.last.call())?;
         let (count, time) = match kind {
             ForwardKind::Prefill => (&mut self.passes.prefill, &mut self.times.prefill),
             ForwardKind::Commit => (&mut self.passes.commit, &mut self.times.commit),
@@ -155,6 +179,10 @@ impl Run<'_, '_> {
         } else {
             let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows.len()];
             self.executor.head(rows, &mut stats)?;
+            let broken = |stats: &RowStats| ![stats.prob, stats.margin, stats.entropy].iter().all(|x| x.is_finite());
+            if let Some(row) = stats.iter().position(broken) {
+                return Err(self.not_finite(positions[row]));
+            }
             let certain = policy.top_k == 1 && policy.confidence_stage == ConfidenceStage::AfterFilters;
             chosen.extend(stats.into_iter().map(|stats| {
                 let entropy = stats.entropy;
@@ -171,6 +199,12 @@ impl Run<'_, '_> {
             }
         }
         Ok(chosen)
+    }
+
+    /// The error for a position whose row is not finite, with the place where that began.
+    fn not_finite(&mut self, position: usize) -> Halt {
+        let place = self.executor.first_nonfinite(self.last.call());
+        DecodeError::NotFinite { position, place: place.unwrap_or_else(|| "the logits".to_owned()) }.into()
     }
 
     /// The random number of a position in the pass that came `pass`th.

@@ -30,7 +30,13 @@ pub struct Drawn {
 pub fn choose(logits: &[f32], policy: &DecodePolicy, noise: &Noise, at: NoiseRow) -> Option<Drawn> {
     let temperature = if policy.is_greedy() { 1.0 } else { policy.temperature };
     let all: Vec<Entry> = without(logits, &policy.suppress_ids);
-    let scaled: Vec<Entry> = all.iter().map(|&(id, logit)| (id, logit / temperature)).collect();
+    let mut scaled: Vec<Entry> = all.iter().map(|&(id, logit)| (id, logit / temperature)).collect();
+    if scaled.iter().zip(&all).any(|(scaled, (_, logit))| logit.is_finite() && !scaled.1.is_finite()) {
+        // So small a temperature that the quotients overflow. Those of the differences do so towards zero probability,
+        // and what is left are the most likely tokens.
+        let max = all.iter().map(|entry| entry.1).filter(|logit| logit.is_finite()).fold(f32::NEG_INFINITY, f32::max);
+        scaled = all.iter().map(|&(id, logit)| (id, (logit - max) / temperature)).collect();
+    }
     let mut kept: Vec<Entry> = scaled.iter().copied().filter(|entry| entry.1.is_finite()).collect();
     filter(&mut kept, policy.filter_order, policy.top_k, policy.top_p);
     let kept = softmax(&kept);
@@ -41,7 +47,7 @@ pub fn choose(logits: &[f32], policy: &DecodePolicy, noise: &Noise, at: NoiseRow
     let mut choices = allowed(&kept);
     if choices.is_empty() {
         // The filters left the mask alone.
-        choices = argmax(allowed(&scaled).into_iter()).map(|id| (id, 1.0)).into_iter().collect();
+        choices = argmax(allowed(&all).into_iter()).map(|id| (id, 1.0)).into_iter().collect();
     }
     let token = if policy.is_greedy() {
         argmax(choices.into_iter())?
@@ -252,6 +258,31 @@ mod tests {
         let policy = DecodePolicy::greedy(0, 4);
         assert_eq!(choose(&[1.0, f32::NAN, f32::NAN], &policy, &Noise::Seeded(0), AT), None);
         assert_eq!(choose(&[1.0, f32::NEG_INFINITY], &policy, &Noise::Seeded(0), AT), None);
+    }
+
+    #[test]
+    fn the_smallest_temperatures_are_greedy() {
+        let logits = [-3.0, 88.0, 87.0, -90.0, 0.0];
+        for temperature in [1e-3, 1e-30, 1e-37, f32::MIN_POSITIVE, 1e-40, f32::from_bits(1)] {
+            for (top_k, top_p) in [(0, 1.0), (3, 1.0), (0, 0.9), (1, 0.5)] {
+                for stage in [ConfidenceStage::AfterFilters, ConfidenceStage::BeforeFilters] {
+                    let policy = DecodePolicy {
+                        temperature,
+                        top_k,
+                        top_p,
+                        confidence_stage: stage,
+                        ..DecodePolicy::greedy(4, 4)
+                    };
+                    let drawn = choose(&logits, &policy, &Noise::Seeded(3), AT).unwrap();
+                    assert_eq!(drawn.stats.best, 1, "{temperature:e}");
+                    assert!(top_k == 1 || drawn.stats.prob == 1.0, "{temperature:e}: {:?}", drawn.stats);
+                    assert!(drawn.stats.margin.is_finite() && drawn.entropy.is_finite());
+                }
+            }
+        }
+        // The mask is the most likely token, and all others have no probability left.
+        let policy = DecodePolicy { temperature: 1e-40, ..DecodePolicy::greedy(1, 4) };
+        assert_eq!(choose(&logits, &policy, &Noise::Seeded(3), AT).map(|drawn| drawn.stats.best), Some(2));
     }
 
     #[test]

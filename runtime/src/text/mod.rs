@@ -4,11 +4,13 @@
 //! [`TextError`], never a panic or an endless loop. Nothing here reads files: the caller passes bytes and strings.
 
 mod growth;
+pub mod literal;
 pub mod stop;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
 
+pub use literal::Controls;
 pub use stop::StopStrings;
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message};

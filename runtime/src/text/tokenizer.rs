@@ -1,17 +1,45 @@
 //! A tokenizer read from the bytes of a `tokenizer.json`.
 //!
-//! Invariant: encoding adds nothing (no special tokens, no truncation, no padding, whatever the file asks for), because
-//! prompts of these models are complete texts; the file's own normalizer, splitter and added tokens are obeyed. The
+//! Invariant: encoding adds nothing (no special tokens, no truncation, no padding, whatever the file asks for): a rendered
+//! conversation is complete, and what belongs before other texts is told by [`Tokenizer::prefix`]; the file's own normalizer, splitter and added tokens are obeyed. The
 //! `tokenizers` crate asserts some things about its input (a damaged decoder is one), so its panics are caught here and
 //! become errors; a program built with `panic = "abort"` loses that.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{TextError, growth};
+use serde_json::Value;
+
+use super::{Controls, TextError, growth};
 
 /// A tokenizer.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    /// Written only to encode a text in which special tokens are ordinary text.
+    inner: RwLock<tokenizers::Tokenizer>,
+    joins: Joins,
+    prefix: Vec<i32>,
+}
+
+/// What the decoder does across the borders of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Joins {
+    /// A run of byte tokens is decoded as a whole: one byte that does not fit turns all of them into replacement
+    /// characters.
+    pub(super) byte_runs: bool,
+    /// A token may change the text of any token before it.
+    pub(super) everything: bool,
+}
+
+/// What a token is to the decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Left out: no token, or a special one.
+    Skipped,
+    /// A byte, written `<0xE9>`.
+    Byte,
+    /// Anything else.
+    Text,
 }
 
 impl Tokenizer {
@@ -24,7 +52,30 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
         inner.with_padding(None);
         growth::check(&inner).map_err(TextError::Tokenizer)?;
-        Ok(Self { inner })
+        let decoder = inner.get_decoder().map(serde_json::to_value).transpose();
+        let decoder = decoder.map_err(|error| TextError::Tokenizer(error.to_string()))?;
+        let mut joins = Joins::default();
+        decoder.iter().for_each(|decoder| joins.add(decoder, &mut false));
+        // One letter shows what a post-processor puts before a text: special tokens, up to the first other one.
+        let framed = guarded(|| inner.encode_fast("a", true)).ok();
+        let framed = framed.iter().flat_map(|e| e.get_ids().iter().zip(e.get_special_tokens_mask()));
+        let prefix = framed.take_while(|(_, special)| **special == 1).filter_map(|(id, _)| i32::try_from(*id).ok());
+        let prefix = prefix.collect();
+        Ok(Self { inner: RwLock::new(inner), joins, prefix })
+    }
+
+    /// Adds a token before texts, or nothing, instead of what the file says.
+    pub fn set_prefix(&mut self, prefix: Option<i32>) {
+        self.prefix = prefix.into_iter().collect();
+    }
+
+    /// What the tokenizer puts before a text that is not a rendered conversation.
+    pub fn prefix(&self) -> &[i32] {
+        &self.prefix
+    }
+
+    fn inner(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Token ids of a text. Added tokens in the text become their ids, special ones too.
@@ -32,12 +83,74 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenize`] when the tokenizer fails, for example on a text that its model cannot express.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>, TextError> {
-        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(TextError::Tokenize)?;
-        encoding
-            .get_ids()
-            .iter()
-            .map(|&id| i32::try_from(id).map_err(|_| TextError::Tokenize(format!("token id {id} is too large"))))
-            .collect()
+        let encoding = guarded(|| self.inner().encode_fast(text, false)).map_err(TextError::Tokenize)?;
+        ids(&encoding)
+    }
+
+    /// Token ids of a text in which a `mark` says where control tokens are ordinary text; the marks are left out.
+    pub(super) fn encode_marked(&self, text: &str, mark: char, controls: &Controls) -> Result<Vec<i32>, TextError> {
+        let encoding = guarded(|| self.inner().encode(text, false)).map_err(TextError::Tokenize)?;
+        let all = ids(&encoding)?;
+        // Control tokens cut the text into parts that the tokenizer treats one by one.
+        let (mut encoded, mut from, mut begin) = (Vec::with_capacity(all.len()), 0, 0);
+        let tokens = all.iter().zip(encoding.get_offsets()).enumerate();
+        let cuts = tokens.filter(|(_, (id, _))| controls.contains(**id)).map(|(at, (_, span))| (at, *span));
+        for (at, (start, end)) in cuts.chain([(all.len(), (text.len(), text.len()))]) {
+            let part = text.get(begin..start).unwrap_or_default();
+            if part.contains(mark) {
+                encoded.extend(self.encode_literally(part, mark, controls)?);
+            } else {
+                encoded.extend_from_slice(&all[from..at]);
+            }
+            encoded.extend(all.get(at));
+            (from, begin) = (at + 1, end);
+        }
+        Ok(encoded)
+    }
+
+    fn encode_literally(&self, text: &str, mark: char, controls: &Controls) -> Result<Vec<i32>, TextError> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.set_encode_special_tokens(true);
+        let encode = |text: &str| guarded(|| inner.encode_fast(text, false)).map_err(TextError::Tokenize);
+        let encoded = encode(&text.replace(mark, "")).and_then(|encoding| ids(&encoding)).and_then(|whole| {
+            if !whole.iter().any(|id| controls.contains(*id)) {
+                return Ok(whole);
+            }
+            // The file does not call it special: only the cut keeps it text.
+            let parts: Result<Vec<_>, _> = text.split(mark).map(|part| ids(&encode(part)?)).collect();
+            Ok(parts?.concat())
+        });
+        inner.set_encode_special_tokens(false);
+        encoded
+    }
+
+    /// Where control tokens stand in a text that the tokenizer rewrites before it looks for them. Empty where it does
+    /// not.
+    pub(super) fn control_spans(&self, text: &str, controls: &Controls) -> Result<Vec<(usize, usize)>, TextError> {
+        let inner = self.inner();
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        if inner.get_normalizer().is_none() || !added.values().any(|token| token.special && token.normalized) {
+            return Ok(Vec::new());
+        }
+        let encoding = guarded(|| inner.encode(text, false)).map_err(TextError::Tokenize)?;
+        let spans = ids(&encoding)?.into_iter().zip(encoding.get_offsets().to_vec());
+        Ok(spans.filter(|(id, _)| controls.contains(*id)).map(|(_, span)| span).collect())
+    }
+
+    /// The special tokens that are found in texts, by id.
+    pub fn special_tokens(&self) -> BTreeMap<i32, String> {
+        let inner = self.inner();
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder().iter();
+        let special = added.filter(|(_, token)| token.special && !token.content.is_empty());
+        special.filter_map(|(id, token)| Some((i32::try_from(*id).ok()?, token.content.clone()))).collect()
+    }
+
+    /// The text of a token that is found in texts as a whole, special or not.
+    pub fn added_token(&self, id: i32) -> Option<String> {
+        let id = u32::try_from(id).ok()?;
+        let inner = self.inner();
+        let token = inner.get_added_vocabulary().get_added_tokens_decoder().get(&id)?;
+        (!token.content.is_empty()).then(|| token.content.clone())
     }
 
     /// Text of token ids, invalid UTF-8 replaced. Ids without a token are left out, and with `skip_special` so are
@@ -46,19 +159,76 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenize`] when the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> Result<String, TextError> {
+        let inner = self.inner();
+        let known = |id: u32| match inner.id_to_token(id) {
+            Some(token) => !skip_special || !inner.get_added_vocabulary().is_special_token(&token),
+            None => false,
+        };
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        guarded(|| self.inner.decode(&ids, skip_special)).map_err(TextError::Tokenize)
+        // Some decoders assert that there is something to decode.
+        if !ids.iter().any(|&id| known(id)) {
+            return Ok(String::new());
+        }
+        guarded(|| inner.decode(&ids, skip_special)).map_err(TextError::Tokenize)
+    }
+
+    /// What the decoder does across the borders of tokens.
+    pub(super) fn joins(&self) -> Joins {
+        self.joins
+    }
+
+    /// What a token is to the decoder when special tokens are skipped.
+    pub(super) fn role(&self, id: i32) -> Role {
+        let Some(token) = u32::try_from(id).ok().and_then(|id| self.inner().id_to_token(id)) else {
+            return Role::Skipped;
+        };
+        let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if self.inner().get_added_vocabulary().is_special_token(&token) {
+            Role::Skipped
+        } else if digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok()) {
+            Role::Byte
+        } else {
+            Role::Text
+        }
     }
 
     /// Id of a token, given exactly as the file spells it.
     pub fn token_id(&self, token: &str) -> Option<i32> {
-        self.inner.token_to_id(token).and_then(|id| i32::try_from(id).ok())
+        self.inner().token_to_id(token).and_then(|id| i32::try_from(id).ok())
     }
 
     /// Number of tokens, added ones included. The model's vocabulary is often padded beyond it.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.inner().get_vocab_size(true)
     }
+}
+
+impl Joins {
+    /// Takes a step of a decoder into account; `fused` says whether the steps before it made one text of all tokens.
+    fn add(&mut self, step: &Value, fused: &mut bool) {
+        match step["type"].as_str().unwrap_or_default() {
+            "Sequence" => {
+                for step in step["decoders"].as_array().into_iter().flatten() {
+                    self.add(step, fused);
+                }
+            }
+            "ByteFallback" => self.byte_runs |= !*fused,
+            "Fuse" | "ByteLevel" => *fused = true,
+            // Neither looks further than one character, or than the two ends of the text.
+            "Metaspace" | "Strip" => {}
+            "Replace" => {
+                let one = step["pattern"]["String"].as_str().is_some_and(|text| text.chars().count() == 1);
+                self.everything |= *fused && !one;
+            }
+            // The others replace longer strings. Within one token that is harmless.
+            _ => self.everything |= *fused,
+        }
+    }
+}
+
+fn ids(encoding: &tokenizers::Encoding) -> Result<Vec<i32>, TextError> {
+    let id = |&id: &u32| i32::try_from(id).map_err(|_| TextError::Tokenize(format!("token id {id} is too large")));
+    encoding.get_ids().iter().map(id).collect()
 }
 
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
@@ -79,7 +249,23 @@ pub(crate) mod tests {
         Tokenizer::from_bytes(bytes_tokenizer_json(extra).as_bytes()).unwrap()
     }
 
-    fn bytes_tokenizer_json(extra: &[&str]) -> String {
+    /// A tokenizer that knows `tokens` by their place, the last of them special, and has this decoder.
+    pub(crate) fn decoding_tokenizer(tokens: &[&str], decoder: serde_json::Value) -> Tokenizer {
+        let vocab: serde_json::Map<_, _> =
+            (0..).zip(tokens).map(|(id, token)| ((*token).to_owned(), Value::from(id))).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "added_tokens": [{
+                "id": tokens.len() - 1, "content": tokens[tokens.len() - 1], "special": true,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            }],
+            "post_processor": null, "decoder": decoder,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": tokens[0]},
+        });
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    }
+
+    pub(crate) fn bytes_tokenizer_json(extra: &[&str]) -> String {
         // GPT-2's byte alphabet: printable bytes stand for themselves, the others follow from U+0100.
         let mut shifted = 0;
         let mut vocab = serde_json::Map::new();

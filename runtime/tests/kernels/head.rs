@@ -113,3 +113,24 @@ fn degenerate_rows_still_name_an_allowed_token() {
     let banned = stats("sure", &[1.0], None, &head_of(&values).packed(), Some(7))[0];
     assert_eq!((banned.best, banned.prob), (0, 0.0));
 }
+
+#[test]
+fn a_row_with_one_logit_that_is_not_finite_has_no_statistics() {
+    for place in [0, 5, 255, 256, 299] {
+        for value in [3e38f32, -3e38] {
+            let mut values = [0.5f32; 300];
+            values[place] = value;
+            let head = head_of(&values);
+            // One row in two overflows, in one place.
+            let x: Vec<f32> = (0..70).map(|row| if row % 2 == 0 { 1.0 } else { 2.0 }).collect();
+            let finite = everywhere("overflow", |ctx| {
+                let mut out = vec![RowStats { best: -1, prob: 0.0, margin: 0.0, entropy: 0.0 }; x.len()];
+                let mut scratch = vec![0; head_stats_scratch_words(x.len(), &head.packed())];
+                head_stats(ctx, &x, None, &head.packed(), None, &mut out, &mut scratch);
+                out.iter().map(|s| f32::from(u8::from(s.prob.is_finite() && s.margin.is_finite()))).collect()
+            });
+            let want: Vec<f32> = (0..70).map(|row| if row % 2 == 0 { 1.0 } else { 0.0 }).collect();
+            assert_eq!(finite, want, "{place} {value}");
+        }
+    }
+}

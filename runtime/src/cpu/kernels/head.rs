@@ -65,6 +65,15 @@ pub fn head_stats(
             let first = tiles.start(group.start);
             let item_rows = tiles.start(group.end) - first;
             let logits = operand.multiply(ctx, tiles, group, columns.clone(), act, &mut room);
+            // The statistics pass over what is no number. No finite sum then, so that the row shows it.
+            let not_finite = |z: &f32| z.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+            let broken = logits.iter().fold(0u32, |count, z| count + u32::from(not_finite(z))) > 0;
+            let breaks = |row: usize, logits: &[f32]| {
+                let mut tiles = logits.as_chunks::<TILE_COLUMNS>().0.iter().skip(row).step_by(item_rows);
+                broken && tiles.any(|tile| tile.iter().any(not_finite))
+            };
+            let mut no_number = [false; ITEM_ROWS];
+            no_number.iter_mut().enumerate().take(item_rows).for_each(|(row, no)| *no = breaks(row, logits));
             let missing = columns.end * TILE_COLUMNS - head.n().min(columns.end * TILE_COLUMNS);
             let last = (columns.len() - 1) * item_rows * TILE_COLUMNS;
             for row in logits[last..].as_chunks_mut::<TILE_COLUMNS>().0 {
@@ -72,7 +81,11 @@ pub fn head_stats(
             }
             for row in 0..item_rows {
                 let id = (columns.start * TILE_COLUMNS) as u32;
-                let words = ctx.kernels.portable.chunk_stats(logits, item_rows, row, id, banned).to_words();
+                let mut stats = ctx.kernels.portable.chunk_stats(logits, item_rows, row, id, banned);
+                if no_number[row] {
+                    stats.sum = f32::NAN;
+                }
+                let words = stats.to_words();
                 // SAFETY: one item writes one chunk of its rows; items do not overlap.
                 let to = unsafe { shared.slice(((first + row) * chunks + chunk) * STATS_WORDS, STATS_WORDS) };
                 to.copy_from_slice(&words);

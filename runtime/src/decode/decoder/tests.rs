@@ -101,7 +101,7 @@ fn a_model_that_answers_with_the_mask_or_no_number_is_an_error_not_a_loop() {
     assert!(matches!(run(&mut mock, &greedy(), &[1], 8), Err(DecodeError::BadRow { position: 2 })));
     let mut mock = Mock::new(16, 32, &[8]);
     mock.say_with(3, 7, f32::NAN);
-    assert!(matches!(run(&mut mock, &greedy(), &[1], 8), Err(DecodeError::BadRow { position: 3 })));
+    assert!(matches!(run(&mut mock, &greedy(), &[1], 8), Err(DecodeError::NotFinite { position: 3, .. })));
 }
 
 #[test]
@@ -140,6 +140,7 @@ fn a_rule_that_never_reveals_is_overruled() {
         times: Times::default(),
         logits: Vec::new(),
         before: Vec::new(),
+        last: Last::default(),
     };
     assert!(run.all().is_ok());
     assert_eq!((run.settled, run.passes.denoise), (4, 2 + 4 + 1));
@@ -426,5 +427,96 @@ proptest! {
         prop_assert_eq!(decoded.settled, decoded.ids.len());
         prop_assert!(!decoded.ids.contains(&policy.mask_id));
         prop_assert!((0..prompt.len()).all(|at| hole == Some(at) || decoded.ids[at] == prompt[at]));
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_is_an_error_on_every_path() {
+    let guided = DecodePolicy { cfg_scale: 1.0, ..DecodePolicy::llada(0) };
+    let sampled = DecodePolicy { temperature: 1.0, ..greedy() };
+    let dual = DecodePolicy { cache: CacheMode::Dual, block: 4, ..DecodePolicy::llada(0) };
+    let policies = [
+        greedy(),
+        sampled.clone(),
+        DecodePolicy::llada(0),
+        guided,
+        dual,
+        DecodePolicy::dream(0),
+        DecodePolicy::fast_dllm_v2(0, 4),
+        DecodePolicy::autoregressive(),
+        DecodePolicy { temperature: 1.0, ..DecodePolicy::autoregressive() },
+    ];
+    for policy in policies {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // The whole answer of every row, so that the path does not matter.
+            let mut mock = Mock::new(128, 32, &[4, 32, 64]);
+            (0..128).for_each(|position| mock.say_with(position, 7, value));
+            let failed = run(&mut mock, &policy, &[5; 4], 8);
+            let fused = !policy.resolve(&mock).unwrap().needs_logits;
+            // The mock's fused head, like any, gives no sign of a token that has no probability.
+            if fused && value == f32::NEG_INFINITY {
+                continue;
+            }
+            assert!(matches!(failed, Err(DecodeError::NotFinite { .. })), "{value} {policy:?}: {failed:?}");
+        }
+    }
+}
+
+#[test]
+fn guidance_that_overflows_names_its_scale() {
+    let mut mock = Mock::new(64, 32, &[64]);
+    let policy = DecodePolicy { cfg_scale: 3e38, ..DecodePolicy::llada(0) };
+    let failed = run(&mut mock, &policy, &[5; 4], 8);
+    assert!(matches!(failed, Err(DecodeError::Guidance { scale: 3e38 })), "{failed:?}");
+}
+
+#[test]
+fn the_smallest_temperature_decodes_as_zero_does() {
+    let prompt = [5; 4];
+    let greedy = run(&mut Mock::new(64, 32, &[8]), &greedy(), &prompt, 12).unwrap();
+    for temperature in [1e-30, f32::from_bits(1)] {
+        let policy = DecodePolicy { temperature, ..self::greedy() };
+        assert_eq!(run(&mut Mock::new(64, 32, &[8]), &policy, &prompt, 12).unwrap().settled, greedy.settled);
+    }
+}
+
+#[test]
+fn what_is_decoded_beyond_the_request_is_never_attended_by_what_is_kept() {
+    // Whatever stands behind the tokens that were asked for, the tokens and the steps before it are the same.
+    for prompt in [4usize, 5, 7] {
+        let answer = |max_new: usize| {
+            let mut mock = Mock::new(64, 32, &[8]);
+            let decoded = run(&mut mock, &greedy(), &vec![5; prompt], max_new).unwrap();
+            (decoded.ids, mock.calls)
+        };
+        let (long, long_calls) = answer(24);
+        for max_new in 1..20 {
+            let (ids, calls) = answer(max_new);
+            assert_eq!(ids, long[..ids.len()]);
+            let end = (prompt + max_new).next_multiple_of(4);
+            let rows = calls.iter().filter_map(|call| match call {
+                Call::Step { at, len, visible } => Some((at + len).max(*visible)),
+                _ => None,
+            });
+            assert_eq!(rows.max(), Some(end), "rows beyond the last block exist for nobody");
+            assert_eq!(calls[..], long_calls[..calls.len()]);
+        }
+    }
+}
+
+#[test]
+fn padding_never_enters_a_cache() {
+    // Steps of a bucket that is larger than the block feed the block's rows and no others.
+    for bucket in [4, 5, 8, 32] {
+        let mut mock = Mock::new(64, 32, &[bucket]);
+        let decoded = run(&mut mock, &greedy(), &[5; 6], 9).unwrap();
+        let exact = run(&mut Mock::new(64, 32, &[4]), &greedy(), &[5; 6], 9).unwrap();
+        assert_eq!(decoded.ids, exact.ids, "{bucket}");
+        for call in &mock.calls {
+            if let Call::Step { at, len, visible } = *call {
+                assert_eq!(at + len, visible, "a row is visible exactly when it was fed");
+                assert!(visible <= 16 && at % 4 == 0);
+            }
+        }
     }
 }

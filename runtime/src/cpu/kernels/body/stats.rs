@@ -17,7 +17,7 @@ pub(in super::super) struct ChunkStats {
     /// Greatest logit, banned or not.
     max: f32,
     /// Σ e^(z - max).
-    sum: f32,
+    pub(in super::super) sum: f32,
     /// Σ (z - max) e^(z - max).
     weighted: f32,
     /// Greatest and second greatest logit that is not banned.
