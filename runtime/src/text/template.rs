@@ -9,6 +9,7 @@
 
 mod budget;
 mod filters;
+mod format;
 mod methods;
 mod python;
 mod rewrite;

@@ -6,13 +6,13 @@
 use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use super::python;
+use super::{format, python};
 
 /// Bytes that one rendering may make or walk, a value counting as [`VALUE`]. A conversation of a megabyte costs a few.
-const BYTES: usize = 256 << 20;
+const BYTES: usize = 128 << 20;
 
 /// Bytes that a value counts for besides its text.
-const VALUE: usize = 32;
+pub(super) const VALUE: usize = 64;
 
 /// Most values in one container, nested ones included.
 const VALUES: usize = 1 << 20;
@@ -69,7 +69,9 @@ fn size(value: &Value) -> Result<usize, Error> {
         if value.len().is_some_and(|len| len > VALUES) {
             return Err(refused("a value holds too many others"));
         }
-        for item in value.try_iter()?.take(VALUES) {
+        // What cannot be walked, such as a cycler, is one value.
+        let Ok(items) = value.try_iter() else { continue };
+        for item in items.take(VALUES) {
             if value.kind() == ValueKind::Map {
                 open.push((value.get_item(&item)?, depth + 1));
             }
@@ -99,6 +101,11 @@ pub(super) fn plain(state: &mut State<'_, '_>, value: Value) -> Result<Value, Er
         return Err(refused("a namespace cannot be inside of another value"));
     }
     paid(state, value)
+}
+
+/// `x|_iter`: `x`, which a loop walks.
+pub(super) fn walked(value: Value) -> Result<Value, Error> {
+    if value.is_none() { Err(refused("none has no items to loop over")) } else { Ok(value) }
 }
 
 fn is_sequence(value: &Value) -> bool {
@@ -144,9 +151,8 @@ pub(super) fn multiply(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<
 
 /// `a % b`: Python's formatting when `a` is text.
 pub(super) fn remainder(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<Value, Error> {
-    let Some(format) = a.as_str() else { return python::arithmetic("%", &a, &b) };
-    let args: Vec<Value> = if b.is_tuple() { b.try_iter()?.collect() } else { vec![b] };
-    python::printf(state, format, &args).map(Value::from)
+    let Some(text) = a.as_str() else { return python::arithmetic("%", &a, &b) };
+    format::percent(state, text, &b).map(Value::from)
 }
 
 /// `a ~ b`.
@@ -195,6 +201,6 @@ pub(super) fn replace(
     let text = python::text(state, &value)?;
     let count = rest.first().and_then(Value::as_i64).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let found = text.matches(from.as_str()).take(count).count();
-    pay(state, text.len().saturating_add(found.saturating_mul(to.len())))?;
+    pay(state, VALUE + text.len().saturating_add(found.saturating_mul(to.len())))?;
     Ok(Value::from(if count == usize::MAX { text.replace(&from, &to) } else { text.replacen(&from, &to, count) }))
 }

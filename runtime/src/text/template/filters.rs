@@ -2,17 +2,54 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::formatting::FormatStyle;
-use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, State};
 
 use super::budget::{self, pay, pay_walks, refused};
-use super::python;
+use super::{format, python};
+
+/// Arguments by place or by name.
+pub(super) struct Args {
+    by_place: Vec<Value>,
+    by_name: Kwargs,
+}
+
+impl Args {
+    pub(super) fn new(by_place: &[Value], by_name: Kwargs) -> Self {
+        Self { by_place: by_place.to_vec(), by_name }
+    }
+
+    /// The argument of that place or name, unless it is not given or none.
+    pub(super) fn get(&self, place: usize, name: &str) -> Result<Option<Value>, Error> {
+        let named = if self.by_name.has(name) { self.by_name.get::<Option<Value>>(name)? } else { None };
+        Ok(self.by_place.get(place).cloned().or(named).filter(|value| !value.is_none() && !value.is_undefined()))
+    }
+
+    /// As [`Args::get`], as a type.
+    pub(super) fn typed<T: TryFrom<Value, Error = Error>>(&self, place: usize, name: &str) -> Result<Option<T>, Error> {
+        self.get(place, name)?.map(T::try_from).transpose()
+    }
+
+    /// As [`Args::get`], as a text.
+    pub(super) fn text(&self, place: usize, name: &str) -> Result<Option<String>, Error> {
+        let text = |v: Value| v.as_str().map(str::to_owned).ok_or_else(|| refused(format!("`{name}` is a text")));
+        self.get(place, name)?.map(text).transpose()
+    }
+
+    /// Refuses arguments that nobody asked for.
+    pub(super) fn end(self, places: usize) -> Result<(), Error> {
+        if self.by_place.len() > places {
+            return Err(refused("too many arguments"));
+        }
+        self.by_name.assert_all_used()
+    }
+}
 
 /// Adds them to an environment.
 pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("_pay", budget::paid);
     environment.add_filter("_plain", budget::plain);
+    environment.add_filter("_iter", budget::walked);
     environment.add_filter("_add", budget::add);
     environment.add_filter("_mul", budget::multiply);
     environment.add_filter("_rem", budget::remainder);
@@ -24,7 +61,19 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("string", |state: &mut State<'_, '_>, value: Value| python::text(state, &value));
     environment.add_filter("pprint", |state: &mut State<'_, '_>, value: Value| python::text(state, &value));
     environment.add_filter("format", |state: &mut State<'_, '_>, text: String, args: Rest<Value>| {
-        python::formatted(state, FormatStyle::Printf, &text, &args)
+        format::percent(state, &text, &Value::from(Tuple::from(args.to_vec())))
+    });
+    for name in ["e", "escape", "forceescape"] {
+        environment.add_filter(name, escape);
+    }
+    environment.add_filter("int", int);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    environment.add_filter("float", |value: Value, otherwise: Option<f64>| {
+        let number = value.as_str().map_or_else(|| f64::try_from(value.clone()).ok(), |text| text.trim().parse().ok());
+        number.unwrap_or(otherwise.unwrap_or(0.0))
     });
     environment.add_filter("join", join);
     environment.add_filter("indent", indent);
@@ -32,9 +81,65 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("center", center);
     environment.add_filter("truncate", truncate);
     environment.add_filter("wordcount", |text: String| text.split_whitespace().count());
+    environment.add_function("cycler", minijinja_contrib::globals::cycler);
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String) || value.is_undefined()
+    });
+    environment.add_test("iterable", |value: &Value| {
+        !matches!(value.kind(), ValueKind::None | ValueKind::Number | ValueKind::Bool | ValueKind::Plain)
+    });
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     environment.add_function("raise_exception", |text: String| Err::<Value, _>(refused(text)));
     environment.add_function("strftime_now", strftime_now);
+}
+
+/// HTML's special characters as Jinja writes them.
+fn escape(state: &mut State<'_, '_>, value: Value) -> Result<Value, Error> {
+    let text = python::text(state, &value)?;
+    pay(state, text.len().saturating_mul(5))?;
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    Ok(Value::from(escaped.replace('\'', "&#39;").replace('"', "&#34;")))
+}
+
+/// `int(default=0, base=10)`: what is no number becomes the default.
+fn int(value: Value, args: Rest<Value>, named: Kwargs) -> Result<i64, Error> {
+    let args = Args::new(&args, named);
+    let otherwise: i64 = args.typed(0, "default")?.unwrap_or(0);
+    let base: u32 = args.typed(1, "base")?.filter(|base| (2..=36).contains(base)).unwrap_or(10);
+    args.end(2)?;
+    let number = match value.as_str().map(str::trim) {
+        Some(text) => {
+            let digits = match base {
+                16 => text.trim_start_matches("0x").trim_start_matches("0X"),
+                8 => text.trim_start_matches("0o"),
+                2 => text.trim_start_matches("0b"),
+                _ => text,
+            };
+            let whole = i64::from_str_radix(digits, base).ok();
+            whole.or_else(|| text.parse::<f64>().ok().filter(|f| f.is_finite()).map(|f| f as i64))
+        }
+        None if value.kind() == ValueKind::Bool => Some(i64::from(value.is_true())),
+        None => {
+            value.as_i64().or_else(|| f64::try_from(value.clone()).ok().filter(|f| f.is_finite()).map(|f| f as i64))
+        }
+    };
+    Ok(number.unwrap_or(otherwise))
+}
+
+/// An undefined value has no items.
+fn length(value: Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(&value) }
+}
+
+fn default(value: Value, args: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    // None is a default like any other.
+    let given = args.first().filter(|v| v.kind() == ValueKind::None).cloned();
+    let args = Args::new(&args, named);
+    let otherwise = given.or(args.get(0, "default_value")?).unwrap_or_else(|| Value::from(""));
+    let falsy = args.get(1, "boolean")?.is_some_and(|v| v.is_true());
+    args.end(2)?;
+    Ok(if value.is_undefined() || falsy && !value.is_true() { otherwise } else { value })
 }
 
 /// `map(attribute)` for one item: a name with dots for nested ones.
@@ -48,16 +153,11 @@ fn attribute(item: &Value, name: &Value) -> Result<Value, Error> {
     }
 }
 
-fn join(
-    state: &mut State<'_, '_>,
-    value: Value,
-    joiner: Option<Value>,
-    by: Option<Value>,
-    options: Kwargs,
-) -> Result<String, Error> {
-    let joiner = joiner.or(options.get("d")?).map_or(Ok(String::new()), |j| python::text(state, &j))?;
-    let by = by.or(options.get("attribute")?).filter(|by| !by.is_none());
-    options.assert_all_used()?;
+fn join(state: &mut State<'_, '_>, value: Value, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Args::new(&args, named);
+    let joiner = args.get(0, "d")?.map_or(Ok(String::new()), |j| python::text(state, &j))?;
+    let by = args.get(1, "attribute")?;
+    args.end(2)?;
     if value.is_undefined() {
         return Ok(String::new());
     }
@@ -72,13 +172,12 @@ fn join(
 }
 
 /// Every line but the first, and but empty ones, moved right by a width or a text.
-fn indent(state: &mut State<'_, '_>, text: String, args: Rest<Value>) -> Result<String, Error> {
-    type Args = (Option<Value>, Option<bool>, Option<bool>, Kwargs);
-    let (width, first, blank, options): Args = from_args(&args)?;
-    let width = width.or(options.get("width")?).unwrap_or_else(|| Value::from(4));
-    let first = first.or(options.get("first")?).unwrap_or(false);
-    let blank = blank.or(options.get("blank")?).unwrap_or(false);
-    options.assert_all_used()?;
+fn indent(state: &mut State<'_, '_>, text: String, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Args::new(&args, named);
+    let width = args.get(0, "width")?.unwrap_or_else(|| Value::from(4));
+    let first = args.get(1, "first")?.is_some_and(|v| v.is_true());
+    let blank = args.get(2, "blank")?.is_some_and(|v| v.is_true());
+    args.end(3)?;
     let by = match width.as_str() {
         Some(text) => text.to_owned(),
         None => {
@@ -99,16 +198,11 @@ fn indent(state: &mut State<'_, '_>, text: String, args: Rest<Value>) -> Result<
     Ok(out)
 }
 
-fn sum(
-    state: &mut State<'_, '_>,
-    value: Value,
-    by: Option<Value>,
-    start: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    let by = by.or(options.get("attribute")?).filter(|by| !by.is_none());
-    let start = start.or(options.get("start")?).unwrap_or_else(|| Value::from(0));
-    options.assert_all_used()?;
+fn sum(state: &mut State<'_, '_>, value: Value, args: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let args = Args::new(&args, named);
+    let by = args.get(0, "attribute")?;
+    let start = args.get(1, "start")?.unwrap_or_else(|| Value::from(0));
+    args.end(2)?;
     value.try_iter()?.try_fold(start, |sum, item| {
         let item = by.as_ref().map_or(Ok(item.clone()), |by| attribute(&item, by))?;
         if sum.as_str().is_some() {
@@ -127,14 +221,13 @@ fn center(state: &mut State<'_, '_>, text: String, width: Option<usize>) -> Resu
 }
 
 /// Jinja's `truncate(length=255, killwords=False, end='...', leeway=5)`.
-fn truncate(state: &mut State<'_, '_>, text: String, args: Rest<Value>) -> Result<String, Error> {
-    type Args = (Option<usize>, Option<bool>, Option<String>, Option<usize>, Kwargs);
-    let (length, kill, end, leeway, options): Args = from_args(&args)?;
-    let length = length.or(options.get("length")?).unwrap_or(255);
-    let kill = kill.or(options.get("killwords")?).unwrap_or(false);
-    let end = end.or(options.get("end")?).unwrap_or_else(|| "...".into());
-    let leeway = leeway.or(options.get("leeway")?).unwrap_or(5);
-    options.assert_all_used()?;
+fn truncate(state: &mut State<'_, '_>, text: String, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Args::new(&args, named);
+    let length: usize = args.typed(0, "length")?.unwrap_or(255);
+    let kill = args.get(1, "killwords")?.is_some_and(|v| v.is_true());
+    let end = args.text(2, "end")?.unwrap_or_else(|| "...".into());
+    let leeway: usize = args.typed(3, "leeway")?.unwrap_or(5);
+    args.end(4)?;
     pay_walks(state, &Value::from(text.as_str()), 1)?;
     let count = text.chars().count();
     let kept = length.checked_sub(end.chars().count()).ok_or_else(|| refused("the length is shorter than the end"))?;

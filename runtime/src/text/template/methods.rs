@@ -4,13 +4,13 @@
 //! because it makes more than it is given. Invariant: methods that would change a value are refused, as in the sandbox that
 //! transformers renders in.
 
-use minijinja::formatting::FormatStyle;
 use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::budget::{pay, refused};
-use super::python;
+use super::filters::Args;
+use super::format;
 
 /// Calls `value.method(args)`.
 pub(super) fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -51,12 +51,16 @@ fn string(state: &mut State<'_, '_>, s: &str, method: &str, args: &[Value]) -> R
     let signed = |n: Option<i64>| n.and_then(|n| usize::try_from(n).ok());
     Ok(Some(match method {
         "replace" => {
-            let (from, to, count, kwargs): (&str, &str, Option<i64>, Kwargs) = from_args(args)?;
-            let count = signed(count.or(kwargs.get("count")?)).unwrap_or(usize::MAX);
-            kwargs.assert_all_used()?;
-            let found = s.matches(from).take(count).count();
+            let (args, named): (&[Value], Kwargs) = from_args(args)?;
+            let args = Args::new(args, named);
+            let missing = || refused("`replace` takes two texts");
+            let (from, to) = (args.text(0, "old")?, args.text(1, "new")?);
+            let (from, to) = (from.ok_or_else(missing)?, to.ok_or_else(missing)?);
+            let count = signed(args.typed(2, "count")?).unwrap_or(usize::MAX);
+            args.end(3)?;
+            let found = s.matches(from.as_str()).take(count).count();
             pay(state, s.len().saturating_add(found.saturating_mul(to.len())))?;
-            Value::from(s.replacen(from, to, count.min(found)))
+            Value::from(s.replacen(&from, &to, count.min(found)))
         }
         "join" => {
             let (items,): (Value,) = from_args(args)?;
@@ -72,7 +76,7 @@ fn string(state: &mut State<'_, '_>, s: &str, method: &str, args: &[Value]) -> R
             }
             Value::from(text)
         }
-        "format" => Value::from(python::formatted(state, FormatStyle::StrFormat, s, args)?),
+        "format" => Value::from(format::braces(state, s, args)?),
         "center" | "ljust" | "rjust" | "zfill" => {
             let (width, fill): (i64, Option<&str>) = from_args(args)?;
             let mut fills = fill.unwrap_or(if method == "zfill" { "0" } else { " " }).chars();
@@ -103,10 +107,11 @@ fn string(state: &mut State<'_, '_>, s: &str, method: &str, args: &[Value]) -> R
             expand_tabs(state, s, usize::try_from(size.unwrap_or(8)).unwrap_or(0))?
         }
         "split" | "rsplit" => {
-            let (sep, most, kwargs): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
-            let sep = sep.or(kwargs.get("sep")?).filter(|sep| !sep.is_none());
-            let most = signed(most.or(kwargs.get("maxsplit")?)).unwrap_or(usize::MAX);
-            kwargs.assert_all_used()?;
+            let (args, named): (&[Value], Kwargs) = from_args(args)?;
+            let args = Args::new(args, named);
+            let sep = args.get(0, "sep")?;
+            let most = signed(args.typed(1, "maxsplit")?).unwrap_or(usize::MAX);
+            args.end(2)?;
             match sep {
                 None => Value::from(split_whitespace(s, most, method == "rsplit")),
                 Some(sep) => {
@@ -139,17 +144,7 @@ fn string(state: &mut State<'_, '_>, s: &str, method: &str, args: &[Value]) -> R
         }
         "swapcase" => Value::from(s.chars().flat_map(swapped).collect::<String>()),
         "casefold" => Value::from(s.to_lowercase().replace('ß', "ss")),
-        "index" | "rindex" => {
-            let (what,): (&str,) = from_args(args)?;
-            let at = if method == "index" { s.find(what) } else { s.rfind(what) };
-            let at = at.ok_or_else(|| refused("the text does not hold the other one"))?;
-            Value::from(s[..at].chars().count())
-        }
-        "find" | "rfind" => {
-            let (what,): (&str,) = from_args(args)?;
-            let at = if method == "find" { s.find(what) } else { s.rfind(what) };
-            at.map_or(Value::from(-1), |at| Value::from(s[..at].chars().count()))
-        }
+        "find" | "rfind" | "index" | "rindex" | "count" | "startswith" | "endswith" => return search(s, method, args),
         "isdecimal" => Value::from(!s.is_empty() && s.chars().all(|c| c.is_ascii_digit())),
         "isidentifier" => {
             let head = s.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_');
@@ -159,6 +154,37 @@ fn string(state: &mut State<'_, '_>, s: &str, method: &str, args: &[Value]) -> R
         "encode" => return Err(Error::new(ErrorKind::UnknownMethod, "text has no bytes here")),
         _ => return Ok(None),
     }))
+}
+
+/// The methods that look for a text between two positions, counted in characters.
+fn search(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let (what, start, end): (Value, Option<i64>, Option<i64>) = from_args(args)?;
+    let len = i64::try_from(s.chars().count()).unwrap_or(i64::MAX);
+    let place = |n: i64| if n < 0 { (len + n).max(0) } else { n.min(len) };
+    let (start, end) = (place(start.unwrap_or(0)), place(end.unwrap_or(len)));
+    let byte = |n: i64| s.char_indices().nth(usize::try_from(n).unwrap_or(0)).map_or(s.len(), |(at, _)| at);
+    let part = if start <= end { &s[byte(start)..byte(end)] } else { "" };
+    let text = |v: &Value| {
+        v.as_str().map(str::to_owned).ok_or_else(|| refused(format!("`{method}` takes a text, not a {}", v.kind())))
+    };
+    if matches!(method, "startswith" | "endswith") {
+        let all: Vec<Value> = if what.is_tuple() { what.try_iter()?.collect() } else { vec![what] };
+        let all = all.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+        let at_start = method == "startswith";
+        return Ok(Some(Value::from(
+            all.iter().any(|w| if at_start { part.starts_with(w) } else { part.ends_with(w) }),
+        )));
+    }
+    let what = text(&what)?;
+    if method == "count" {
+        return Ok(Some(Value::from(part.matches(what.as_str()).count())));
+    }
+    let at = if method.starts_with('r') { part.rfind(&what) } else { part.find(&what) };
+    let at = at.map(|at| start + i64::try_from(part[..at].chars().count()).unwrap_or(i64::MAX));
+    match at {
+        None if method.ends_with("index") => Err(refused("the text does not hold the other one")),
+        at => Ok(Some(Value::from(at.unwrap_or(-1)))),
+    }
 }
 
 fn swapped(c: char) -> Vec<char> {
@@ -190,7 +216,7 @@ fn split(s: &str, sep: &str, most: usize, from_end: bool) -> Vec<String> {
 /// Python's split without a separator: runs of white space, none at the ends.
 fn split_whitespace(s: &str, most: usize, from_end: bool) -> Vec<String> {
     let mut parts = Vec::new();
-    let mut rest = s.trim();
+    let mut rest = if from_end { s.trim_end() } else { s.trim_start() };
     while !rest.is_empty() {
         let cut = if from_end { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
         let Some(at) = cut.filter(|_| parts.len() < most) else {
@@ -198,8 +224,9 @@ fn split_whitespace(s: &str, most: usize, from_end: bool) -> Vec<String> {
             break;
         };
         if from_end {
-            parts.push(rest[at..].trim_start().to_owned());
-            rest = rest[..at].trim_end();
+            let word = rest[at..].trim_start();
+            parts.push(word.to_owned());
+            rest = rest[..rest.len() - word.len()].trim_end();
         } else {
             parts.push(rest[..at].to_owned());
             rest = rest[at..].trim_start();

@@ -1,15 +1,14 @@
-//! Values as Python writes them: `str`, `repr`, `json.dumps`, number arithmetic and both ways of formatting.
+//! Values as Python writes them: `str`, `repr`, `json.dumps`, number arithmetic.
 //!
 //! Invariant: everything written is paid for as it is written, so that a small value that prints large ends as an error.
 
-use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, State};
 
-use super::budget::{DEPTH, left, pay, refused};
+use super::budget::{DEPTH, VALUE, left, pay, refused};
 
-/// Widest field that a format may ask for.
-const MAX_WIDTH: usize = 10_000;
+/// Widest step of an indentation.
+const MAX_INDENT: usize = 1000;
 
 /// Text under construction, and how much of it there may be.
 struct Writer {
@@ -29,11 +28,12 @@ impl Writer {
 
 fn write_paid(
     state: &mut State<'_, '_>,
-    write: impl FnOnce(&mut Writer) -> Result<(), Error>,
+    print: impl FnOnce(&mut Writer) -> Result<(), Error>,
 ) -> Result<String, Error> {
     let mut writer = Writer { text: String::new(), limit: left(state) };
-    write(&mut writer)?;
-    pay(state, writer.text.len())?;
+    print(&mut writer)?;
+    // Even an empty text costs something to make.
+    pay(state, VALUE + writer.text.len())?;
     Ok(writer.text)
 }
 
@@ -41,11 +41,16 @@ fn write_paid(
 pub(super) fn text(state: &mut State<'_, '_>, value: &Value) -> Result<String, Error> {
     write_paid(state, |out| match value.as_str() {
         Some(text) => out.push(text),
-        None => repr(out, value, 0),
+        None => write(out, value, 0),
     })
 }
 
-fn repr(out: &mut Writer, value: &Value, depth: usize) -> Result<(), Error> {
+/// `repr(value)`.
+pub(super) fn repr(state: &mut State<'_, '_>, value: &Value) -> Result<String, Error> {
+    write_paid(state, |out| write(out, value, 0))
+}
+
+fn write(out: &mut Writer, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH {
         return Err(refused("a value is nested too deeply"));
     }
@@ -60,7 +65,7 @@ fn repr(out: &mut Writer, value: &Value, depth: usize) -> Result<(), Error> {
             let mut count = 0;
             for item in value.try_iter()? {
                 out.push(if count == 0 { "" } else { ", " })?;
-                repr(out, &item, depth + 1)?;
+                write(out, &item, depth + 1)?;
                 count += 1;
             }
             out.push(if value.is_tuple() && count == 1 { "," } else { "" })?;
@@ -70,9 +75,9 @@ fn repr(out: &mut Writer, value: &Value, depth: usize) -> Result<(), Error> {
             out.push("{")?;
             for (i, key) in value.try_iter()?.enumerate() {
                 out.push(if i == 0 { "" } else { ", " })?;
-                repr(out, &key, depth + 1)?;
+                write(out, &key, depth + 1)?;
                 out.push(": ")?;
-                repr(out, &value.get_item(&key)?, depth + 1)?;
+                write(out, &value.get_item(&key)?, depth + 1)?;
             }
             out.push("}")
         }
@@ -92,14 +97,20 @@ fn quoted(out: &mut Writer, text: &str) -> Result<(), Error> {
             '\t' => quoted.push_str("\\t"),
             '\\' => quoted.push_str("\\\\"),
             c if c == quote => quoted.extend(['\\', c]),
-            c if u32::from(c) < 0x20 || (0x7f..0xa1).contains(&u32::from(c)) || c == '\u{ad}' => {
-                quoted.push_str(&format!("\\x{:02x}", u32::from(c)));
+            c if c != ' ' && (c.is_control() || c.is_whitespace() || is_format(c)) => {
+                let code = u32::from(c);
+                quoted.push_str(&if code < 0x100 { format!("\\x{code:02x}") } else { format!("\\u{code:04x}") });
             }
             c => quoted.push(c),
         }
     }
     quoted.push(quote);
     out.push(&quoted)
+}
+
+/// Invisible characters that Python's `repr` escapes.
+fn is_format(c: char) -> bool {
+    matches!(u32::from(c), 0xad | 0x600..=0x605 | 0x200b..=0x200f | 0x202a..=0x202e | 0x2060..=0x206f | 0xfeff)
 }
 
 /// `repr` of a float: the shortest digits, with an exponent below 1e-4 and from 1e16 on.
@@ -151,38 +162,6 @@ pub(super) fn arithmetic(op: &str, a: &Value, b: &Value) -> Result<Value, Error>
     }))
 }
 
-/// `format % args`.
-pub(super) fn printf(state: &mut State<'_, '_>, text: &str, args: &[Value]) -> Result<String, Error> {
-    formatted(state, FormatStyle::Printf, text, args)
-}
-
-/// Formats after paying for the most that can come out.
-pub(super) fn formatted(
-    state: &mut State<'_, '_>,
-    style: FormatStyle,
-    text: &str,
-    args: &[Value],
-) -> Result<String, Error> {
-    let runs = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
-    let width = runs.map(|run| run.parse().unwrap_or(usize::MAX)).max().unwrap_or(0);
-    let stars = args.iter().filter_map(Value::as_i64).map(|n| usize::try_from(n.unsigned_abs()).unwrap_or(usize::MAX));
-    let width = if text.contains('*') || text.contains('{') && text.matches('{').count() > args.len() {
-        width.max(stars.max().unwrap_or(0))
-    } else {
-        width
-    };
-    if width > MAX_WIDTH {
-        return Err(refused(format!("a field of {width} characters is wider than {MAX_WIDTH}")));
-    }
-    let fields = text.matches(['%', '{']).count();
-    let mut inside = 0usize;
-    for arg in args {
-        inside = inside.saturating_add(self::text(state, arg)?.len());
-    }
-    pay(state, text.len().saturating_add(fields.saturating_mul(width.saturating_add(inside).saturating_add(32))))?;
-    format(style, text, args)
-}
-
 /// `json.dumps` with its `indent`, `separators`, `sort_keys` and `ensure_ascii`, which is false as transformers sets it.
 pub(super) fn to_json(
     state: &mut State<'_, '_>,
@@ -196,7 +175,7 @@ pub(super) fn to_json(
         Some(indent) if indent.as_str().is_some() => Some(indent.as_str().unwrap_or_default().to_owned()),
         Some(indent) => {
             let width = usize::try_from(i64::try_from(indent)?).unwrap_or(0);
-            Some(" ".repeat(Some(width).filter(|w| *w <= MAX_WIDTH).ok_or_else(|| refused("`indent` is too wide"))?))
+            Some(" ".repeat(Some(width).filter(|w| *w <= MAX_INDENT).ok_or_else(|| refused("`indent` is too wide"))?))
         }
     };
     let separators: Option<Vec<String>> = options.get("separators")?;

@@ -15,6 +15,12 @@ use minijinja::{Error, ErrorKind};
 
 use super::source;
 
+/// Longest line, in bytes, and most lines of a source: the engine counts both in 16 bits.
+const MAX_LINE: usize = 60_000;
+
+/// Bytes after which a line of the printed source is broken.
+const LONG: usize = 20_000;
+
 /// Nesting of statements and expressions together; the parser has a bound of its own on expressions.
 const MAX_DEPTH: usize = 400;
 
@@ -24,7 +30,10 @@ const MAX_DEPTH: usize = 400;
 /// Source that is no valid Jinja, or that asks for other templates.
 pub(super) fn metered(source: &str, name: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     let source = source::generation_tags(&source::line_feeds(source));
-    let mut printer = Printer { out: String::with_capacity(source.len() * 2), line: 1, depth: 0 };
+    if source.lines().count() > MAX_LINE || source.lines().any(|line| line.len() > MAX_LINE) {
+        return Err(Error::new(ErrorKind::SyntaxError, format!("has more than {MAX_LINE} lines, or bytes in one")));
+    }
+    let mut printer = Printer { out: String::with_capacity(source.len() * 2), line: 1, line_start: 0, depth: 0 };
     let Stmt::Template(template) = parse(&source, name, syntax)? else {
         return Err(Error::new(ErrorKind::SyntaxError, "is not a template"));
     };
@@ -36,16 +45,23 @@ struct Printer {
     out: String,
     /// Line that the next character of `out` is on.
     line: usize,
+    /// Where that line begins in `out`.
+    line_start: usize,
     depth: usize,
 }
 
 impl Printer {
     /// Moves to the line that something had, so that errors name it.
     fn line_of(&mut self, span: Span) {
-        while self.line < usize::from(span.start_line) {
-            self.out.push('\n');
-            self.line += 1;
+        while self.line < usize::from(span.start_line) || self.out.len() - self.line_start > LONG {
+            self.new_line();
         }
+    }
+
+    fn new_line(&mut self) {
+        self.out.push('\n');
+        self.line += 1;
+        self.line_start = self.out.len();
     }
 
     fn nested<T>(&mut self, print: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
@@ -95,7 +111,8 @@ impl Printer {
                 self.open(s.span(), "for");
                 self.target(&s.target)?;
                 self.out.push_str(" in ");
-                self.expr(&s.iter)?;
+                // The engine takes none for an empty list.
+                self.wrapped(&s.iter, "|_iter)")?;
                 if let Some(filter) = &s.filter_expr {
                     self.out.push_str(" if ");
                     self.expr(filter)?;
@@ -518,17 +535,22 @@ impl Printer {
     }
 
     fn string(&mut self, text: &str) {
-        self.out.push('"');
+        self.out.push_str("(\"");
         for c in text.chars() {
             match c {
                 '"' => self.out.push_str("\\\""),
                 '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
+                '\n' => self.new_line(),
                 '\r' => self.out.push_str("\\r"),
                 c => self.out.push(c),
             }
+            if self.out.len() - self.line_start > LONG {
+                self.out.push_str("\"~");
+                self.new_line();
+                self.out.push('"');
+            }
         }
-        self.out.push('"');
+        self.out.push_str("\")");
     }
 }
 

@@ -7,8 +7,8 @@ pub(super) fn line_feeds(source: &str) -> String {
     source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// `{% generation %}` marks what a model is trained on and renders its body: a condition that always holds, with the tag's own
-/// whitespace control. Raw blocks, comments and strings stay as they are.
+/// `{% generation %}` marks what a model is trained on and renders its body: a scope, with the tag's own whitespace
+/// control. Raw blocks, comments and strings stay as they are.
 pub(super) fn generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -25,8 +25,8 @@ pub(super) fn generation_tags(source: &str) -> String {
                 let word = inner[usize::from(open)..].trim_start();
                 let word = &word[..word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(word.len())];
                 let stands_for = match word {
-                    "generation" => Some("if true"),
-                    "endgeneration" => Some("endif"),
+                    "generation" => Some("with"),
+                    "endgeneration" => Some("endwith"),
                     _ => None,
                 };
                 if let Some(tag) = stands_for {
@@ -83,15 +83,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generation_tags_are_conditions_and_only_outside_of_text() {
+    fn generation_tags_are_scopes_and_only_outside_of_text() {
         for (source, expected) in [
-            ("{% generation %}a{%- endgeneration -%}", "{% if true %}a{%- endif -%}"),
-            ("{%-  generation\n%}", "{%- if true \n%}"),
+            ("{% generation %}a{%- endgeneration -%}", "{% with %}a{%- endwith -%}"),
+            ("{%-  generation\n%}", "{%- with \n%}"),
             ("{{ '{% generation %}' }}", "{{ '{% generation %}' }}"),
             ("{# {% generation %} #}", "{# {% generation %} #}"),
             (
                 "{% raw %}{% generation %}{% endraw %}{% generation %}",
-                "{% raw %}{% generation %}{% endraw %}{% if true %}",
+                "{% raw %}{% generation %}{% endraw %}{% with %}",
             ),
             ("{% set generation = 1 %}{", "{% set generation = 1 %}{"),
             ("{% generation", "{% generation"),
