@@ -245,7 +245,7 @@ fn expand_tabs(state: &mut State<'_, '_>, s: &str, size: usize) -> Result<Value,
     for c in s.chars() {
         match c {
             '\t' => {
-                let spaces = size.checked_sub(column.checked_rem(size).unwrap_or(0)).unwrap_or(0);
+                let spaces = size.saturating_sub(column.checked_rem(size).unwrap_or(0));
                 out.push_str(&" ".repeat(spaces));
                 column += spaces;
             }
