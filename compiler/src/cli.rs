@@ -135,6 +135,9 @@ pub struct Place {
     /// Graphics device, by number or a part of its name; see `dlxc devices`.
     #[arg(long, value_name = "N|NAME")]
     pub device: Option<String>,
+    /// Read the artifact into memory instead of mapping it, so that nothing that happens to the file matters.
+    #[arg(long)]
+    pub no_mmap: bool,
 }
 
 impl Place {
@@ -152,10 +155,11 @@ impl Place {
 }
 
 /// Opens an artifact, or compiles a model directory into the cache and opens that, and says what its manifest notes.
-fn artifact(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<Artifact, Failure> {
+fn artifact(model: &Path, quant: QuantSpec, place: &Place) -> Result<Artifact, Failure> {
     let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
-    let path = if model.is_dir() { compiled(model, quant, target)? } else { model.to_path_buf() };
-    let artifact = Artifact::open(path).map_err(|e| failed(&e))?;
+    let path = if model.is_dir() { compiled(model, quant, place.target.as_deref())? } else { model.to_path_buf() };
+    let artifact = if place.no_mmap { Artifact::read(path) } else { Artifact::open(path) };
+    let artifact = artifact.map_err(|e| failed(&e))?;
     for note in read_manifest(&artifact).map_err(|e| failed(&e))?.notes {
         terminal::note(&format!("note: {note}"));
     }
@@ -164,7 +168,7 @@ fn artifact(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<Arti
 
 /// Loads an artifact, or a model directory that is compiled first.
 fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
-    let artifact = artifact(model, quant, place.target.as_deref())?;
+    let artifact = artifact(model, quant, place)?;
     let loaded = Model::load(&artifact, &place.options(threads));
     let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
     if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {

@@ -38,7 +38,7 @@ impl Tally {
 
     fn add(&mut self, baseline: &[f32], other: &[f32]) {
         let (p, q) = (log_softmax(baseline), log_softmax(other));
-        let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        let kl: f64 = p.iter().zip(&q).map(|(p, q)| libm::exp(*p) * (p - q)).sum();
         self.rows += 1;
         self.kl += kl.max(0.0);
         self.kl_max = self.kl_max.max(kl);
@@ -129,8 +129,8 @@ fn argmax(x: &[f32]) -> usize {
 
 fn log_softmax(x: &[f32]) -> Vec<f64> {
     let max = f64::from(x[argmax(x)]);
-    let sum: f64 = x.iter().map(|v| (f64::from(*v) - max).exp()).sum();
-    x.iter().map(|v| f64::from(*v) - max - sum.ln()).collect()
+    let sum: f64 = x.iter().map(|v| libm::exp(f64::from(*v) - max)).sum();
+    x.iter().map(|v| f64::from(*v) - max - libm::log(sum)).collect()
 }
 
 #[cfg(test)]

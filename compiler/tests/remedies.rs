@@ -118,6 +118,11 @@ fn refused(what: &str, dir: &Path, model: &Path) -> String {
 
 /// Where the advice of the checkpoint reader is written.
 const SOURCES: &[(&str, &str)] = &[
+    ("hf/decoder.rs", include_str!("../src/hf/decoder.rs")),
+    ("hf/keys.rs", include_str!("../src/hf/keys.rs")),
+    ("hf/mod.rs", include_str!("../src/hf/mod.rs")),
+    ("hf/rope.rs", include_str!("../src/hf/rope.rs")),
+    ("hf/tokens.rs", include_str!("../src/hf/tokens.rs")),
     ("bpe.rs", include_str!("../src/checkpoint/bpe.rs")),
     ("checkpoint.rs", include_str!("../src/checkpoint.rs")),
     ("config.rs", include_str!("../src/checkpoint/config.rs")),
@@ -131,6 +136,7 @@ const SOURCES: &[(&str, &str)] = &[
 
 /// Advice that is followed elsewhere, or cannot be here.
 const ELSEWHERE: &[&str] = &[
+    "leave it out",                                          // of an option
     "check its permissions",                                 // root lists everything
     "check the file and its permissions",                    // root reads everything
     "download the file again: the copy that the link meant", // `reports.rs` makes the links

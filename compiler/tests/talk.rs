@@ -224,3 +224,37 @@ fn what_lies_behind_the_tokens_asked_for_changes_nothing_of_them() {
     // A larger bucket pads the step: rows of padding enter no cache.
     assert_eq!(ids(24, "16,64"), long);
 }
+
+/// What is not there any more is an error at the next step and no signal; what was read into memory is all there.
+#[test]
+#[cfg(unix)]
+fn an_artifact_that_is_cut_short_between_two_turns() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.dlxa");
+    for (flags, goes_on) in [(&["--no-mmap"][..], true), (&[], false)] {
+        let compiled =
+            dlxc(dir.path(), &["compile", examples("sdar-tiny").to_str().unwrap(), "-o", path.to_str().unwrap()], b"");
+        assert!(compiled.status.success());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dlxc"));
+        command.args(["run", path.to_str().unwrap(), "--chat"]).args(flags);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        input.write_all(b"What is 27 + 45?\n").unwrap();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "72\n");
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10_000).unwrap();
+        input.write_all(b"What is 27 + 45?\n").unwrap();
+        drop(input);
+        let rest = child.wait_with_output().unwrap();
+        let error = String::from_utf8(rest.stderr).unwrap();
+        if goes_on {
+            assert!(rest.status.success(), "{error}");
+        } else {
+            assert_eq!(rest.status.code(), Some(1), "{error}");
+            assert!(error.contains("was cut from"), "{error}");
+        }
+    }
+}

@@ -341,11 +341,11 @@ fn compute(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
             let mut data = Vec::with_capacity(pos.len() * half * 2);
             for &p in pos {
                 let angle = |k: usize| {
-                    let inv_freq = 1.0 / theta.powf((2 * k) as f32 / *head_dim as f32);
+                    let inv_freq = 1.0 / libm::powf(*theta, (2 * k) as f32 / *head_dim as f32);
                     f64::from(p as f32 * inv_freq)
                 };
-                data.extend((0..half).map(|k| angle(k).cos() as f32));
-                data.extend((0..half).map(|k| angle(k).sin() as f32));
+                data.extend((0..half).map(|k| libm::cos(angle(k)) as f32));
+                data.extend((0..half).map(|k| libm::sin(angle(k)) as f32));
             }
             Ok(vec![Tensor::f32(&[pos.len(), half * 2], data)])
         }
@@ -417,7 +417,7 @@ fn head_stats(norm: Option<f32>, ban: Option<u32>, args: &[&Tensor]) -> Result<V
         order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
         let first = *order.first().ok_or("the vocabulary is empty")?;
         let second = order.get(1).map_or(0.0, |&i| p[i]);
-        let entropy: f64 = p.iter().filter(|&&p| p > 0.0).map(|&p| -p * p.ln()).sum();
+        let entropy: f64 = p.iter().filter(|&&p| p > 0.0).map(|&p| -p * libm::log(p)).sum();
         best.push(i32::try_from(first).map_err(|_| "the vocabulary is too large")?);
         stats.extend([p[first] as f32, (p[first] - second) as f32, entropy as f32]);
     }
@@ -468,14 +468,14 @@ fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 
 fn softmax(x: &[f32]) -> Vec<f64> {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let e: Vec<f64> = x.iter().map(|&v| (f64::from(v) - f64::from(max)).exp()).collect();
+    let e: Vec<f64> = x.iter().map(|&v| libm::exp(f64::from(v) - f64::from(max))).collect();
     let sum: f64 = e.iter().sum();
     e.into_iter().map(|v| v / sum).collect()
 }
 
 fn silu(v: f32) -> f32 {
     let v = f64::from(v);
-    (v / (1.0 + (-v).exp())) as f32
+    (v / (1.0 + libm::exp(-v))) as f32
 }
 
 /// Rounds a number to what an element type can hold.

@@ -10,7 +10,7 @@ use crate::module::{Graph, Value};
 pub const SLOT_ALIGN: u64 = 64;
 
 /// Largest value that is planned; sums over fewer than 2^22 values of this size cannot overflow.
-const MAX_BYTES: usize = 1 << 40;
+const MAX_BYTES: u64 = 1 << 40;
 
 /// First and last time at which each value holds its bytes, both inclusive.
 fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
@@ -57,7 +57,7 @@ fn size(values: &Arena<ValueId, Value>, id: ValueId) -> Result<u64, String> {
         .ty
         .bytes()
         .ok_or_else(|| format!("%{} has no static size; run specialize first", values[id].name))?;
-    if bytes > MAX_BYTES {
+    if bytes as u64 > MAX_BYTES {
         return Err(format!("%{} has {bytes} bytes, more than an arena can hold", values[id].name));
     }
     Ok((bytes as u64).next_multiple_of(SLOT_ALIGN))

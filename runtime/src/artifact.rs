@@ -119,13 +119,22 @@ impl Artifact {
     /// # Errors
     /// When the file cannot be read, is not an artifact of this format version, or is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ArtifactError> {
-        let path = path.as_ref().to_path_buf();
-        let file = match Mapped::open(&path) {
-            Ok(file) => Arc::new(file),
-            Err(source) => return Err(ArtifactError::Io { path, source }),
-        };
-        let sections = check(file.bytes(), &path)?;
-        Ok(Artifact { path, file, sections })
+        Self::of(path.as_ref(), Mapped::open)
+    }
+
+    /// Reads a file into memory and checks it, as [`Artifact::open`]; what happens to the file afterwards does not matter (see
+    /// [`Mapped`]). It costs the time and the memory of all weights.
+    ///
+    /// # Errors
+    /// As [`Artifact::open`].
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, ArtifactError> {
+        Self::of(path.as_ref(), Mapped::read)
+    }
+
+    fn of(path: &Path, file: fn(&Path) -> io::Result<Mapped>) -> Result<Self, ArtifactError> {
+        let file = file(path).map_err(|source| ArtifactError::Io { path: path.into(), source })?;
+        let sections = check(file.bytes(), path)?;
+        Ok(Artifact { path: path.into(), file: Arc::new(file), sections })
     }
 
     /// The file that was opened.

@@ -51,6 +51,9 @@ pub enum ExecError {
     /// The device is gone: unplugged, reset or crashed. The model must be loaded again.
     #[error("the device was lost: {0}; load the model again, or use another device")]
     DeviceLost(String),
+    /// The file behind the weights was changed while it was in use.
+    #[error("the artifact: {0}")]
+    File(String),
     /// The device has no memory left.
     #[error("the device is out of memory: {0}; free some, or compile with a smaller --max-seq")]
     OutOfMemory(String),

@@ -1,26 +1,33 @@
-//! A read-only memory-mapped file: the bytes of weights, never copied.
+//! The bytes of a file, mapped read-only and never copied, or read into memory once.
 //!
-//! Invariant: the mapping covers exactly the bytes that the file had when it was opened and is never writable. All
-//! `unsafe` of file access is here. It deliberately does not lock the file: whoever truncates a mapped file in place makes
-//! the next access to the missing pages fail (`SIGBUS` on Unix). Everything in this workspace replaces files by renaming
-//! a finished one over them, which leaves an existing mapping intact.
+//! The contract: whoever maps a file promises not to change it while it is in use. Everything in this workspace replaces files by
+//! renaming a finished one over them, which leaves an existing mapping intact. A file that is overwritten in place gives other
+//! results; one that is cut short makes the next access to the missing pages fail (`SIGBUS` on Unix), which no library can
+//! catch for its host. [`Mapped::intact`] finds that out first, for the price of one system call, and executors ask it before
+//! every step; only a cut during a step is left. Where even that matters, [`Mapped::read`] copies the file and depends on
+//! nothing afterwards.
+//!
+//! Invariant: the bytes are exactly those that the file had when it was opened and are never writable. All `unsafe` of file
+//! access is here.
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// Size of a huge page on the common machines, the most that one fault maps.
 #[cfg(unix)]
 const HUGE: usize = 2 << 20;
 
-/// A file mapped read-only. Share it with `Arc<Mapped>`.
+/// A file's bytes, page-aligned. Share it with `Arc<Mapped>`.
 #[derive(Debug)]
 pub struct Mapped {
     map: Mmap,
+    /// The file behind the map; none when its bytes were read.
+    file: Option<File>,
 }
 
 impl Mapped {
@@ -29,15 +36,40 @@ impl Mapped {
     /// # Errors
     /// When the path is not a readable regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
+        let file = regular(path)?;
         // SAFETY: the map is read-only and every reader treats its bytes as untrusted plain data (`u8`), so a file that
         // changes under us can change results but breaks no invariant of a Rust type. Truncation in place is the one
         // remaining hazard; it ends the process by a signal (see the top of this file) and cannot corrupt memory.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Mapped { map })
+        Ok(Mapped { map, file: Some(file) })
+    }
+
+    /// Reads the whole file into memory, so that nothing that happens to it later matters.
+    ///
+    /// # Errors
+    /// When the path is not a readable regular file, or memory does not hold it.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut file = regular(path)?;
+        let len = usize::try_from(file.metadata()?.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut map = MmapMut::map_anon(len)?;
+        file.read_exact(&mut map)?;
+        Ok(Mapped { map: map.make_read_only()?, file: None })
+    }
+
+    /// Whether the file still has all bytes that were mapped; always true when they were read.
+    ///
+    /// # Errors
+    /// When it was cut short, or cannot be asked any more.
+    pub fn intact(&self) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let (len, now) = (self.map.len() as u64, file.metadata()?.len());
+        if now >= len {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("the file was cut from {len} to {now} bytes while it was in use; load it again"),
+        ))
     }
 
     /// The bytes of the file.
@@ -61,8 +93,9 @@ impl Mapped {
         // A fault maps whatever the page cache holds around it, up to a huge page; that has to go too, or a file read in
         // pieces stays resident at their seams.
         #[cfg(unix)]
-        if let Some(range) =
-            self.clamp(range.start & !(HUGE - 1)..range.end.checked_next_multiple_of(HUGE).unwrap_or(usize::MAX))
+        if self.file.is_some()
+            && let Some(range) =
+                self.clamp(range.start & !(HUGE - 1)..range.end.checked_next_multiple_of(HUGE).unwrap_or(usize::MAX))
         {
             // SAFETY: `MADV_DONTNEED` is only unsafe where it discards the sole copy of the data. These pages are a
             // shared read-only view of a file and were never written, so a later read finds the same bytes.
@@ -79,6 +112,14 @@ impl Mapped {
         let end = range.end.min(self.map.len());
         (range.start < end).then_some(range.start..end)
     }
+}
+
+fn regular(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -124,11 +165,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_cut_is_noticed_unless_it_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7u8; 10_000]).unwrap();
+        let (mapped, read) = (Mapped::open(&path).unwrap(), Mapped::read(&path).unwrap());
+        assert!(mapped.intact().is_ok() && read.bytes() == mapped.bytes());
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(5000).unwrap();
+        assert!(mapped.intact().unwrap_err().to_string().contains("from 10000 to 5000"));
+        assert!(read.intact().is_ok() && read.bytes() == [7; 10_000]);
+        assert!(Mapped::read(dir.path()).is_err());
+    }
+
+    #[test]
     fn an_empty_file_maps_and_a_directory_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("empty");
         std::fs::write(&path, b"").unwrap();
         assert_eq!(Mapped::open(&path).unwrap().bytes(), b"");
+        assert_eq!(Mapped::read(&path).unwrap().bytes(), b"");
         assert!(Mapped::open(dir.path()).is_err());
         assert!(Mapped::open(Path::new("no such file")).is_err());
     }

@@ -321,7 +321,11 @@ mod tests {
         let numbers = [1.5, -0.0, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
         let [a, b, c] = [f32::NAN, 0.5, f32::INFINITY].map(Number::from);
         let last = numbers.map(Number::from).to_vec();
-        let golden = GoldenVectors { steps: vec![StepVector { rows: 4, last }], head: vec![(7, a, b, c)] };
+        let golden = GoldenVectors {
+            steps: vec![StepVector { rows: 4, last }],
+            head: vec![(7, a, b, c)],
+            whole: vec![(7, c, b, a)],
+        };
         let text = serde_json::to_string(&golden).unwrap();
         assert!(text.contains(r#"[1.5,-0.0,3.4028235e+38,"nan","inf","-inf"]"#), "{text}");
         let read: GoldenVectors = serde_json::from_str(&text).unwrap();

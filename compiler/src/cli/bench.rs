@@ -115,7 +115,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         rows.iter().map(|r| size(*r)).collect()
     };
     let (text, json) = if let Some(path) = &args.artifact {
-        let artifact = super::artifact(path, args.quant, args.place.target.as_deref())?;
+        let artifact = super::artifact(path, args.quant, &args.place)?;
         let rows = rows(STEP_ROWS);
         if args.place.is_wgpu(&artifact)? {
             let depth: Vec<usize> = args.depth.iter().map(|d| size(*d)).collect();

@@ -28,7 +28,9 @@ pub(super) fn mask_id(
             stated.push((config.path("mask_token_id"), in_vocabulary(config, "mask_token_id", id, vocab)?));
         }
     }
-    match (source.text.special_token_id("mask_token"), family) {
+    // A tokenizer that has more tokens than the embedding has rows is refused as a whole.
+    let row = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < vocab);
+    match (source.text.special_token_id("mask_token").filter(row), family) {
         (Some(id), _) => stated.push(("the tokenizer's mask_token".into(), id)),
         (None, Some(token)) if source.text.special_tokens.get("mask_token").is_none() => {
             stated.extend(source.text.token_id(token).map(|id| (format!("the tokenizer's {token}"), id)));

@@ -79,12 +79,80 @@ pub(crate) const CONFIGS: &[Row] = &[
         CONFIG,
     ),
     ("an odd head size", |m| m.set("head_dim", json!(63)), "63 cannot be rotated", "", CONFIG),
-    ("scaled rotary embeddings", |m| m.set("rope_scaling", json!({"factor": 2.0})), "`rope_scaling`", "", CONFIG),
+    (
+        "scaled rotary embeddings",
+        |m| m.set("rope_scaling", json!({"factor": 2.0})),
+        "`rope_scaling.factor`",
+        "this model cannot be compiled yet; a checkpoint without rotary scaling can",
+        Original,
+    ),
+    (
+        "two rope bases",
+        |m| {
+            m.set("rope_theta", json!(20_000.0));
+            m.set("rope_parameters", json!({"rope_theta": 30_000.0}));
+        },
+        "config.json rope_theta is 20000 and config.json rope_parameters.rope_theta is 30000",
+        "give both the base that the model was trained with",
+        Do(|m| {
+            m.set("rope_theta", json!(10_000.0));
+            m.set("rope_parameters", json!({"rope_theta": 10_000.0}));
+        }),
+    ),
+    (
+        "a rotation of a part",
+        |m| m.set("partial_rotary_factor", json!(0.5)),
+        "`partial_rotary_factor`",
+        "this model cannot be compiled yet",
+        Original,
+    ),
+    (
+        "a key that changes the mathematics",
+        |m| m.set("final_logit_softcapping", json!(30.0)),
+        "`final_logit_softcapping`",
+        "if the model's own code does not use the key, set it to null",
+        Do(|m| m.set("final_logit_softcapping", json!(null))),
+    ),
+    (
+        "a key of another class",
+        |m| m.set("use_qk_norm", json!(false)),
+        "`use_qk_norm`: is false",
+        "use the model_type of the model whose code has this key",
+        CONFIG,
+    ),
+    (
+        "layers that slide",
+        |m| m.set("layer_types", json!(["full_attention", "full_attention", "full_attention", "sliding_attention"])),
+        "`layer_types`",
+        "this model cannot be compiled yet",
+        Original,
+    ),
+    (
+        "biases that are not there",
+        |m| m.set("attention_bias", json!(true)),
+        "`attention_bias`: is true, but there is no tensor",
+        "download the config and the weights of one commit of the model's repository",
+        CONFIG,
+    ),
+    (
+        "another mask token than the tokenizer's",
+        |m| m.set("mask_token_id", json!(336)),
+        "is 336",
+        "set mask_token_id to 511 in config.json and generation_config.json",
+        Do(|m| m.set("mask_token_id", json!(511))),
+    ),
+    (
+        "a class that is not known",
+        |m| m.set("architectures", json!(["SDARForSomethingElse"])),
+        "`SDARForSomethingElse` is not a class that is known here",
+        "supported: ",
+        Informs,
+    ),
     (
         "fewer layers than tensors",
         |m| m.set("num_hidden_layers", json!(3)),
-        "model.layers.3.input_layernorm.weight",
-        "",
+        "is 3, but the files hold 4 layers",
+        "download the config and all weight files of one commit",
         CONFIG,
     ),
     (
@@ -97,8 +165,8 @@ pub(crate) const CONFIGS: &[Row] = &[
     (
         "more layers than tensors",
         |m| m.set("num_hidden_layers", json!(5)),
-        "model.layers.4.input_layernorm.weight",
-        "check that config.json belongs to these weights",
+        "is 5, but the files hold 4 layers",
+        "download the config and all weight files of one commit",
         CONFIG,
     ),
     (

@@ -105,7 +105,14 @@ pub(crate) const FILES: &[Row] = &[
     (
         "a missing tensor",
         |m| m.rename("lm_head.weight", "lm_head.weights"),
-        "there is no tensor `lm_head.weight`",
+        "there is no tensor `lm_head.weight`, and config.json tie_word_embeddings is not true",
+        "download the file that holds it",
+        WHOLE,
+    ),
+    (
+        "a missing tensor of a layer",
+        |m| m.rename("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weights"),
+        "there is no tensor `model.layers.1.mlp.up_proj.weight`",
         "check that config.json belongs",
         WHOLE,
     ),

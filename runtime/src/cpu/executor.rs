@@ -221,6 +221,7 @@ impl CpuExecutor {
 
     fn check_step(&self, call: &StepCall<'_>) -> Result<usize, ExecError> {
         let bucket = bucket_of(call, &self.step_rows, self.max_seq, self.vocab)?;
+        self.weights.file.intact().map_err(|e| ExecError::File(e.to_string()))?;
         Ok(self.entry(Kind::Step, bucket).expect("buckets come from the entries"))
     }
 

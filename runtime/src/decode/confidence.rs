@@ -43,7 +43,7 @@ pub static CONFIDENCES: &[Confidence] = &[
         name: "random",
         doc: "a uniform random number, whatever the model says (LLaDA `random` remasking)",
         random: true,
-        of: |_, exponential| (-exponential).exp(),
+        of: |_, exponential| libm::expf(-exponential),
     },
 ];
 

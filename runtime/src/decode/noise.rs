@@ -71,11 +71,10 @@ fn counter(index: u32, at: NoiseRow, purpose: u32) -> [u32; 4] {
     [index, at.position as u32, at.pass as u32, purpose]
 }
 
-/// Exp(1) from 32 uniform bits by inversion. The logarithm is taken in f64 so that the last-bit differences between
-/// platforms' math libraries vanish in the rounding to f32.
+/// Exp(1) from 32 uniform bits by inversion.
 fn exponential(bits: u32) -> f32 {
     let uniform = (f64::from(bits) + 0.5) / 4_294_967_296.0;
-    -uniform.ln() as f32
+    -libm::log(uniform) as f32
 }
 
 /// Ten rounds of Philox on a 128-bit counter with a 64-bit key, low word first.

@@ -172,7 +172,7 @@ fn capped_threshold(pass: &Pass<'_>, changes: &mut Vec<Change>) {
 
 fn drawn(pass: &Pass<'_>, changes: &mut Vec<Change>) {
     // The largest of p / q for p a softmax and q ~ Exp(1), as logarithms.
-    let order = ranked(pass.candidates, |c| c.confidence / pass.params[0] - c.noise.ln());
+    let order = ranked(pass.candidates, |c| c.confidence / pass.params[0] - libm::logf(c.noise));
     changes.extend(order.iter().take(pass.quota).map(|&at| accept(&pass.candidates[at])));
 }
 
@@ -204,7 +204,7 @@ fn factor(pass: &Pass<'_>, changes: &mut Vec<Change>) {
 
 fn random(pass: &Pass<'_>, changes: &mut Vec<Change>) {
     // exp(-q) is uniform for q ~ Exp(1).
-    changes.extend(pass.candidates.iter().filter(|c| (-c.noise).exp() < pass.part).map(accept));
+    changes.extend(pass.candidates.iter().filter(|c| libm::expf(-c.noise) < pass.part).map(accept));
 }
 
 fn sequential(pass: &Pass<'_>, changes: &mut Vec<Change>) {

@@ -139,7 +139,7 @@ fn keep_top_p(entries: &mut Vec<Entry>, top_p: f32) {
 /// Probabilities of `(id, logit)` entries, in the same order. Sums in f64.
 pub fn softmax(entries: &[Entry]) -> Vec<Entry> {
     let max = entries.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
-    let mut probs: Vec<Entry> = entries.iter().map(|&(id, logit)| (id, (logit - max).exp())).collect();
+    let mut probs: Vec<Entry> = entries.iter().map(|&(id, logit)| (id, libm::expf(logit - max))).collect();
     let sum: f64 = probs.iter().map(|entry| f64::from(entry.1)).sum();
     for entry in &mut probs {
         entry.1 = (f64::from(entry.1) / sum) as f32;
@@ -165,7 +165,7 @@ fn stats(probs: &[Entry], token: i32) -> RowStats {
 }
 
 fn entropy(probs: &[Entry]) -> f32 {
-    let sum: f64 = probs.iter().map(|entry| f64::from(entry.1)).filter(|&p| p > 0.0).map(|p| p * p.ln()).sum();
+    let sum: f64 = probs.iter().map(|entry| f64::from(entry.1)).filter(|&p| p > 0.0).map(|p| p * libm::log(p)).sum();
     -sum as f32
 }
 

@@ -2,22 +2,18 @@
 //!
 //! The fastest variant of every kernel is tried first. When results are wrong, the variants that need nothing are tried:
 //! if these are wrong too the program does not load. Else the faster ones are put back role by role, and a role that is
-//! wrong keeps the fastest variant that is not. Last, a variant that takes longer than the next one gives way to it.
+//! wrong keeps the fastest variant that is not.
 //!
-//! Invariant: a replacement is recorded in [`WgpuExecutor::replaced`]; there is no silent one.
+//! Invariant: the choice follows from the artifact, the device's features and its results, and never from how long something
+//! took, since variants round differently and the same seed must give the same tokens at every load. A replacement is
+//! recorded in [`WgpuExecutor::replaced`]; there is no silent one.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use super::executor::WgpuExecutor;
-use super::plan::{EntryKind, Kernel, Variant};
+use super::plan::{Kernel, Variant};
 use crate::exec::ExecError;
 use crate::selftest::{GoldenVectors, SelfTestError, check};
-
-/// A variant gives way when it takes this many times as long as the next one.
-const SLOWER: f64 = 1.5;
-/// Times that a role is timed; the fastest counts.
-const ROUNDS: usize = 5;
 
 /// Kernels of a role that do not run in their fastest variant although the device has its features.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -54,7 +50,6 @@ impl WgpuExecutor {
             }
             Err(_) => self.repair(golden, &fast)?,
         }
-        self.drop_slow(golden)?;
         self.reset_counters();
         Ok(())
     }
@@ -85,50 +80,6 @@ impl WgpuExecutor {
             }
         }
         Ok(self.choose(&current)?)
-    }
-
-    /// Times each role against its next variant and takes that where it is much faster.
-    fn drop_slow(&mut self, golden: &GoldenVectors) -> Result<(), SelfTestError> {
-        for role in self.roles() {
-            let current = self.pipelines.chosen().to_vec();
-            let next = self.with_role(&current, &role, |i, k| (current[i] + 1).min(last(k)));
-            if next == current {
-                continue;
-            }
-            let before = self.time_role(&role)?;
-            self.choose(&next)?;
-            let after = self.time_role(&role)?;
-            if before.as_secs_f64() > SLOWER * after.as_secs_f64() && check(self, golden).is_ok() {
-                let ms = |d: Duration| d.as_secs_f64() * 1e3;
-                self.report(&role, &current, &next, format!("which takes {:.3} ms, not {:.3}", ms(after), ms(before)));
-            } else {
-                self.choose(&current)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Time of a role's dispatches in the smallest step's first layer and the smallest head.
-    fn time_role(&mut self, role: &str) -> Result<Duration, ExecError> {
-        let mut wanted = Vec::new();
-        for kind in [EntryKind::Step, EntryKind::Head] {
-            let Some(at) = self.entry(kind, 1) else { continue };
-            let entry = &self.plan.entries[at];
-            let end = entry.first_layer.as_ref().map_or(entry.dispatches.len(), |p| p.after);
-            let here = entry.dispatches[..end].iter().enumerate();
-            let here = here.filter(|(_, d)| self.plan.kernels[d.kernel].role == role);
-            wanted.extend(here.map(|(i, _)| (at, i)));
-        }
-        let mut fastest = Duration::MAX;
-        for _ in 0..ROUNDS {
-            let begin = Instant::now();
-            for (entry, dispatch) in &wanted {
-                self.encode(*entry, *dispatch..*dispatch + 1);
-            }
-            self.finish()?;
-            fastest = fastest.min(begin.elapsed());
-        }
-        Ok(fastest)
     }
 
     fn choose(&mut self, chosen: &[usize]) -> Result<(), ExecError> {

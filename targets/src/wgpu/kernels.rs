@@ -169,7 +169,7 @@ pub(super) fn rope_table(rows: usize, head_dim: usize, theta: f32) -> Job {
     let half = head_dim / 2;
     let frequency = |i: usize| {
         let exponent = (2 * i) as f32 / head_dim as f32;
-        1.0 / f64::from(theta).powf(f64::from(exponent)) as f32
+        1.0 / libm::pow(f64::from(theta), f64::from(exponent)) as f32
     };
     let list: Vec<_> = (0..half).map(|i| float(frequency(i))).collect();
     let list = format!("const FREQUENCIES = array<f32, {half}>({});\n", list.join(", "));

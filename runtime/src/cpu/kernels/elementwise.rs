@@ -124,9 +124,9 @@ pub fn rope_table(ctx: &Ctx<'_>, pos: &[i32], head_dim: usize, theta: f32, out: 
         let (cos, sin) = values.split_at_mut(head_dim / 2);
         for (i, (c, s)) in cos.iter_mut().zip(sin).enumerate() {
             let exponent = (2 * i) as f32 / head_dim as f32;
-            let frequency = 1.0 / f64::from(theta).powf(f64::from(exponent)) as f32;
+            let frequency = 1.0 / libm::pow(f64::from(theta), f64::from(exponent)) as f32;
             let angle = f64::from(pos[row] as f32 * frequency);
-            (*c, *s) = (angle.cos() as f32, angle.sin() as f32);
+            (*c, *s) = (libm::cos(angle) as f32, libm::sin(angle) as f32);
         }
     });
 }

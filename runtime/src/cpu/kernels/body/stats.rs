@@ -113,6 +113,6 @@ pub(super) fn merge_stats(chunks: &[u32]) -> RowStats {
     }
     let prob = exp(greater(FLOOR, best - top)) / total;
     let margin = prob - exp(greater(FLOOR, second - top)) / total;
-    let entropy = (total.ln() - weighted / total).max(0.0);
+    let entropy = (libm::logf(total) - weighted / total).max(0.0);
     RowStats { best: id as i32, prob, margin, entropy }
 }
