@@ -4,7 +4,6 @@
 #[path = "broken/chain.rs"]
 mod chain;
 #[path = "broken/model.rs"]
-#[allow(dead_code, reason = "these tests need a part of it")]
 mod model;
 
 use std::path::Path;

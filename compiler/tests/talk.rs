@@ -8,7 +8,6 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 
 #[path = "broken/model.rs"]
-#[allow(dead_code, reason = "these tests need a part of it")]
 mod model;
 
 fn examples(name: &str) -> PathBuf {

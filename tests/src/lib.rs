@@ -1,4 +1,5 @@
 //! Test support that several test programs share: golden data and a reference executor.
+#![allow(clippy::disallowed_methods, reason = "an independent implementation takes the system's mathematics")]
 
 pub mod compiled;
 pub mod golden;

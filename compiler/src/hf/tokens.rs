@@ -32,7 +32,7 @@ pub(super) fn mask_id(
     let row = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < vocab);
     match (source.text.special_token_id("mask_token").filter(row), family) {
         (Some(id), _) => stated.push(("the tokenizer's mask_token".into(), id)),
-        (None, Some(token)) if source.text.special_tokens.get("mask_token").is_none() => {
+        (None, Some(token)) if !source.text.special_tokens.contains_key("mask_token") => {
             stated.extend(source.text.token_id(token).map(|id| (format!("the tokenizer's {token}"), id)));
         }
         _ => {}

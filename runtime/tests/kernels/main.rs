@@ -1,6 +1,6 @@
 //! Every kernel of every instruction set that this CPU has: against a naive f64 reference, and bit-equal to scalar on
 //! one and on two threads.
-
+#![allow(clippy::disallowed_methods, reason = "expected values take the system's mathematics")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod attention;

@@ -110,9 +110,6 @@ fn attack() -> String {
             Err(_) => refused += 1,
         }
         all += 1;
-        if start.elapsed() > Duration::from_secs(1) {
-            println!("{:?} for {shown}", start.elapsed());
-        }
         assert!(start.elapsed() < PATIENCE, "{shown}: {:?}", start.elapsed());
         slowest = slowest.max(start.elapsed());
     };

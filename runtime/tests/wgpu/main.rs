@@ -1,4 +1,5 @@
 //! The wgpu executor on a plan written by hand; skipped where there is no adapter.
+#![allow(clippy::disallowed_methods, reason = "expected values take the system's mathematics")]
 #![allow(clippy::unwrap_used, reason = "test program")]
 
 mod tiny;
