@@ -37,7 +37,13 @@ fn main() -> ExitCode {
         add("naive", Box::new(move || cases(family, &naive)));
         add(
             "wgpu",
-            Box::new(move || if device() { cases(family, &wgpu) } else { Ok("skipped: no wgpu adapter".into()) }),
+            Box::new(move || match device() {
+                true => cases(family, &wgpu),
+                false if std::env::var_os("DLX_REQUIRE_WGPU").is_some() => {
+                    Err("no wgpu adapter, although DLX_REQUIRE_WGPU is set".into())
+                }
+                false => Ok("skipped: no wgpu adapter".into()),
+            }),
         );
         if !family.starts_with("a2d") {
             let tokenizer = move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer));

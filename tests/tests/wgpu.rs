@@ -23,6 +23,7 @@ const QUESTIONS: &[&str] =
 fn device() -> bool {
     let found = !adapters().is_empty();
     if !found {
+        assert!(std::env::var_os("DLX_REQUIRE_WGPU").is_none(), "no wgpu adapter, although DLX_REQUIRE_WGPU is set");
         eprintln!("skipped: no wgpu adapter");
     }
     found

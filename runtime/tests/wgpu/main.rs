@@ -16,6 +16,7 @@ use tiny::{ROWS, VOCAB, WIDTH};
 fn adapter() -> bool {
     let found = !adapters().is_empty();
     if !found {
+        assert!(std::env::var_os("DLX_REQUIRE_WGPU").is_none(), "no wgpu adapter, although DLX_REQUIRE_WGPU is set");
         eprintln!("skipped: no wgpu adapter");
     }
     found

@@ -10,21 +10,34 @@ use super::logits::close;
 use super::{Case, Data};
 use crate::naive::rotation;
 
+/// A check, and the tensors by which its cases are known, whatever they are called; `*` stands for any beginning.
+type Check = (&'static [&'static str], fn(&Case) -> Result<(), String>);
+
+const CHECKS: &[Check] = &[
+    (&["table"], schedule),
+    (&["timesteps", "counts"], dream_schedule),
+    (&["n", "steps", "effective_steps", "counts"], linear),
+    (&["logits", "mask", "*.transfer"], fd_transfer_index),
+    (&["logits", "*.x0"], dream_sample_tokens),
+    (&["logits", "*top_p.*"], filters),
+    (&["positions"], rope_tables),
+];
+
 /// Compares a case of kind `unit` or `units`.
 ///
 /// # Errors
 /// The first difference, or why the case cannot be checked.
 pub fn run_unit(case: &Case) -> Result<(), String> {
-    match case.name.as_str() {
-        "num_transfer_tokens" => schedule(case),
-        "top_p_top_k_filters" => filters(case),
-        "dream_sample_tokens" => dream_sample_tokens(case),
-        "dream_schedule" => dream_schedule(case),
-        "fd_transfer_index_a" => fd_transfer_index(case),
-        "rope_tables" => rope_tables(case),
-        "units__transfer_schedule" => linear(case),
-        other => Err(format!("no check for unit `{other}`")),
-    }
+    let has = |tensor: &str| match tensor.strip_prefix('*').map(|rest| rest.trim_end_matches('*')) {
+        Some(part) => case.tensors.keys().any(|name| name.contains(part)),
+        None => case.tensors.contains_key(tensor),
+    };
+    let check = CHECKS.iter().find(|(tensors, _)| tensors.iter().all(|tensor| has(tensor)));
+    let (_, check) = check.ok_or_else(|| {
+        let tensors: Vec<&str> = case.tensors.keys().map(String::as_str).collect();
+        format!("no check for a unit of the tensors {}", tensors.join(", "))
+    })?;
+    check(case)
 }
 
 /// Columns: tokens, steps, then tokens per step, padded with −1.

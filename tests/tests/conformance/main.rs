@@ -90,6 +90,7 @@ fn cpu_on_every_instruction_set() {
 #[allow(clippy::print_stderr, reason = "says that nothing was tested")]
 fn wgpu_on_the_first_device() {
     if dlx_runtime::wgpu::adapters().is_empty() {
+        assert!(std::env::var_os("DLX_REQUIRE_WGPU").is_none(), "no wgpu adapter, although DLX_REQUIRE_WGPU is set");
         eprintln!("skipped: no wgpu adapter");
         return;
     }
