@@ -227,6 +227,10 @@ fn a_key_that_changes_the_mathematics_is_read_or_refused() {
         ("disable_qk_norm", json!(true)),
         ("alibi", json!(true)),
         ("qk_norm", json!(false)),
+        ("text_config", json!({"hidden_size": 4})),
+        ("rope_theta", json!(1e300)),
+        ("rms_norm_eps", json!(1e300)),
+        ("rms_norm_eps", json!(1e-60)),
     ] {
         let error = inspect(&sdar(dir.path(), &json!({key: value})).dir).unwrap_err();
         assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
@@ -258,6 +262,10 @@ fn the_class_says_what_a_model_is() {
             inspect(&sdar(dir.path(), &json!({"architectures": [class], "model_type": model_type})).dir).unwrap_err();
         assert!(error.contains(named), "{class}: {error}");
     }
+    let others = json!({"architectures": ["SDARForCausalLM", "SomethingNew"]});
+    assert!(inspect(&sdar(dir.path(), &others).dir).unwrap_err().contains("is not a class that is known here"));
+    let own_code = json!({"auto_map": {"AutoModelForCausalLM": "modeling.EfficientDLM"}});
+    assert!(inspect(&sdar(dir.path(), &own_code).dir).unwrap_err().contains("`auto_map`: `EfficientDLM`"));
     let model = sdar(dir.path(), &json!({"model_type": null}));
     assert_eq!(fact(&model.dir, "family").0, "sdar");
     assert!(notes(&model.dir).contains("has no model_type"));

@@ -119,7 +119,8 @@ impl Config {
     /// When it is there and wrong.
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>, Error> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let number = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        // The program holds it as f32, which must neither lose it nor make it infinite.
+        let number = value.as_f64().filter(|n| (*n as f32).is_finite() && *n as f32 > 0.0);
         number.map(Some).ok_or_else(|| self.wrong(key, value, "a positive number"))
     }
 

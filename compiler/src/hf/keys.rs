@@ -62,6 +62,7 @@ const KNOWN: &[&str] = &[
 
 /// Parts of names by which a switch of the mathematics is known, such as `final_logit_softcapping`.
 const TELLING: &[&str] = &[
+    "_config",
     "act_fn",
     "activation",
     "adapter",

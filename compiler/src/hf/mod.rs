@@ -130,11 +130,16 @@ fn family_of(config: &Config, facts: &mut Facts) -> Result<&'static Family, Erro
         }
     };
     let model_type = config.opt_str("model_type")?;
+    // `module.Class` of the model's own code.
+    let own = config.get("auto_map").and_then(serde_json::Value::as_object);
+    let own = own.into_iter().flat_map(|map| map.values()).filter_map(serde_json::Value::as_str);
+    let own: Vec<&str> = own.filter_map(|path| path.rsplit('.').next()).collect();
     let unsupported = |key: &str, name: &str, why: &str| {
         let message = format!("`{name}` is not supported, because {why}");
         Err(config.error(key, message).help("`dlxc families` lists what is"))
     };
-    for (key, name) in classes.iter().map(|c| ("architectures", *c)).chain(model_type.map(|t| ("model_type", t))) {
+    let named = classes.iter().map(|c| ("architectures", *c)).chain(own.iter().map(|c| ("auto_map", *c)));
+    for (key, name) in named.chain(model_type.map(|t| ("model_type", t))) {
         if let Some((_, why)) = UNSUPPORTED.iter().find(|(known, _)| *known == name) {
             return unsupported(key, name, why);
         }
@@ -155,7 +160,7 @@ fn family_of(config: &Config, facts: &mut Facts) -> Result<&'static Family, Erro
         facts.add("family", family.name, config.path("model_type"));
         return Ok(family);
     };
-    let by_class = FAMILIES.iter().find(|f| f.architectures.contains(class));
+    let by_class = FAMILIES.iter().find(|f| classes.iter().all(|class| f.architectures.contains(class)));
     match (by_class, by_type) {
         (Some(family), None) => {
             facts.note(format!("config.json has no model_type: {class} of architectures makes it {}", family.name));
@@ -174,6 +179,7 @@ fn family_of(config: &Config, facts: &mut Facts) -> Result<&'static Family, Erro
             .help("restore the file from the model's repository")),
         (None, other) => {
             let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures).copied().collect();
+            let class = classes.iter().find(|class| !known.contains(class)).unwrap_or(class);
             let like =
                 other.map_or_else(String::new, |f| format!(", whatever its model_type {} suggests", f.model_types[0]));
             Err(config
