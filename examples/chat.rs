@@ -21,8 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: chat ARTIFACT QUESTION".into());
     };
     let model = Model::load(&Artifact::open(path)?, &LoadOptions::default())?;
-    let policy = model.manifest.policy.clone();
-    let mut session = Session::new(Box::new(model.executor), model.tokenizer, model.template, policy)?;
+    let mut session = Session::new(model)?;
 
     let messages = vec![Message::new("user", &question)];
     let request = Request::new(Prompt::Chat { messages, variables: Default::default() }, 256);

@@ -43,12 +43,16 @@ fn stamp(path: &Path) -> std::io::Result<String> {
     Ok(format!("{} {changed:?}", meta.len()))
 }
 
-/// `DLXC_CACHE`, or `dlxc` in the user's cache directory, or in the temporary one.
+/// The directory of [`own`], or one in the temporary directory.
 fn directory() -> PathBuf {
+    own().unwrap_or_else(|| std::env::temp_dir().join("dlxc"))
+}
+
+/// `DLXC_CACHE`, or `dlxc` in the user's cache directory; nothing when there is neither.
+pub fn own() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("DLXC_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("dlxc")))
         .or_else(|| Some(set("LOCALAPPDATA")?.join("dlxc")))
         .or_else(|| Some(set("HOME")?.join(".cache/dlxc")))
-        .unwrap_or_else(|| std::env::temp_dir().join("dlxc"))
 }

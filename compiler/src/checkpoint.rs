@@ -13,6 +13,7 @@ mod json;
 mod kinds;
 mod quantized;
 mod shard;
+mod special;
 mod text;
 
 use std::collections::BTreeMap;

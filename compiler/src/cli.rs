@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod canvas;
+pub mod chat;
 pub mod compile;
 pub mod devices;
 pub mod eval;
@@ -101,7 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     terminal::catch_interrupts();
     let result = match cli.command {
         Command::Compile(args) => compile::run(&args),
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => chat::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -182,9 +183,7 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
 
 /// A model as a session.
 fn session(loaded: Model, path: &Path) -> Result<Session, Failure> {
-    let policy = loaded.manifest.policy.clone();
-    let session = Session::new(Box::new(loaded.executor), loaded.tokenizer, loaded.template, policy);
-    session.map_err(|e| Error::new(path.display(), e.to_string()).into())
+    Session::new(loaded).map_err(|e| Error::new(path.display(), e.to_string()).into())
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

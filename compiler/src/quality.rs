@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use dlx_ir::Error;
+use dlx_runtime::AnyExecutor;
 use dlx_runtime::artifact::{self, Artifact};
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 use dlx_runtime::manifest::{Manifest, Quality};
 use dlx_targets::artifact_writer::ArtifactWriter;
 
@@ -47,16 +48,16 @@ impl Tally {
 }
 
 /// Two models in step; see the module.
-pub struct Paired<B, O> {
+pub struct Paired {
     /// The model that answers.
-    pub baseline: B,
+    pub baseline: AnyExecutor,
     /// The model that is compared with it.
-    pub other: O,
+    pub other: AnyExecutor,
     /// Where the comparison goes.
     pub tally: Arc<Mutex<Tally>>,
 }
 
-impl<B: Executor, O: Executor> Paired<B, O> {
+impl Paired {
     fn compare(&mut self, rows: &[usize]) -> Result<(), ExecError> {
         let vocab = self.baseline.vocab();
         let (mut ours, mut theirs) = (vec![0.0; vocab], vec![0.0; vocab]);
@@ -69,7 +70,7 @@ impl<B: Executor, O: Executor> Paired<B, O> {
     }
 }
 
-impl<B: Executor, O: Executor> Executor for Paired<B, O> {
+impl Executor for Paired {
     fn max_seq(&self) -> usize {
         self.baseline.max_seq().min(self.other.max_seq())
     }
@@ -83,9 +84,23 @@ impl<B: Executor, O: Executor> Executor for Paired<B, O> {
         if ours.last() <= theirs.last() { ours } else { theirs }
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        self.baseline.step(call)?;
-        self.other.step(call)
+    fn slots(&self) -> usize {
+        self.baseline.slots().min(self.other.slots())
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        self.baseline.reserve(slots)?;
+        self.other.reserve(slots)
+    }
+
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        self.baseline.copy_rows(from, to, rows)?;
+        self.other.copy_rows(from, to, rows)
+    }
+
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        self.baseline.step(spans)?;
+        self.other.step(spans)
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {

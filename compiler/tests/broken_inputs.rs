@@ -83,7 +83,7 @@ fn broken_requests() {
             1,
             "do not hold one block of 4",
         ),
-        ("a step larger than the caches", &["compile", model, "-o", out, "--buckets", "4,4096"], 1, "--buckets"),
+        ("a step larger than the caches", &["compile", model, "-o", out, "--buckets", "4,65536"], 1, "--buckets"),
         (
             "a format that does not exist",
             &["compile", model, "-o", out, "--quant", "int3"],

@@ -103,6 +103,23 @@ fn the_same_seed_gives_the_same_tokens_on_any_thread_count_and_instruction_set()
 }
 
 #[test]
+fn vectors_are_recorded_with_the_weights_that_are_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = dir.path().join("model.dlxa");
+    let compile = |more: &[&str]| {
+        let model = model();
+        let args = ["compile", path(&model), "-o", path(&artifact), "--target", "wgpu", "--json"];
+        json(&dlxc(&[&args, more].concat()))
+    };
+    let passes = compile(&[])["manifest"]["pipelines"]["wgpu"].as_str().unwrap().to_owned();
+    let own = passes.replace("to=q4g32", "to=q8");
+    assert_ne!(own, passes);
+    let report = compile(&["--passes", &own]);
+    let read: u64 = report["weights"].as_object().unwrap().values().map(|b| b.as_u64().unwrap()).sum();
+    assert_eq!(report["manifest"]["memory"]["weights"].as_u64(), Some(read), "nothing is stored that is not read");
+}
+
+#[test]
 fn json_reports_hold_the_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let artifact = dir.path().join("model.dlxa");

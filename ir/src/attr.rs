@@ -1,7 +1,8 @@
-//! Attribute values of ops and their text: `{eps=1e-6, mask=block_causal:4, bias}`.
+//! Attribute values of ops and their text: `{eps=1e-6, mask=block_causal:4, perm=[0, 2, 1], bias}`.
 //!
 //! Invariant: printing an attribute and parsing the text gives the same value; a default is not printed.
 
+use crate::lex::list_text;
 use crate::types::DType;
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,16 @@ pub enum Mask {
 }
 
 impl Mask {
+    /// The number of rows in whose multiples a prefix of a sequence does not depend on what follows it; `None` where every
+    /// row sees all others.
+    pub fn prefix_unit(self) -> Option<usize> {
+        match self {
+            Mask::Full => None,
+            Mask::Causal => Some(1),
+            Mask::BlockCausal(block) => usize::try_from(block).ok(),
+        }
+    }
+
     /// One past the last row that a query at absolute row `row` may attend, before the visible range cuts it.
     pub fn end(self, row: usize) -> usize {
         match self {
@@ -91,7 +102,7 @@ fn required<T: FromStr>(text: Option<&str>, what: &str) -> Result<T, String> {
 }
 
 /// Prints a float so that it parses back to the same bits, in the shorter of plain and scientific notation.
-fn float_text(x: f32) -> String {
+pub(crate) fn float_text(x: f32) -> String {
     let (plain, scientific) = (format!("{x}"), format!("{x:e}"));
     if plain.len() <= scientific.len() { plain } else { scientific }
 }
@@ -133,6 +144,32 @@ impl AttrValue for Option<u32> {
     }
     fn parse(text: Option<&str>) -> Result<Self, String> {
         text.map(|t| required(Some(t), "a whole number")).transpose()
+    }
+}
+
+/// The elements of a list's text.
+fn list_items(text: Option<&str>) -> Result<impl Iterator<Item = &str>, String> {
+    let text = text.ok_or("is required")?;
+    let items = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    let items = items.ok_or_else(|| format!("`{text}` is not a list; write [{text}]"))?;
+    Ok(items.split(", ").filter(|item| !item.is_empty()))
+}
+
+impl AttrValue for Vec<i64> {
+    fn print(&self) -> Option<String> {
+        Some(list_text(self))
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        list_items(text)?.map(|item| required(Some(item), "a whole number")).collect()
+    }
+}
+
+impl AttrValue for Vec<f32> {
+    fn print(&self) -> Option<String> {
+        Some(list_text(self.iter().copied().map(float_text)))
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        list_items(text)?.map(|item| f32::parse(Some(item))).collect()
     }
 }
 
@@ -198,5 +235,40 @@ impl AttrValue for Box<str> {
             Some(t) if !t.is_empty() => Ok(t.into()),
             _ => Err("is required".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AttrValue;
+    use crate::lex::Lexer;
+
+    /// The value after a way through the text format.
+    fn through_text<T: AttrValue>(value: &T) -> Result<T, String> {
+        let text = value.print().expect("lists have no default");
+        let mut lexer = Lexer::new(&text);
+        T::parse(Some(&lexer.attr_text().map_err(|e| e.to_string())?))
+    }
+
+    #[test]
+    fn lists_round_trip() {
+        for list in [vec![], vec![0], vec![0, 2, -1, i64::MAX, i64::MIN]] {
+            assert_eq!(through_text(&list), Ok(list));
+        }
+        for list in [vec![], vec![0.5], vec![1e-6, -0.0, 3.0, f32::MIN_POSITIVE, f32::MAX, 1e-45]] {
+            let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&through_text(&list).unwrap()), bits(&list));
+        }
+        assert_eq!(vec![0i64, 2, 1].print().as_deref(), Some("[0, 2, 1]"));
+    }
+
+    #[test]
+    fn what_is_no_list_says_so() {
+        let parse = |text| Vec::<i64>::parse(text).unwrap_err();
+        assert_eq!(parse(None), "is required");
+        assert_eq!(parse(Some("3")), "`3` is not a list; write [3]");
+        assert_eq!(parse(Some("[1, x]")), "`x` is not a whole number");
+        assert_eq!(parse(Some("[9223372036854775808]")), "`9223372036854775808` is not a whole number");
+        assert_eq!(Vec::<f32>::parse(Some("[inf]")).unwrap_err(), "must be finite");
     }
 }

@@ -28,6 +28,17 @@ impl Error {
         self.help = help.into();
         self
     }
+
+    /// The first of several errors, saying how many more there are.
+    #[must_use]
+    pub fn first_of(errors: Vec<Error>) -> Self {
+        let more = errors.len().saturating_sub(1);
+        let mut first = errors.into_iter().next().unwrap_or_else(|| Error::new("module", "is not valid"));
+        if more > 0 {
+            first.message.push_str(&format!(" (and {more} more)"));
+        }
+        first
+    }
 }
 
 impl fmt::Display for Error {
@@ -55,5 +66,11 @@ mod tests {
         assert_eq!(e.to_string(), "config.json: `hidden_size` is missing");
         assert_eq!(e.help("add it").to_string(), "config.json: `hidden_size` is missing\nhelp: add it");
         assert_eq!(Error::new("", "no input").to_string(), "no input");
+    }
+
+    #[test]
+    fn several_errors_are_counted() {
+        let errors = |n: usize| Error::first_of((0..n).map(|i| Error::new(i, "is bad")).collect()).to_string();
+        assert_eq!((errors(1), errors(3)), ("0: is bad".into(), "0: is bad (and 2 more)".into()));
     }
 }

@@ -1,7 +1,21 @@
 //! Tokens of the text format, with the line and column of each.
 
 use crate::error::Error;
-use crate::print::plain_name_char;
+use crate::name::plain_name_char;
+use std::fmt::{self, Write};
+
+/// Most elements of a list, in an attribute or as a weight's contents.
+pub(crate) const MAX_LIST: usize = 4096;
+
+/// The canonical text of a list.
+pub(crate) fn list_text<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let mut text = String::from("[");
+    for (i, item) in items.into_iter().enumerate() {
+        let _ = write!(text, "{}{item}", if i == 0 { "" } else { ", " });
+    }
+    text.push(']');
+    text
+}
 
 /// A token. Words also cover numbers, attribute values and type names.
 #[derive(Clone, PartialEq, Debug)]
@@ -11,6 +25,8 @@ pub(crate) enum Token<'t> {
     Local(String),
     /// `@name`
     Global(String),
+    /// `"text"`
+    Text(String),
     Punct(char),
     Arrow,
     End,
@@ -63,6 +79,7 @@ impl<'t> Lexer<'t> {
             Token::Word(w) => format!("`{w}`"),
             Token::Local(n) => format!("`%{n}`"),
             Token::Global(n) => format!("`@{n}`"),
+            Token::Text(_) => "a quoted text".into(),
             Token::Punct(c) => format!("`{c}`"),
             Token::Arrow => "`->`".into(),
             Token::End => "the end of the text".into(),
@@ -113,8 +130,29 @@ impl<'t> Lexer<'t> {
         Ok(word.to_owned())
     }
 
-    /// Attribute text: a word, possibly with `:`-separated parts.
+    /// The words of `[a, b, …]`, at most [`MAX_LIST`].
+    pub(crate) fn list(&mut self, wanted: &str) -> Result<Vec<&'t str>, Error> {
+        self.punct('[')?;
+        let mut items = Vec::new();
+        while !self.eat(']') {
+            let Token::Word(word) = self.current else { return Err(self.unexpected(wanted)) };
+            self.take();
+            if items.len() == MAX_LIST {
+                return Err(self.error(format!("a list has at most {MAX_LIST} elements")));
+            }
+            items.push(word);
+            if !self.eat(',') && self.current != Token::Punct(']') {
+                return Err(self.unexpected("`,` or `]`"));
+            }
+        }
+        Ok(items)
+    }
+
+    /// Attribute text: a list, or a word, possibly with `:`-separated parts. Lists come out as they are printed.
     pub(crate) fn attr_text(&mut self) -> Result<String, Error> {
+        if self.current == Token::Punct('[') {
+            return Ok(list_text(self.list("an element of the list")?));
+        }
         let mut text = self.word("an attribute value")?;
         while self.eat(':') {
             text.push(':');
@@ -135,6 +173,13 @@ impl<'t> Lexer<'t> {
         let name = name.clone();
         self.take();
         Ok(name)
+    }
+
+    pub(crate) fn text(&mut self, wanted: &str) -> Result<String, Error> {
+        let Token::Text(text) = &self.current else { return Err(self.unexpected(wanted)) };
+        let text = text.clone();
+        self.take();
+        Ok(text)
     }
 
     fn rest(&self) -> &'t str {
@@ -159,6 +204,7 @@ impl<'t> Lexer<'t> {
                 let name = self.name()?;
                 Ok(if c == '%' { Token::Local(name) } else { Token::Global(name) })
             }
+            '"' => self.name().map(Token::Text),
             '-' if rest.starts_with("->") => {
                 self.at += 2;
                 Ok(Token::Arrow)
@@ -203,5 +249,39 @@ impl<'t> Lexer<'t> {
             }
         }
         Err("a quoted name without its closing quote".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(text: &str) -> Result<String, String> {
+        Lexer::new(text).attr_text().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn lists_come_out_as_they_are_printed() {
+        for (text, canonical) in [("[]", "[]"), ("[ 1 ,-2,\n3e-6,]", "[1, -2, 3e-6]"), ("[0, 2, 1]", "[0, 2, 1]")] {
+            assert_eq!(attr(text).as_deref(), Ok(canonical));
+            assert_eq!(attr(canonical).as_deref(), Ok(canonical));
+        }
+        assert_eq!(attr("a:b:c").as_deref(), Ok("a:b:c"));
+    }
+
+    #[test]
+    fn lists_have_an_end_and_a_bound() {
+        for (text, message) in [
+            ("[1 2]", "line 1, column 4: expected `,` or `]`, found `2`"),
+            ("[1, [2]]", "line 1, column 5: expected an element of the list, found `[`"),
+            ("[1, ", "expected an element of the list, found the end of the text"),
+            ("[,]", "expected an element of the list, found `,`"),
+        ] {
+            let error = attr(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+        let list = |n: usize| list_text(vec![0; n]);
+        assert!(attr(&list(MAX_LIST)).is_ok());
+        assert!(attr(&list(MAX_LIST + 1)).unwrap_err().contains("at most 4096 elements"));
     }
 }

@@ -5,7 +5,9 @@
 use crate::arena::{Arena, Id, Named, StateId, ValueId, WeightId};
 use crate::error::Error;
 use crate::infer::{Arg, ArgKind, infer};
+use crate::literal::Literal;
 use crate::op::Op;
+use crate::origin::Origin;
 use crate::types::Type;
 
 /// A model: weights and states shared by a few graphs (entries).
@@ -13,7 +15,7 @@ use crate::types::Type;
 pub struct Module {
     /// Name without the `@`.
     pub name: String,
-    /// Weights, each defined by earlier ones or by a source tensor of the same name.
+    /// Weights, each defined by earlier ones, by a source tensor of the same name, or by its numbers.
     pub weights: Arena<WeightId, Weight>,
     /// State buffers that live as long as a session, such as KV caches.
     pub states: Arena<StateId, State>,
@@ -28,15 +30,19 @@ pub struct Weight {
     pub name: String,
     /// Type, always written.
     pub ty: Type,
-    /// Where it comes from.
+    /// What makes it.
     pub def: WeightDef,
+    /// What it was called where it comes from, if somebody said.
+    pub origin: Origin,
 }
 
-/// Where a weight comes from.
+/// What makes a weight.
 #[derive(Clone, PartialEq, Debug)]
 pub enum WeightDef {
     /// The tensor of that name in the checkpoint.
     Source,
+    /// These numbers.
+    Literal(Literal),
     /// An op over earlier weights, computed when the artifact is emitted.
     Expr(Op, Vec<WeightId>),
     /// Bytes in the artifact's weight section.
@@ -94,6 +100,8 @@ pub struct Node {
     pub inputs: Vec<Operand>,
     /// Results, defined here.
     pub outputs: Vec<ValueId>,
+    /// What it was called where it comes from, if somebody said.
+    pub origin: Origin,
 }
 
 /// What a node reads (or, for a state, writes).
@@ -113,10 +121,14 @@ impl Module {
         Module { name: name.into(), ..Module::default() }
     }
 
-    /// Adds a weight under `name`, or under a numbered name when that is taken.
+    /// Adds a weight under `name`, or under a numbered name when that is taken. An expression comes from what its inputs
+    /// come from.
     pub fn add_weight(&mut self, name: &str, ty: Type, def: WeightDef) -> WeightId {
-        let name = self.fresh_global(name);
-        self.weights.push(Weight { name, ty, def })
+        let mut weight = Weight::new(self.fresh_global(name), ty, def);
+        if let WeightDef::Expr(_, inputs) = &weight.def {
+            inputs.iter().for_each(|i| weight.origin.join(&self.weights[*i].origin));
+        }
+        self.weights.push(weight)
     }
 
     /// Adds a state under `name`, or under a numbered name when that is taken.
@@ -187,7 +199,7 @@ impl Graph {
         })?;
         let names = names.iter().copied().chain(std::iter::repeat("v"));
         let outputs: Vec<_> = types.into_iter().zip(names).map(|(ty, name)| self.value(name, ty)).collect();
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone() });
+        self.nodes.push(Node::new(op, inputs, outputs.clone()));
         Ok(outputs)
     }
 
@@ -216,6 +228,20 @@ impl Graph {
             uses[v.index()] += 1;
         }
         uses
+    }
+}
+
+impl Weight {
+    /// A weight of which nobody says where it comes from.
+    pub fn new(name: impl Into<String>, ty: Type, def: WeightDef) -> Self {
+        Weight { name: name.into(), ty, def, origin: Origin::default() }
+    }
+}
+
+impl Node {
+    /// A node of which nobody says where it comes from.
+    pub fn new(op: Op, inputs: Vec<Operand>, outputs: Vec<ValueId>) -> Self {
+        Node { op, inputs, outputs, origin: Origin::default() }
     }
 }
 

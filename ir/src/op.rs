@@ -1,18 +1,51 @@
 //! The op table: every operation of the IR, its attributes and its meaning.
 //!
 //! One row per op. The row generates the enum variant, the attribute printer and parser, and the `dlxc ops` listing;
-//! shape inference (`infer`) and the reference evaluator (`eval`) match the enum exhaustively.
+//! shape inference (`infer`) and the reference evaluator (`eval`) match the enum exhaustively. The table is ordered by
+//! [`Level`], which says who may be given an op.
 //!
 //! Activations are two-dimensional `[rows, features]`; heads are consecutive chunks of `head_dim` features.
 
 use crate::attr::{AttrValue, Mask, Post};
 use crate::types::DType;
+use std::fmt;
+
+/// What an op belongs to, and so which back ends may be given it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Level {
+    /// Arithmetic on tensors that any tensor language has: what a foreign graph can say, and be translated to node by node.
+    Tensor,
+    /// The blocks of transformers, whole and fused. Pure: a back end without them may be given an expansion.
+    Model,
+    /// Reads or writes a state, so its position in the schedule matters: only back ends that keep states between calls.
+    State,
+    /// Makes the bytes of a weight at emission: in weight expressions alone, so that no back end meets it in a graph.
+    Weight,
+}
+
+impl Level {
+    /// Every level, in the order of the op table.
+    pub const ALL: [Level; 4] = [Level::Tensor, Level::Model, Level::State, Level::Weight];
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Tensor => "tensor",
+            Level::Model => "model",
+            Level::State => "state",
+            Level::Weight => "weight",
+        })
+    }
+}
 
 /// One row of the op table.
 #[derive(Clone, Copy, Debug)]
 pub struct OpInfo {
     /// Name in the text format.
     pub name: &'static str,
+    /// Which back ends may be given it.
+    pub level: Level,
     /// Attribute names.
     pub attrs: &'static [&'static str],
     /// Operands, results and meaning.
@@ -28,39 +61,48 @@ fn attr_error(name: &str, e: &str) -> String {
 pub(crate) type AttrList = Vec<(String, String)>;
 
 macro_rules! ops {
-    ($($name:literal $variant:ident { $($attr:ident : $ty:ty $(= $default:literal)?),* } $doc:literal;)*) => {
+    ($($level:ident {
+        $($name:literal $variant:ident { $($attr:ident : $ty:ty $(= $default:literal)?),* } $doc:literal;)*
+    })*) => {
         /// An operation with its attributes.
         #[derive(Clone, PartialEq, Debug)]
         #[allow(missing_docs, reason = "the attributes are documented by the row's text")]
         pub enum Op {
-            $(#[doc = $doc] $variant { $($attr: $ty),* },)*
+            $($(#[doc = $doc] $variant { $($attr: $ty),* },)*)*
         }
 
         /// Every op, in the order of the enum.
-        pub const OPS: &[OpInfo] = &[$(OpInfo { name: $name, attrs: &[$(stringify!($attr)),*], doc: $doc }),*];
+        pub const OPS: &[OpInfo] = &[$($(
+            OpInfo { name: $name, level: Level::$level, attrs: &[$(stringify!($attr)),*], doc: $doc },
+        )*)*];
 
         impl Op {
             /// Name in the text format.
             pub fn name(&self) -> &'static str {
-                match self { $(Op::$variant { .. } => $name,)* }
+                match self { $($(Op::$variant { .. } => $name,)*)* }
+            }
+
+            /// Which back ends may be given it.
+            pub fn level(&self) -> Level {
+                match self { $($(Op::$variant { .. } => Level::$level,)*)* }
             }
 
             /// Attributes that are not at their default, as text.
             pub(crate) fn attrs(&self) -> Vec<(&'static str, String)> {
                 match self {
-                    $(Op::$variant { $($attr),* } => {
+                    $($(Op::$variant { $($attr),* } => {
                         let all: Vec<(&'static str, Option<String>)> = vec![$(
                             (stringify!($attr), $attr.print()$(.filter(|_| *$attr != $default))?)
                         ),*];
                         all.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
-                    })*
+                    })*)*
                 }
             }
 
             /// The op of that name with these attributes; unknown names and attributes are errors.
             pub(crate) fn parse(name: &str, attrs: &AttrList) -> Result<Op, String> {
                 match name {
-                    $($name => {
+                    $($($name => {
                         let known: &[&str] = &[$(stringify!($attr)),*];
                         for (i, (attr, _)) in attrs.iter().enumerate() {
                             if !known.contains(&attr.as_str()) {
@@ -78,7 +120,7 @@ macro_rules! ops {
                                     .map_err(|e| attr_error(stringify!($attr), &e))?,
                             }
                         }),* })
-                    })*
+                    })*)*
                     _ => Err(format!("there is no op `{name}`; `dlxc ops` lists them")),
                 }
             }
@@ -87,51 +129,55 @@ macro_rules! ops {
 }
 
 ops! {
-    // Portable ops.
-    "add" Add {} "`add %a, %b` – element-wise sum of equal types.";
-    "cast" Cast { to: DType } "`cast %x {to}` – converts to another float type, rounding to nearest even.";
-    "concat" Concat {} "`concat @a, @b, …` – joins along the first dimension.";
-    "matmul" Matmul {} "`matmul %a, %b` – `[M, K] · [K, N]`.";
-    "mul" Mul {} "`mul %a, %b` – element-wise product of equal types.";
-    "scale" Scale { by: f32 } "`scale %x {by}` – multiplies by a constant.";
-    "silu" Silu {} "`silu %x` – `x · sigmoid(x)`.";
-    "softmax" Softmax {} "`softmax %x` – along the last dimension.";
-    "transpose" Transpose {} "`transpose %x` – swaps the two dimensions.";
+    Tensor {
+        "add" Add {} "`add %a, %b` – element-wise sum of equal types.";
+        "cast" Cast { to: DType } "`cast %x {to}` – converts to another float type, rounding to nearest even.";
+        "concat" Concat {} "`concat @a, @b, …` – joins along the first dimension.";
+        "matmul" Matmul {} "`matmul %a, %b` – `[M, K] · [K, N]`.";
+        "mul" Mul {} "`mul %a, %b` – element-wise product of equal types.";
+        "scale" Scale { by: f32 } "`scale %x {by}` – multiplies by a constant.";
+        "silu" Silu {} "`silu %x` – `x · sigmoid(x)`.";
+        "softmax" Softmax {} "`softmax %x` – along the last dimension.";
+        "transpose" Transpose {} "`transpose %x` – swaps the two dimensions.";
+    }
 
-    // Model ops.
-    "attention" Attention { head_dim: u32, mask: Option<Mask> }
-        "`attention %q, %k, %v[, %mask] {head_dim, mask}` – scaled dot-product attention of a whole sequence. Heads are chunks of head_dim; query head j reads key head j div (heads / kv heads). The mask is an operand `bool[T, S]` or, after block-attention, static.";
-    "embed" Embed {} "`embed %ids, @table` – rows of the table as f32.";
-    "head_stats" HeadStats { norm: Option<f32>, ban: Option<u32> }
-        "`head_stats %x, @w[, @norm] {norm, ban}` – LM head without materialised logits: `i32[R]` most likely token (never `ban`; ties to the lowest id) and `f32[R, 3]` its probability, the margin to the second, and the entropy in nats.";
-    "linear" Linear { n: u32 = 1, bias: bool, norm: Option<f32>, post: Post }
-        "`linear %x, @w… [, @b…][, @norm][, %residual] {n, bias, norm, post}` – `y = x Wᵀ + b` for n (1 unless given) weights `[N, K]` that share the input. `norm=eps` applies RMSNorm to the input first; `post=add` adds the residual; `post=swiglu` takes (gate, up) and gives `silu(gate) · up`.";
-    "mask" Mask { rule: Mask } "`mask %x {rule}` – the `bool[T, T]` mask tensor of a rule, for T rows of x.";
-    "rms_norm" RmsNorm { eps: f32 }
-        "`rms_norm %x, @w {eps}` – `w · x / sqrt(mean(x²) + eps)` over each consecutive chunk of len(w) features; statistics in f32.";
-    "rope" Rope { head_dim: u32, norm: Option<f32> }
-        "`rope %x, %table[, @norm] {head_dim, norm}` – rotates each head by half-split RoPE; `norm=eps` applies per-head RMSNorm first.";
-    "rope_table" RopeTable { theta: f32, head_dim: u32 }
-        "`rope_table %pos {theta, head_dim}` – `f32[T, head_dim]`: cosines, then sines, of `pos · theta^(-2k/head_dim)`.";
+    Model {
+        "attention" Attention { head_dim: u32, mask: Option<Mask> }
+            "`attention %q, %k, %v[, %mask] {head_dim, mask}` – scaled dot-product attention of a whole sequence. Heads are chunks of head_dim; query head j reads key head j div (heads / kv heads). The mask is an operand `bool[T, S]` or, after block-attention, static.";
+        "embed" Embed {} "`embed %ids, @table` – rows of the table as f32.";
+        "head_stats" HeadStats { norm: Option<f32>, ban: Option<u32> }
+            "`head_stats %x, @w[, @norm] {norm, ban}` – LM head without materialised logits: `i32[R]` most likely token (never `ban`; ties to the lowest id) and `f32[R, 3]` its probability, the margin to the second, and the entropy in nats.";
+        "linear" Linear { n: u32 = 1, bias: bool, norm: Option<f32>, post: Post }
+            "`linear %x, @w… [, @b…][, @norm][, %residual] {n, bias, norm, post}` – `y = x Wᵀ + b` for n (1 unless given) weights `[N, K]` that share the input. `norm=eps` applies RMSNorm to the input first; `post=add` adds the residual; `post=swiglu` takes (gate, up) and gives `silu(gate) · up`.";
+        "mask" Mask { rule: Mask } "`mask %x {rule}` – the `bool[T, T]` mask tensor of a rule, for T rows of x.";
+        "rms_norm" RmsNorm { eps: f32 }
+            "`rms_norm %x, @w {eps}` – `w · x / sqrt(mean(x²) + eps)` over each consecutive chunk of len(w) features; statistics in f32.";
+        "rope" Rope { head_dim: u32, norm: Option<f32> }
+            "`rope %x, %table[, @norm] {head_dim, norm}` – rotates each head by half-split RoPE; `norm=eps` applies per-head RMSNorm first.";
+        "rope_table" RopeTable { theta: f32, head_dim: u32 }
+            "`rope_table %pos {theta, head_dim}` – `f32[T, head_dim]`: cosines, then sines, of `pos · theta^(-2k/head_dim)`.";
+    }
 
-    // States.
-    "cached_attention" CachedAttention { head_dim: u32, mask: Mask }
-        "`cached_attention %q, @k, @v, %at, %from, %visible {head_dim, mask}` – attention of new rows at cache rows `at…` over rows `from…visible` under the mask.";
-    "kv_write" KvWrite {}
-        "`kv_write %k, %v, @k, @v, %at, %end` – writes keys and values to cache rows `at…`, as far as they lie below end.";
-    "store_rows" StoreRows {} "`store_rows %x, @state` – keeps x in the first rows of a state.";
-    "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
+    State {
+        "cached_attention" CachedAttention { head_dim: u32, mask: Mask }
+            "`cached_attention %q, @k, @v, %spans {head_dim, mask}` – attention of each span's rows, which stand at cache rows `at…` of its slot, over rows `from…visible` of that slot under the mask, whose blocks count from the slot's first row. Rows of no span get zeros.";
+        "kv_write" KvWrite {}
+            "`kv_write %k, %v, @k, @v, %spans` – writes each span's rows of keys and values to cache rows `at…` of its slot. Rows of no span are not written.";
+        "store_rows" StoreRows {} "`store_rows %x, @state` – keeps x in the first rows of a state.";
+        "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
+    }
 
-    // Weight expressions.
-    "pack" Pack { layout: Box<str>, shard: Option<u32> }
-        "`pack @w {layout, shard}` – the bytes that a target's kernels read; `shard` is the number of rows that a device reads as one piece, which changes no byte.";
-    "quantize" Quantize { to: DType } "`quantize @w {to}` – group quantization with scales of least squared error.";
+    Weight {
+        "pack" Pack { layout: Box<str>, shard: Option<u32> }
+            "`pack @w {layout, shard}` – the bytes that a target's kernels read; `shard` is the number of rows that a device reads as one piece, which changes no byte.";
+        "quantize" Quantize { to: DType } "`quantize @w {to}` – group quantization with scales of least squared error.";
+    }
 }
 
 impl Op {
     /// Whether the op reads or writes a state, so that its position matters.
     pub fn touches_state(&self) -> bool {
-        matches!(self, Op::CachedAttention { .. } | Op::KvWrite {} | Op::StoreRows {} | Op::TakeRows {})
+        self.level() == Level::State
     }
 
     /// Whether the op exists for its effect on a state and has no result.
@@ -148,6 +194,28 @@ impl Op {
                 Some(1 + weights + if *bias { weights } else { 0 } + usize::from(norm.is_some()))
             }
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_ordered_by_level_and_name() {
+        let rows: Vec<_> = OPS.iter().map(|o| (o.level, o.name)).collect();
+        assert!(rows.is_sorted(), "{rows:?}");
+        assert!(Level::ALL.is_sorted() && Level::ALL.iter().all(|l| OPS.iter().any(|o| o.level == *l)));
+    }
+
+    #[test]
+    fn an_op_has_the_level_of_its_row() {
+        let ops = [Op::Silu {}, Op::Embed {}, Op::KvWrite {}, Op::Quantize { to: DType::CACHE_Q8 }];
+        for (op, level) in ops.iter().zip(Level::ALL) {
+            let row = OPS.iter().find(|o| o.name == op.name());
+            assert_eq!((op.level(), row.map(|o| o.level)), (level, Some(level)));
+            assert_eq!(op.touches_state(), level == Level::State);
         }
     }
 }

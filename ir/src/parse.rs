@@ -4,19 +4,24 @@
 //!
 //! ```text
 //! module  = "module" @name "{" (weight | state)* graph* "}"
-//! weight  = "weight" @name ":" type [ "=" op @name,* attrs | "=" "stored" "{offset=N, bytes=N" [ ", shard=N" ] "}" ]
+//! weight  = "weight" @name ":" type [ "=" (op @name,* attrs | list | stored) ] origin
+//! stored  = "stored" "{offset=N, bytes=N" [ ", shard=N" ] "}"
 //! state   = "state" @name ":" type
 //! graph   = "graph" @name "(" (%name ":" type [at N]),* ")" "->" "(" type,* ")" "{" node* "return" %name,* "}"
-//! node    = [ %name,* "=" ] op operand,* attrs [ ":" (type [at N]),* ]
+//! node    = [ %name,* "=" ] op operand,* attrs [ ":" (type [at N]),* ] origin
+//! origin  = [ "from" quoted-text,* ]
 //! type    = dtype "[" dim,* "]" [ "@" layout ]
-//! attrs   = [ "{" (name [ "=" text ]),* "}" ]
+//! attrs   = [ "{" (name [ "=" (text | list) ]),* "}" ]
+//! list    = "[" number,* "]"
 //! ```
 
 use crate::arena::{StateId, ValueId, WeightId};
 use crate::error::Error;
 use crate::lex::{Lexer, Token};
+use crate::literal::Literal;
 use crate::module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 use crate::op::{AttrList, Op};
+use crate::origin::{MAX_ORIGIN, Origin};
 use crate::types::{Dim, Type};
 use std::collections::{HashMap, HashSet};
 
@@ -85,13 +90,18 @@ impl Parser<'_> {
         let name_at = self.lex.last();
         self.lex.punct(':')?;
         let ty = self.ty()?;
-        let def = if self.lex.eat('=') { self.weight_def()? } else { WeightDef::Source };
-        let id = self.module.weights.push(Weight { name: name.clone(), ty, def });
+        let def = if self.lex.eat('=') { self.weight_def(&ty)? } else { WeightDef::Source };
+        let origin = self.origin()?;
+        let id = self.module.weights.push(Weight { name: name.clone(), ty, def, origin });
         self.declare(&name, name_at, Global::Weight(id))
     }
 
-    fn weight_def(&mut self) -> Result<WeightDef, Error> {
-        let op = self.lex.word("an op or `stored`")?;
+    fn weight_def(&mut self, ty: &Type) -> Result<WeightDef, Error> {
+        if self.lex.peek() == &Token::Punct('[') {
+            let words = self.lex.list("a number")?;
+            return Literal::parse(&words, ty.dtype).map(WeightDef::Literal).map_err(|e| self.lex.error(e));
+        }
+        let op = self.lex.word("an op, a list or `stored`")?;
         let op_at = self.lex.last();
         if op == "stored" {
             let attrs = self.attrs()?;
@@ -202,8 +212,24 @@ impl Parser<'_> {
             let (ty, slot) = self.ty_and_slot()?;
             outputs.push(self.define(scope, name, ty, slot)?);
         }
-        scope.graph.nodes.push(Node { op, inputs, outputs });
+        let origin = self.origin()?;
+        scope.graph.nodes.push(Node { op, inputs, outputs, origin });
         Ok(true)
+    }
+
+    fn origin(&mut self) -> Result<Origin, Error> {
+        if self.lex.peek() != &Token::Word("from") {
+            return Ok(Origin::default());
+        }
+        self.lex.keyword("from")?;
+        let mut names = vec![self.lex.text("a quoted name")?];
+        while self.lex.eat(',') {
+            if names.len() == MAX_ORIGIN {
+                return Err(self.lex.error(format!("an origin has at most {MAX_ORIGIN} names")));
+            }
+            names.push(self.lex.text("a quoted name")?);
+        }
+        Ok(Origin::new(names))
     }
 
     /// Adds a value whose name stands at an offset of the text.

@@ -1,6 +1,7 @@
 //! The canonical text of a module. `print(parse(print(m))) == print(m)`.
 
 use crate::module::{Graph, Module, Node, Operand, Weight, WeightDef};
+use crate::name::name;
 use crate::op::Op;
 use std::fmt::{self, Write};
 
@@ -27,6 +28,9 @@ impl Module {
         let mut s = format!("weight {}: {}", name('@', &w.name), w.ty);
         match &w.def {
             WeightDef::Source => {}
+            WeightDef::Literal(literal) => {
+                let _ = write!(s, " = {literal}");
+            }
             WeightDef::Expr(op, inputs) => {
                 let inputs: Vec<_> = inputs.iter().map(|&i| name('@', &self.weights[i].name)).collect();
                 let _ = write!(s, " = {} {}{}", op.name(), inputs.join(", "), attrs(op));
@@ -36,6 +40,7 @@ impl Module {
                 let _ = write!(s, " = stored {{offset={offset}, bytes={bytes}{shard}}}");
             }
         }
+        let _ = write!(s, "{}", w.origin);
         s
     }
 
@@ -57,6 +62,7 @@ impl Module {
             let v = &graph.values[out];
             let _ = write!(s, "{}{}{}", if i == 0 { ": " } else { ", " }, v.ty, slot(v.slot));
         }
+        let _ = write!(s, "{}", node.origin);
         s
     }
 
@@ -98,26 +104,4 @@ fn attrs(op: &Op) -> String {
         .map(|(name, text)| if text.is_empty() { name.to_owned() } else { format!("{name}={text}") })
         .collect();
     if list.is_empty() { String::new() } else { format!(" {{{}}}", list.join(", ")) }
-}
-
-/// Whether a character may stand in a name without quotes.
-pub(crate) fn plain_name_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/')
-}
-
-/// A name with its sigil, quoted when it has other characters.
-pub(crate) fn name(sigil: char, text: &str) -> String {
-    if !text.is_empty() && text.chars().all(plain_name_char) {
-        return format!("{sigil}{text}");
-    }
-    let mut s = format!("{sigil}\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => s.extend(['\\', c]),
-            '\n' => s.push_str("\\n"),
-            _ => s.push(c),
-        }
-    }
-    s.push('"');
-    s
 }

@@ -1,9 +1,10 @@
 //! Tensor types: element type, dimensions, layout, and their text spelling.
 //!
 //! Invariant: a [`Type`] prints to exactly the text that parses back to it. Nothing here knows about bytes in a file;
-//! the packed size of a laid-out weight belongs to the runtime that reads it.
+//! the packed size of a laid-out weight is the layout's (`layout.rs`).
 
-use crate::print::name as quoted;
+use crate::name::name;
+use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
@@ -108,6 +109,15 @@ impl DType {
     /// Whether a KV cache may have these elements.
     pub fn is_cache(self) -> bool {
         self.is_float() || self == DType::CACHE_Q8
+    }
+
+    /// The nearest number that an element of this type holds; itself for types without a rounding of their own.
+    pub(crate) fn round(self, v: f32) -> f32 {
+        match self {
+            DType::F16 => f16::from_f32(v).to_f32(),
+            DType::BF16 => bf16::from_f32(v).to_f32(),
+            DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => v,
+        }
     }
 
     /// Whether this is a floating-point type (quantized formats are not).
@@ -235,7 +245,7 @@ impl fmt::Display for Type {
         }
         write!(f, "]")?;
         match &self.layout {
-            Some(l) => write!(f, " {}", quoted('@', l)),
+            Some(l) => write!(f, " {}", name('@', l)),
             None => Ok(()),
         }
     }

@@ -4,6 +4,8 @@
 //! * every dimension is positive; sizes do not overflow;
 //! * a weight expression reads only earlier weights, its op has one result, touches no state, and its written type is
 //!   the inferred one; a stored weight has a layout or a plain type of exactly its bytes;
+//! * a literal weight has a plain float or i32 type, at most [`MAX_LITERAL`](crate::MAX_LITERAL) elements, and numbers
+//!   that the type holds;
 //! * shards of a packed weight are a multiple of 16 rows;
 //! * states have static shapes and float elements, caches also q8;
 //! * values are row-major and not quantized;
@@ -23,15 +25,33 @@ use crate::op::Op;
 use crate::plan::SLOT_ALIGN;
 use crate::types::{Dim, Type};
 use std::collections::BTreeSet;
+use std::ops::Deref;
 
-/// Proof that a module passed the verifier. Emission demands it.
-#[derive(Clone, Copy, Debug)]
-pub struct Verified<'m>(&'m Module);
+/// A module that passed the verifier and has not changed since. Passes start and end with one; emission, plans and
+/// executors demand one.
+#[derive(Clone, Debug)]
+pub struct VerifiedModule(Module);
 
-impl<'m> Verified<'m> {
-    /// The module.
-    pub fn module(self) -> &'m Module {
+impl VerifiedModule {
+    /// Verifies a module and keeps it.
+    ///
+    /// # Errors
+    /// As [`verify`].
+    pub fn new(module: Module) -> Result<Self, Vec<Error>> {
+        verify(&module).map(|()| VerifiedModule(module))
+    }
+
+    /// The module, to be changed and verified again.
+    pub fn into_inner(self) -> Module {
         self.0
+    }
+}
+
+impl Deref for VerifiedModule {
+    type Target = Module;
+
+    fn deref(&self) -> &Module {
+        &self.0
     }
 }
 
@@ -39,13 +59,13 @@ impl<'m> Verified<'m> {
 ///
 /// # Errors
 /// One error per violation; each names the graph and the node's text.
-pub fn verify(module: &Module) -> Result<Verified<'_>, Vec<Error>> {
+pub fn verify(module: &Module) -> Result<(), Vec<Error>> {
     let mut v = Verifier { module, errors: Vec::new() };
     v.globals();
     for graph in &module.graphs {
         v.graph(graph);
     }
-    if v.errors.is_empty() { Ok(Verified(module)) } else { Err(v.errors) }
+    if v.errors.is_empty() { Ok(()) } else { Err(v.errors) }
 }
 
 struct Verifier<'m> {
@@ -92,6 +112,11 @@ impl<'m> Verifier<'m> {
                 WeightDef::Source => {
                     if w.ty.layout.is_some() {
                         self.report(&text, "a source weight cannot have a layout");
+                    }
+                }
+                WeightDef::Literal(literal) => {
+                    if let Err(e) = literal.check(&w.ty) {
+                        self.report(&text, e);
                     }
                 }
                 WeightDef::Stored { bytes, shard, .. } => {

@@ -16,12 +16,13 @@ fn main() {
     for layers in [60, 240, 285] {
         let text = decoder(layers);
         let module = dlx_ir::parse(&text).expect("the text is a module");
+        let module = dlx_ir::VerifiedModule::new(module).expect("the module is valid");
         let nodes = module.graphs[0].nodes.len();
         let steps = parse_pipeline(PIPELINE).expect("the pipeline is one");
         let mut best: Option<Vec<(&str, Duration, Duration)>> = None;
         for _ in 0..5 {
-            let mut module = module.clone();
-            let reports = run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).expect("the pipeline runs");
+            let outcome = run_pipeline(module.clone(), &steps, &mut |_, _, _| Ok(()));
+            let (_, reports) = outcome.expect("the pipeline runs");
             let times: Vec<_> = reports.into_iter().map(|r| (r.name, r.time, r.verify_time)).collect();
             let sum = |t: &[(&str, Duration, Duration)]| t.iter().map(|(_, a, b)| *a + *b).sum::<Duration>();
             if best.as_ref().is_none_or(|b| sum(&times) < sum(b)) {

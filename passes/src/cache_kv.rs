@@ -5,13 +5,15 @@
 //! ```
 //! becomes
 //! ```text
-//! kv_write %k, %v, @kv.0.k, @kv.0.v, %at, %end
-//! %a = cached_attention %q, @kv.0.k, @kv.0.v, %at, %from, %visible {head_dim=64, mask=causal}: f32[T, 192]
+//! kv_write %k, %v, @kv.0.k, @kv.0.v, %spans
+//! %a = cached_attention %q, @kv.0.k, @kv.0.v, %spans {head_dim=64, mask=causal}: f32[T, 192]
 //! ```
-//! Parameters: `max_seq` (cache rows), `kv` (f32, f16, or q8: int8 with one scale per row and head).
+//! A state is one slot: what one sequence needs. How many slots there are is the executor's business.
+//!
+//! Parameters: `max_seq` (cache rows of a slot), `kv` (f32, f16, or q8: int8 with one scale per row and head).
 
 use crate::{Params, PassInfo};
-use dlx_ir::{DType, Error, Module, Op, Operand, Rewrite, Type, rewrite};
+use dlx_ir::{DType, EntryKind, Error, Module, Op, Operand, Rewrite, Type, rewrite, spans_type};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "cache-kv",
@@ -27,14 +29,12 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         || Error::new("module", "there is no graph @forward").help("cache-kv runs once, on an imported model");
     let index = module.graphs.iter().position(|g| g.name == "forward").ok_or_else(missing)?;
     let graph = &mut module.graphs[index];
-    graph.name = "step".into();
-    let [at, end, from, visible] = ["at", "end", "from", "visible"].map(|n| graph.param(n, Type::scalar(DType::I32)));
-    // The new parameters keep their numbers: a rewrite copies parameters first and in order.
-    let params = graph.params.clone();
-    let position = |v| params.iter().position(|p| *p == v).expect("just added");
-    let [at, end, from, visible] = [at, end, from, visible].map(position);
+    graph.name = EntryKind::Step.name().into();
+    // The new parameter keeps its number: a rewrite copies parameters first and in order.
+    let spans = graph.params.len();
+    graph.param("spans", spans_type());
     let mut layer = 0;
-    rewrite(module, index, &mut |rw, node| {
+    let done = rewrite(module, index, &mut |rw, node| {
         let Op::Attention { head_dim, mask } = &node.op else { return Ok(Rewrite::Keep) };
         let ([q, k, v], Some(mask)) = (&node.inputs[..], mask) else {
             let help = "run block-attention first; a mask that is not made by a rule cannot be cached";
@@ -46,10 +46,11 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let mut state = |kind: &str| Operand::State(rw.module.add_state(&format!("kv.{layer}.{kind}"), ty.clone()));
         let (k_state, v_state) = (state("k"), state("v"));
         layer += 1;
-        let [at, end, from, visible] = [at, end, from, visible].map(|i| Operand::Value(rw.graph.params[i]));
-        rw.emit(Op::KvWrite {}, vec![*k, *v, k_state, v_state, at, end], &[])?;
+        let spans = Operand::Value(rw.graph.params[spans]);
+        rw.emit(Op::KvWrite {}, vec![*k, *v, k_state, v_state, spans], &[])?;
         let op = Op::CachedAttention { head_dim: *head_dim, mask: *mask };
         let name = rw.old_name(node, 0);
-        Ok(Rewrite::Replace(rw.emit(op, vec![*q, k_state, v_state, at, from, visible], &[&name])?))
-    })
+        Ok(Rewrite::Replace(rw.emit(op, vec![*q, k_state, v_state, spans], &[&name])?))
+    })?;
+    Ok(done.changes)
 }

@@ -20,7 +20,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
         for g in 0..module.graphs.len() {
             // Nodes of the new graph by what they read.
             let mut seen: BTreeMap<Vec<Operand>, Vec<usize>> = BTreeMap::new();
-            changes += rewrite(module, g, &mut |rw, node| {
+            let done = rewrite(module, g, &mut |rw, node| {
                 if node.op.touches_state() || node.outputs.is_empty() {
                     return Ok(Rewrite::Keep);
                 }
@@ -31,6 +31,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
                 alike.push(rw.graph.nodes.len());
                 Ok(Rewrite::Keep)
             })?;
+            changes += done.changes;
         }
         Ok(changes)
     },

@@ -37,7 +37,8 @@ fn drop_dead(module: &mut Module, g: usize, effect: bool) -> Result<usize, Error
     if !dead.contains(&true) {
         return Ok(0);
     }
-    rewrite(module, g, &mut |rw, _| Ok(if dead[rw.index] { Rewrite::Drop } else { Rewrite::Keep }))
+    let done = rewrite(module, g, &mut |rw, _| Ok(if dead[rw.index] { Rewrite::Drop } else { Rewrite::Keep }))?;
+    Ok(done.changes)
 }
 
 fn live_nodes(module: &Module, g: usize) -> Vec<bool> {

@@ -6,22 +6,26 @@
 //! %k = linear %x, @wk: f32[4, 64]
 //! ```
 //! becomes `%q, %k = linear %x, @wq, @wk {n=2}: f32[4, 192], f32[4, 64]`.
+//!
+//! Parameter: `max` – most weights that the kernels of a target share one input among; unlimited if not given.
 
-use crate::PassInfo;
+use crate::{Params, PassInfo};
 use dlx_ir::{Error, Module, Node, Op, Operand, Post, Rewrite, ValueId, rewrite};
 use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-linears",
-    doc: "linears with the same input (Q/K/V, gate/up) → one linear of several weights",
-    params: &[],
-    run: |module, _| (0..module.graphs.len()).map(|g| fuse(module, g)).sum(),
+    doc: "linears with the same input (Q/K/V, gate/up) → one linear of several weights {max}",
+    params: &["max"],
+    run,
 };
 
-/// Kernels share one input among at most this many weights.
-const MAX_WEIGHTS: usize = 3;
+fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+    let max = params.optional("max")?.unwrap_or(usize::MAX);
+    (0..module.graphs.len()).map(|g| fuse(module, g, max)).sum()
+}
 
-fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
+fn fuse(module: &mut Module, index: usize, max: usize) -> Result<usize, Error> {
     let nodes = module.graphs[index].nodes.clone();
     let mut siblings: BTreeMap<(Operand, bool), Vec<usize>> = BTreeMap::new();
     for (i, node) in nodes.iter().enumerate() {
@@ -30,13 +34,13 @@ fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
         }
     }
     let mut fused: BTreeMap<usize, ValueId> = BTreeMap::new();
-    rewrite(module, index, &mut |rw, node| {
+    let done = rewrite(module, index, &mut |rw, node| {
         let Some(bias) = plain(node) else { return Ok(Rewrite::Keep) };
         if let Some(&out) = fused.get(&rw.index) {
             return Ok(Rewrite::Replace(vec![out]));
         }
         let same_input = &siblings[&(nodes[rw.index].inputs[0], bias)];
-        let group: Vec<usize> = same_input.iter().copied().filter(|&i| i >= rw.index).take(MAX_WEIGHTS).collect();
+        let group: Vec<usize> = same_input.iter().copied().filter(|&i| i >= rw.index).take(max).collect();
         if group.len() < 2 {
             return Ok(Rewrite::Keep);
         }
@@ -52,7 +56,8 @@ fn fuse(module: &mut Module, index: usize) -> Result<usize, Error> {
         let outs = rw.emit(op, inputs, &names)?;
         fused.extend(group[1..].iter().zip(&outs[1..]).map(|(&i, &o)| (i, o)));
         Ok(Rewrite::Replace(vec![outs[0]]))
-    })
+    })?;
+    Ok(done.changes)
 }
 
 /// For a linear of one weight without prologue and epilogue: whether it has a bias.

@@ -36,12 +36,14 @@ fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
             let ty = graph.values[*out].ty.clone();
             let name = format!("{}.{}", module.weights[weights[0]].name, node.op.name());
             let id = module.add_weight(&name, ty, WeightDef::Expr(node.op, weights));
+            module.weights[id].origin.join(&node.origin);
             hoisted.insert(out.index(), id);
         }
-        changes += rewrite(module, g, &mut |_, node| {
+        let done = rewrite(module, g, &mut |_, node| {
             let gone = node.outputs.first().is_some_and(|o| hoisted.contains_key(&o.index()));
             Ok(if gone { Rewrite::Drop } else { Rewrite::Keep })
         })?;
+        changes += done.changes;
     }
     Ok(changes)
 }

@@ -52,7 +52,7 @@ fn rewrite_all(
     module: &mut Module,
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<usize, Error> {
-    (0..module.graphs.len()).map(|g| rewrite(module, g, decide)).sum()
+    (0..module.graphs.len()).map(|g| Ok(rewrite(module, g, decide)?.changes)).sum()
 }
 
 /// Points every node that reads weight `i` to `map[i]`; weights beyond the map keep their readers.

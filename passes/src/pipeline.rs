@@ -3,7 +3,7 @@
 //! A pipeline is `pass,pass{key=value, key=value},…`. Every pass is followed by the verifier; there is no way to skip it.
 
 use crate::PASSES;
-use dlx_ir::{Error, Module, verify};
+use dlx_ir::{Error, Module, VerifiedModule};
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -131,42 +131,42 @@ pub struct Failure {
     pub repro: String,
 }
 
-/// Runs a pipeline. `observe` is called after each pass with its number from 1, its report and the module.
+/// Runs a pipeline and gives the module it ends with. `observe` is called after each pass with its number from 1, its
+/// report and the module.
 ///
 /// # Errors
 /// A pass that fails or leaves an invalid module; the failure carries a file that reproduces it.
 pub fn run_pipeline(
-    module: &mut Module,
+    mut module: VerifiedModule,
     steps: &[Step],
     observe: &mut dyn FnMut(usize, &Report, &Module) -> Result<(), Error>,
-) -> Result<Vec<Report>, Box<Failure>> {
+) -> Result<(VerifiedModule, Vec<Report>), Box<Failure>> {
     let mut reports = Vec::with_capacity(steps.len());
     for (i, step) in steps.iter().enumerate() {
-        let before = module.clone();
-        let failed = |error: Error| {
-            let error = Error { place: format!("pass {step}: {}", error.place), ..error };
-            Box::new(Failure { error, repro: format!("; test: opt {step}\n{before}") })
-        };
-        let start = Instant::now();
-        let changes = (step.pass.run)(module, &step.params).map_err(failed)?;
-        let time = start.elapsed();
-        let start = Instant::now();
-        verify(module).map_err(|errors| failed(first_of(errors)))?;
-        let report =
-            Report { name: step.pass.name, pass: step.to_string(), changes, time, verify_time: start.elapsed() };
-        observe(i + 1, &report, module).map_err(failed)?;
+        let (after, report) = run_step(&module, step).map_err(|error| failure(step, &module, error))?;
+        observe(i + 1, &report, &after).map_err(|error| failure(step, &module, error))?;
+        module = after;
         reports.push(report);
     }
-    Ok(reports)
+    Ok((module, reports))
 }
 
-/// The verifier's errors as one.
-pub(crate) fn first_of(errors: Vec<Error>) -> Error {
-    let count = errors.len();
-    let mut first = errors.into_iter().next().unwrap_or_else(|| Error::new("module", "is invalid"));
-    first.message = format!("invalid IR: {}", first.message);
-    if count > 1 {
-        first.message.push_str(&format!(" (and {} more)", count - 1));
-    }
-    first
+/// Runs one pass on a copy of the module.
+fn run_step(before: &Module, step: &Step) -> Result<(VerifiedModule, Report), Error> {
+    let mut module = before.clone();
+    let start = Instant::now();
+    let changes = (step.pass.run)(&mut module, &step.params)?;
+    let time = start.elapsed();
+    let start = Instant::now();
+    let after = VerifiedModule::new(module).map_err(|errors| {
+        let error = Error::first_of(errors);
+        Error { message: format!("invalid IR: {}", error.message), ..error }
+    })?;
+    let verify_time = start.elapsed();
+    Ok((after, Report { name: step.pass.name, pass: step.to_string(), changes, time, verify_time }))
+}
+
+fn failure(step: &Step, before: &Module, error: Error) -> Box<Failure> {
+    let error = Error { place: format!("pass {step}: {}", error.place), ..error };
+    Box::new(Failure { error, repro: format!("; test: opt {step}\n{before}") })
 }

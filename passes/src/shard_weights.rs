@@ -9,7 +9,7 @@
 //! allows, a multiple of 64 rows. Parameter: `limit` – bytes of the largest shard.
 
 use crate::{Params, PassInfo};
-use dlx_ir::{DType, Error, Module, Op, SHARD_ROWS, Type, WeightDef, WeightId};
+use dlx_ir::{Error, Module, Op, SHARD_ROWS, Type, WeightDef, WeightId, layout};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "shard-weights",
@@ -26,18 +26,19 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let mut marks: Vec<(WeightId, u32)> = Vec::new();
     for (id, w) in module.weights.iter() {
         let WeightDef::Expr(Op::Pack { .. }, _) = w.def else { continue };
-        let Some((rows, row_bytes)) = size(&w.ty) else { continue };
-        if rows.saturating_mul(row_bytes) <= limit {
+        let place = || module.weight_text(w);
+        let sizes = sizes(&w.ty).ok_or_else(|| Error::new(place(), "has a layout whose size is not known here"))?;
+        if sizes.bytes <= limit {
             continue;
         }
-        let most = limit / row_bytes;
+        let most = limit / sizes.tile * u64::from(SHARD_ROWS);
         let step = if most >= ALIGNED_ROWS { ALIGNED_ROWS } else { u64::from(SHARD_ROWS) };
         let most = most / step * step;
-        let shards = rows.checked_div(most).map(|_| rows.div_ceil(most));
-        let shard = shards.map(|n| rows.div_ceil(n).next_multiple_of(step)).and_then(|s| u32::try_from(s).ok());
+        let shards = sizes.rows.checked_div(most).map(|_| sizes.rows.div_ceil(most));
+        let shard = shards.map(|n| sizes.rows.div_ceil(n).next_multiple_of(step)).and_then(|s| u32::try_from(s).ok());
         let Some(shard) = shard else {
-            let what = format!("{SHARD_ROWS} rows have {} bytes, more than {limit}", row_bytes * u64::from(SHARD_ROWS));
-            return Err(Error::new(module.weight_text(w), what).help("use a larger limit"));
+            let what = format!("{SHARD_ROWS} rows have {} bytes, more than {limit}", sizes.tile);
+            return Err(Error::new(place(), what).help("use a larger limit"));
         };
         marks.push((id, shard));
     }
@@ -49,20 +50,16 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     Ok(marks.len())
 }
 
-/// Rows of a matrix, and the most bytes that one has when packed: codes in whole blocks of 128, f16 scales and minima, and
-/// a share of the padding of its tile.
-fn size(ty: &Type) -> Option<(u64, u64)> {
-    const BLOCK: u64 = 128;
-    const PADDING: u64 = 4;
+/// Sizes of a packed matrix: its rows, the bytes of the rows of the smallest shard, and of all.
+struct Sizes {
+    rows: u64,
+    tile: u64,
+    bytes: u64,
+}
+
+fn sizes(ty: &Type) -> Option<Sizes> {
     let &[rows, k] = ty.shape()?.as_slice() else { return None };
-    let (rows, k) = (rows as u64, k as u64);
-    let bytes = match ty.dtype {
-        DType::Quant(format) => {
-            let groups = BLOCK / format.group.map_or(BLOCK, u64::from);
-            let tables = if format.min { 4 } else { 2 } * groups;
-            k.div_ceil(BLOCK).checked_mul(BLOCK * u64::from(format.bits) / 8 + tables)?
-        }
-        dtype => k.checked_mul(dtype.size()? as u64)?,
-    };
-    Some((rows, bytes.checked_add(PADDING)?))
+    let packed = ty.layout.as_deref() == Some(layout::N16);
+    let (tile, bytes) = (layout::tile_bytes(ty.dtype, k)?, layout::packed_bytes(ty.dtype, rows, k)?);
+    packed.then_some(Sizes { rows: rows as u64, tile: tile as u64, bytes: bytes as u64 })
 }

@@ -43,7 +43,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
     let ty = Type::new(DType::F32, [rows.into(), features]);
     let state = Operand::State(module.add_state("hidden", ty));
     let step = &mut module.graphs[index];
-    step.nodes.push(Node { op: Op::StoreRows {}, inputs: vec![hidden, state], outputs: vec![] });
+    step.nodes.push(Node::new(Op::StoreRows {}, vec![hidden, state], vec![]));
     step.results.clear();
     for (name, stats) in [("head", true), ("logits", false)] {
         let mut graph = Graph::new(name);
@@ -53,6 +53,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         for (node, name) in tail.iter().zip(&names).filter(|(n, _)| !matches!(n.op, Op::Linear { .. })) {
             let inputs = std::iter::once(Operand::Value(x)).chain(node.inputs[1..].iter().copied()).collect();
             x = graph.emit(module, node.op.clone(), inputs, &[name])?[0];
+            graph.nodes.last_mut().expect("just emitted").origin.join(&node.origin);
         }
         let (op, outputs): (_, &[&str]) = if stats {
             (Op::HeadStats { norm: None, ban }, &["best", "stats"])
@@ -60,6 +61,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
             (Op::Linear { n: 1, bias: false, norm: None, post: Post::None }, &["logits"])
         };
         graph.results = graph.emit(module, op, vec![Operand::Value(x), head_weight], outputs)?;
+        graph.nodes.last_mut().expect("just emitted").origin.join(&head.origin);
         module.graphs.push(graph);
     }
     Ok(tail.len() + 3)

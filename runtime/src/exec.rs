@@ -1,16 +1,21 @@
 //! The boundary between decoding and execution: what a decoding loop may ask of a loaded model.
 //!
 //! Everything a diffusion decoder does is a schedule of [`Executor::step`] and [`Executor::head`] calls; see
-//! `ARCHITECTURE.md` ("Entries"). Executors hold the KV caches and the hidden states of the last step.
+//! `ARCHITECTURE.md` ("Entries"). Executors hold the KV caches, in slots of one sequence each, and the hidden states of the
+//! last step.
 
-/// One forward pass over new rows.
+use dlx_ir::MAX_SPANS;
+
+/// New rows of one sequence in a forward pass. A step takes several spans, each of a sequence in a slot of its own.
 ///
-/// Rows are written to the KV caches at `at..at + ids.len()`, then each attends cache rows `from..visible` under the
-/// artifact's static mask. Nothing is copied or appended: a later step may overwrite the same rows (denoising), and what
-/// lies at or above the next call's `visible` is never read.
+/// Rows are written to the slot's cache rows `at..at + ids.len()`, then each attends its rows `from..visible` under the
+/// artifact's static mask, whose blocks count from the slot's first row. Nothing is copied or appended: a later step may
+/// overwrite the same rows (denoising), and what lies at or above the next span's `visible` is never read.
 #[derive(Clone, Copy, Debug)]
-pub struct StepCall<'a> {
-    /// Token ids of the new rows, at least one and at most the largest step bucket.
+pub struct Span<'a> {
+    /// Slot of the caches that the sequence has, below [`Executor::slots`].
+    pub slot: usize,
+    /// Token ids of the new rows, at least one.
     pub ids: &'a [i32],
     /// Rotary position of each row; the same length as `ids`.
     pub pos: &'a [i32],
@@ -20,6 +25,13 @@ pub struct StepCall<'a> {
     pub from: usize,
     /// Number of cache rows that exist; `at + ids.len() <= visible <= max_seq`.
     pub visible: usize,
+}
+
+impl<'a> Span<'a> {
+    /// New rows behind `at` others of the sequence in slot 0, none of them padding.
+    pub fn new(ids: &'a [i32], pos: &'a [i32], at: usize) -> Self {
+        Span { slot: 0, ids, pos, at, from: 0, visible: at.saturating_add(ids.len()) }
+    }
 }
 
 /// What the fused LM head reports for one row, computed without materialising its logits.
@@ -59,35 +71,85 @@ pub enum ExecError {
     OutOfMemory(String),
 }
 
-/// The step bucket that a call runs in: the smallest that holds its rows.
-///
-/// # Errors
-/// [`ExecError::Shape`] when the call does not fit the buckets (ascending), the caches or the vocabulary.
-pub(crate) fn bucket_of(
-    call: &StepCall<'_>,
-    buckets: &[usize],
-    max_seq: usize,
-    vocab: usize,
-) -> Result<usize, ExecError> {
-    let shape = |what: String| Err(ExecError::Shape(what));
-    let rows = call.ids.len();
-    let bucket = buckets.iter().copied().find(|b| *b >= rows);
-    let Some(bucket) = bucket.filter(|_| rows > 0) else {
-        let largest = buckets.last().copied().unwrap_or(0);
-        return shape(format!("a step takes 1 to {largest} rows, not {rows}; compile with a larger --buckets"));
-    };
-    if call.pos.len() != rows {
-        return shape(format!("{rows} ids, but {} positions", call.pos.len()));
+/// What an executor's compiled steps and caches can hold.
+pub(crate) struct Limits<'a> {
+    /// Step sizes, ascending.
+    pub buckets: &'a [usize],
+    /// Cache rows of a slot.
+    pub max_seq: usize,
+    /// Sequences that the caches hold.
+    pub slots: usize,
+    /// Tokens.
+    pub vocab: usize,
+}
+
+impl Limits<'_> {
+    /// The step bucket that spans run in: the smallest that holds their rows.
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] when they do not fit the buckets, the caches or the vocabulary, or share a slot.
+    pub(crate) fn bucket_of(&self, spans: &[Span<'_>]) -> Result<usize, ExecError> {
+        let shape = |what: String| Err(ExecError::Shape(what));
+        let rows = spans.iter().map(|s| s.ids.len()).sum();
+        let bucket = self.buckets.iter().copied().find(|b| *b >= rows);
+        let Some(bucket) = bucket.filter(|_| rows > 0) else {
+            let largest = self.buckets.last().copied().unwrap_or(0);
+            return shape(format!("a step takes 1 to {largest} rows, not {rows}; compile with a larger --buckets"));
+        };
+        if spans.len() > MAX_SPANS {
+            return shape(format!("a step takes {MAX_SPANS} spans at most, not {}", spans.len()));
+        }
+        for (i, span) in spans.iter().enumerate() {
+            if span.slot >= self.slots || spans[..i].iter().any(|other| other.slot == span.slot) {
+                let slots = self.slots;
+                return shape(format!(
+                    "slot {} is taken in this step, or beyond the {slots} slots of the caches",
+                    span.slot
+                ));
+            }
+            self.check(span)?;
+        }
+        Ok(bucket)
     }
-    let end = call.at.checked_add(rows);
-    if end.is_none_or(|e| e > call.visible) || call.visible > max_seq || call.from > call.visible {
-        let (at, visible) = (call.at, call.visible);
-        return shape(format!("rows {at}+{rows} with {visible} visible do not fit caches of {max_seq} rows"));
+
+    fn check(&self, span: &Span<'_>) -> Result<(), ExecError> {
+        let shape = |what: String| Err(ExecError::Shape(what));
+        let &Span { ids, pos, at, from, visible, .. } = span;
+        if ids.is_empty() || pos.len() != ids.len() {
+            return shape(format!("{} ids, but {} positions", ids.len(), pos.len()));
+        }
+        let end = at.checked_add(ids.len());
+        if end.is_none_or(|end| end > visible) || visible > self.max_seq || from > visible {
+            let (rows, max_seq) = (ids.len(), self.max_seq);
+            return shape(format!("rows {at}+{rows} with {visible} visible do not fit caches of {max_seq} rows"));
+        }
+        match ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= self.vocab)) {
+            Some(id) => shape(format!("token {id} is outside the vocabulary of {}", self.vocab)),
+            None => Ok(()),
+        }
     }
-    if let Some(id) = call.ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= vocab)) {
-        return shape(format!("token {id} is outside the vocabulary of {vocab}"));
+
+    /// Refuses a copy of the first `rows` rows of a slot that would not be what the other sequence computes itself; `unit` is
+    /// the mask's [`Mask::prefix_unit`](dlx_ir::Mask::prefix_unit).
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`].
+    pub(crate) fn check_copy(&self, unit: Option<usize>, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        let shape = |what: String| Err(ExecError::Shape(what));
+        if from >= self.slots || to >= self.slots || rows > self.max_seq {
+            let Limits { slots, max_seq, .. } = self;
+            return shape(format!(
+                "{rows} rows of slot {from} to slot {to} do not fit {slots} slots of {max_seq} rows"
+            ));
+        }
+        match unit {
+            None => shape("with full attention every row depends on all others: none can be copied".into()),
+            Some(unit) if !rows.is_multiple_of(unit) => {
+                shape(format!("{rows} rows are no whole blocks of {unit}: the last ones have seen what follows them"))
+            }
+            Some(_) => Ok(()),
+        }
     }
-    Ok(bucket)
 }
 
 /// Refuses rows that were not in the last step, which had `live`.
@@ -103,7 +165,7 @@ pub(crate) fn rows_of(rows: &[usize], live: usize) -> Result<(), ExecError> {
 
 /// A loaded model that can run its compiled entries. Implemented by the CPU and wgpu executors.
 pub trait Executor {
-    /// Largest number of cache rows.
+    /// Cache rows of a slot: the longest sequence.
     fn max_seq(&self) -> usize;
 
     /// Vocabulary size: the width of a row of logits.
@@ -112,13 +174,31 @@ pub trait Executor {
     /// Compiled step sizes in rows, ascending. A call with fewer rows runs in the next larger bucket.
     fn step_buckets(&self) -> &[usize];
 
-    /// Runs one forward pass; the last hidden state of each row stays on the device for [`Executor::head`].
+    /// Sequences that the caches hold at a time: 1 at first.
+    fn slots(&self) -> usize;
+
+    /// Makes room for at least `slots` sequences. What the caches held is gone if there was less room before.
     ///
     /// # Errors
-    /// [`ExecError::Shape`] when the call does not fit.
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError>;
+    /// [`ExecError::OutOfMemory`], or [`ExecError::Shape`] when the device cannot hold so many.
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError>;
 
-    /// Head statistics of chosen rows of the last step (`0..ids.len()`), one per entry of `out`.
+    /// Makes the first `rows` cache rows of slot `to` those of slot `from`, so that a sequence that begins like another need
+    /// not compute them. What slot `to` held behind them is gone.
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] for rows or slots that do not exist, and where rows depend on what follows them: with full
+    /// attention, and inside a block.
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError>;
+
+    /// Runs one forward pass over the rows of all spans; the last hidden state of each row stays on the device for
+    /// [`Executor::head`]. Rows are numbered from 0, span after span. What a span computes does not depend on the others.
+    ///
+    /// # Errors
+    /// [`ExecError::Shape`] when the spans do not fit.
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError>;
+
+    /// Head statistics of chosen rows of the last step, one per entry of `out`.
     ///
     /// # Errors
     /// [`ExecError::Shape`] when a row was not in the last step.
@@ -131,9 +211,9 @@ pub trait Executor {
     /// [`ExecError::Shape`] when a row was not in the last step or `out` has the wrong length.
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError>;
 
-    /// Runs the last step again and names the first value in it that is not finite. `None` where there is none or the
+    /// Runs a step again and names the first value in it that is not finite. `None` where there is none or the
     /// executor cannot tell.
-    fn first_nonfinite(&mut self, _call: StepCall<'_>) -> Option<String> {
+    fn first_nonfinite(&mut self, _spans: &[Span<'_>]) -> Option<String> {
         None
     }
 }

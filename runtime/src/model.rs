@@ -3,12 +3,14 @@
 use crate::agree;
 use crate::artifact::{self, Artifact, ArtifactError};
 use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
-use crate::exec::{ExecError, Executor, RowStats, StepCall};
+use crate::exec::Executor;
 use crate::manifest::Manifest;
 use crate::selftest::{self, GoldenVectors, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
+use dlx_ir::{Error, VerifiedModule};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 /// A model that is ready to run.
@@ -63,51 +65,38 @@ impl AnyExecutor {
             AnyExecutor::Wgpu(wgpu) => wgpu.replaced().iter().map(ToString::to_string).collect(),
         }
     }
+}
 
-    fn inner(&self) -> &dyn Executor {
+impl AnyExecutor {
+    /// The executor alone.
+    pub fn into_executor(self) -> Box<dyn Executor + Send> {
+        match self {
+            AnyExecutor::Cpu(cpu) => cpu,
+            #[cfg(feature = "wgpu")]
+            AnyExecutor::Wgpu(wgpu) => wgpu,
+        }
+    }
+}
+
+impl Deref for AnyExecutor {
+    type Target = dyn Executor + Send;
+
+    fn deref(&self) -> &Self::Target {
         match self {
             AnyExecutor::Cpu(cpu) => &**cpu,
             #[cfg(feature = "wgpu")]
             AnyExecutor::Wgpu(wgpu) => &**wgpu,
         }
     }
+}
 
-    fn inner_mut(&mut self) -> &mut dyn Executor {
+impl DerefMut for AnyExecutor {
+    fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
             AnyExecutor::Cpu(cpu) => &mut **cpu,
             #[cfg(feature = "wgpu")]
             AnyExecutor::Wgpu(wgpu) => &mut **wgpu,
         }
-    }
-}
-
-impl Executor for AnyExecutor {
-    fn max_seq(&self) -> usize {
-        self.inner().max_seq()
-    }
-
-    fn vocab(&self) -> usize {
-        self.inner().vocab()
-    }
-
-    fn step_buckets(&self) -> &[usize] {
-        self.inner().step_buckets()
-    }
-
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        self.inner_mut().step(call)
-    }
-
-    fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
-        self.inner_mut().head(rows, out)
-    }
-
-    fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
-        self.inner_mut().logits(rows, out)
-    }
-
-    fn first_nonfinite(&mut self, call: StepCall<'_>) -> Option<String> {
-        self.inner_mut().first_nonfinite(call)
     }
 }
 
@@ -234,10 +223,10 @@ pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecuto
     let name = artifact::program_section("cpu");
     let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
     let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
-    let verified = dlx_ir::verify(&program).map_err(|e| broken(e[0].to_string()))?;
+    let program = VerifiedModule::new(program).map_err(|e| broken(Error::first_of(e).to_string()))?;
     agreed(artifact, &program, "cpu")?;
     let (file, weights) = artifact.mapped_weights();
-    let executor = CpuExecutor::new(verified, file, weights, options.cpu);
+    let executor = CpuExecutor::new(&program, file, weights, options.cpu);
     let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
     if options.self_test {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
@@ -260,7 +249,7 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
     let broken = |section: String, reason: String| ModelError::Section { path: path(), section, reason };
     let name = artifact::program_section("wgpu");
     let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(name.clone(), e.to_string()))?;
-    dlx_ir::verify(&program).map_err(|e| broken(name.clone(), e[0].to_string()))?;
+    let program = VerifiedModule::new(program).map_err(|e| broken(name.clone(), Error::first_of(e).to_string()))?;
     agreed(artifact, &program, "wgpu")?;
     let name = artifact::plan_section("wgpu");
     let plan: crate::wgpu::plan::Plan = json(artifact, &name)?;

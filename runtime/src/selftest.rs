@@ -10,8 +10,7 @@
 //! from outside the file would tell.
 
 use crate::cpu::CpuExecutor;
-use crate::exec::{ExecError, Executor, RowStats, StepCall};
-use dlx_ir::{DType, Graph, Op, ValueId};
+use crate::exec::{ExecError, Executor, RowStats, Span};
 use serde::{Deserialize, Serialize};
 
 /// What a self-test asks of an executor besides running it.
@@ -22,11 +21,11 @@ pub trait Probes: Executor {
     /// What to call the kernels in use in a message, and what can be done when they are wrong.
     fn blame(&self) -> String;
 
-    /// Runs a call in the step bucket of `rows` rows as far as [`first_layer`] and gives the last live row of its value.
+    /// Runs a call in the step bucket of `rows` rows as far as [`dlx_ir::first_layer`] and gives the last live row of its value.
     ///
     /// # Errors
     /// As [`Executor::step`].
-    fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError>;
+    fn first_layer(&mut self, rows: usize, span: Span<'_>) -> Result<Vec<f32>, ExecError>;
 
     /// Step buckets that are run to their end: each, or one for all that are known to be the same program.
     fn whole_steps(&self) -> Vec<usize>;
@@ -38,23 +37,13 @@ pub trait Probes: Executor {
     ///
     /// # Errors
     /// As [`Executor::step`].
-    fn whole_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<(), ExecError>;
+    fn whole_step(&mut self, rows: usize, span: Span<'_>) -> Result<(), ExecError>;
 
     /// Fills the hidden states of the last step, as if a step of that many rows had run.
     ///
     /// # Errors
     /// More rows than the largest step has.
     fn set_hidden(&mut self, rows: usize, value: &dyn Fn(usize) -> f32) -> Result<(), ExecError>;
-}
-
-/// Where the probe of a step entry ends: how many of its nodes run, and the f32 value that the last of these with one
-/// computes. That is where the second layer writes its keys, or the end of the graph.
-pub fn first_layer(graph: &Graph) -> Option<(usize, ValueId)> {
-    let writes = graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::KvWrite {}));
-    let nodes = writes.map(|(i, _)| i).nth(1).unwrap_or(graph.nodes.len());
-    let outputs = graph.nodes[..nodes].iter().rev().filter_map(|n| n.outputs.first().copied());
-    let value = outputs.into_iter().find(|v| graph.values[*v].ty.dtype == DType::F32)?;
-    Some((nodes, value))
 }
 
 /// Recorded results.
@@ -248,7 +237,7 @@ fn compare_stats(
 /// Runs a whole step in a bucket, on as many rows as every bucket holds, and the head on the last of them.
 fn probe_whole(executor: &mut dyn Probes, bucket: usize) -> Result<Vec<RowStats>, ExecError> {
     let (ids, pos) = inputs(executor, whole_rows(executor));
-    executor.whole_step(bucket, StepCall { ids: &ids, pos: &pos, at: 0, from: 0, visible: ids.len() })?;
+    executor.whole_step(bucket, Span::new(&ids, &pos, 0))?;
     let rows = last_rows(executor);
     head_of(executor, &rows)
 }
@@ -280,7 +269,7 @@ fn inputs(executor: &dyn Probes, rows: usize) -> (Vec<i32>, Vec<i32>) {
 fn probe_step(executor: &mut dyn Probes, rows: usize) -> Result<Vec<f32>, ExecError> {
     let live = rows.min(PROBE_ROWS).min(executor.max_seq());
     let (ids, pos) = inputs(executor, live);
-    executor.first_layer(rows, StepCall { ids: &ids, pos: &pos, at: 0, from: 0, visible: live })
+    executor.first_layer(rows, Span::new(&ids, &pos, 0))
 }
 
 fn probe_head(executor: &mut dyn Probes) -> Result<Vec<RowStats>, ExecError> {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: streamed text only grows; the pieces of a call add up to its report's text. Only settled tokens become
 //! text, so a decoding method that changes its mind inside a block never has to take text back. A session runs one
-//! request at a time and keeps nothing of it for the next.
+//! request at a time, and keeps nothing of it for the next but, when asked to, the cache rows of its tokens.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::decode::{
-    DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Times, decode,
+    DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Resolved, Times, decode,
 };
 use crate::exec::Executor;
+use crate::model::Model;
 use crate::text::{ChatTemplate, Controls, Detokenizer, Message, StopStrings, TextError, Tokenizer};
 use stream::Stream;
 
@@ -51,6 +52,11 @@ pub struct Request {
     pub allow_special: bool,
     /// Whether a text is encoded without what the tokenizer puts before texts.
     pub no_prefix: bool,
+    /// Whether the rows that the caches hold of the request before are used where this prompt begins with the same tokens,
+    /// as it does in the next turn of a conversation. Only models whose rows do not depend on what follows them
+    /// (block-causal and causal attention) have such rows. On the CPU the answer is the same to the bit; a graphics device
+    /// rounds a little differently in steps of another size.
+    pub keep: bool,
     /// When to give up; looked at before every forward pass.
     pub deadline: Option<Instant>,
     /// Set to true by another thread to cancel; looked at before every forward pass.
@@ -66,6 +72,7 @@ impl Request {
             overrides: Overrides::default(),
             allow_special: false,
             no_prefix: false,
+            keep: false,
             deadline: None,
             cancel: None,
         }
@@ -106,6 +113,8 @@ pub struct Report {
     pub prefix: Vec<i32>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that the caches held already.
+    pub held_tokens: usize,
     /// Why it ended.
     pub finish: FinishReason,
     /// Number of passes by kind.
@@ -119,10 +128,7 @@ pub struct Report {
 impl Report {
     /// New tokens per forward pass, prefill left out; 0 when nothing was decoded.
     pub fn tokens_per_forward(&self) -> f64 {
-        match self.passes.denoise + self.passes.commit {
-            0 => 0.0,
-            passes => self.ids.len() as f64 / passes as f64,
-        }
+        self.passes.tokens_per_forward(self.ids.len())
     }
 }
 
@@ -186,23 +192,34 @@ pub struct Session {
     template: Option<ChatTemplate>,
     policy: DecodePolicy,
     controls: Controls,
+    /// Tokens whose rows the first slot of the caches holds for good.
+    held: Vec<i32>,
 }
 
 impl Session {
-    /// Puts a session together; fails when the policy cannot be run on this executor.
+    /// A session of a model; fails when its policy cannot be run on its executor.
     ///
     /// # Errors
     /// [`SessionError::Decode`] with what the policy asks for in vain.
-    pub fn new(
+    pub fn new(model: Model) -> Result<Self, SessionError> {
+        let Model { manifest, executor, tokenizer, template } = model;
+        Self::with_executor(executor.into_executor(), tokenizer, template, manifest.policy)
+    }
+
+    /// A session on an executor of one's own.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_executor(
         executor: Box<dyn Executor + Send>,
         tokenizer: Tokenizer,
         template: Option<ChatTemplate>,
         policy: DecodePolicy,
     ) -> Result<Self, SessionError> {
-        policy.resolve(&*executor).map_err(DecodeError::from)?;
+        policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
         let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
         let controls = Controls::new(&tokenizer, others);
-        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy, controls })
+        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy, controls, held: Vec::new() })
     }
 
     /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
@@ -213,6 +230,21 @@ impl Session {
     /// The model's own decode policy.
     pub fn policy(&self) -> &DecodePolicy {
         &self.policy
+    }
+
+    /// Whether a request with these changes to the policy can be answered.
+    ///
+    /// # Errors
+    /// What [`Session::generate`] would say of them.
+    pub fn check(&self, overrides: &Overrides) -> Result<(), SessionError> {
+        self.resolve(overrides).map(drop)
+    }
+
+    /// The policy of a request.
+    fn resolve(&self, overrides: &Overrides) -> Result<Resolved, SessionError> {
+        let mut policy = self.policy.with(overrides).map_err(DecodeError::from)?;
+        self.split_stops(&mut policy)?;
+        Ok(policy.resolve(&*self.executor).map_err(DecodeError::from)?)
     }
 
     /// Answers a request. `events` is called as things happen; breaking cancels the call, which then reports the
@@ -226,10 +258,13 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let mut policy = self.policy.with(&request.overrides).map_err(DecodeError::from)?;
-        self.split_stops(&mut policy)?;
+        let resolved = self.resolve(&request.overrides)?;
+        let policy = resolved.policy.clone();
         let prefix = self.prefix(request)?;
         let prompt = self.encode(request)?;
+        // Whatever ends this call early leaves caches that nothing is known of.
+        let held = std::mem::take(&mut self.held);
+        let held = if request.keep { held.iter().zip(&prompt).take_while(|(a, b)| a == b).count() } else { 0 };
         let mut stream = Stream {
             tokenizer: &self.tokenizer,
             detokenizer: Detokenizer::default(),
@@ -280,7 +315,8 @@ impl Session {
             Moment::Committed { start, end } => tell(Event::Committed { block: start..end }),
         };
         let noise = Noise::Seeded(policy.seed);
-        let decoded = decode(&mut *self.executor, &policy, &prompt, request.max_new, &noise, &mut observe)?;
+        let decoded = decode(&mut *self.executor, resolved, &prompt, request.max_new, held, noise, &mut observe)?;
+        self.held = decoded.ids[..decoded.stored].to_vec();
         if let Some(error) = failure {
             return Err(error.into());
         }
@@ -302,6 +338,7 @@ impl Session {
             ids: stream.ids,
             prefix,
             prompt_tokens: prompt.len(),
+            held_tokens: decoded.held,
             finish,
             passes: decoded.passes,
             times: decoded.times,

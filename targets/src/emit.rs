@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
 use dlx_ir::quant::QuantizedRow;
-use dlx_ir::{DType, Error, Module, Op, QuantFormat, Verified, WeightDef, WeightId};
-use dlx_runtime::cpu::{TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, quantize_row, tile_bytes};
+use dlx_ir::{DType, Error, Literal, Module, Op, QuantFormat, VerifiedModule, WeightDef, WeightId};
+use dlx_runtime::cpu::{pack_tile_float, pack_tile_quant, quantize_row};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -31,7 +32,7 @@ pub trait WeightSource: Sync {
 #[derive(Debug)]
 pub struct Emission {
     /// The module with every weight stored in the artifact.
-    pub module: Module,
+    pub module: VerifiedModule,
     /// Bytes of weights that were written.
     pub bytes: u64,
 }
@@ -52,14 +53,13 @@ struct Task {
 /// # Errors
 /// What the source or the writer reports, a number or scale that its stored type cannot hold, or cancellation.
 pub fn emit(
-    verified: Verified<'_>,
+    module: &VerifiedModule,
     source: &dyn WeightSource,
     writer: &mut ArtifactWriter,
-    stored: &[Module],
+    stored: &[&Module],
     cancel: &AtomicBool,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Emission, Error> {
-    let module = verified.module();
     let mut read = module.weights.side_table(false);
     for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
         read[w] = true;
@@ -82,7 +82,7 @@ pub fn emit(
         let shard = if let WeightDef::Expr(Op::Pack { shard, .. }, _) = w.def { shard } else { None };
         if let Some(&(offset, bytes)) = known.get(&(w.name.as_str(), w.ty.to_string())) {
             let def = WeightDef::Stored { offset, bytes, shard };
-            map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
+            map.push(Some(stored.weights.push(dlx_ir::Weight { def, ..w.clone() })));
             continue;
         }
         let layout = Layout::of(module, id)?;
@@ -95,7 +95,7 @@ pub fn emit(
             offset: offset + (first / TILE_COLUMNS * layout.tile) as u64,
         }));
         let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64, shard };
-        map.push(Some(stored.weights.push(dlx_ir::Weight { name: w.name.clone(), ty: w.ty.clone(), def })));
+        map.push(Some(stored.weights.push(dlx_ir::Weight { def, ..w.clone() })));
     }
     let done = AtomicU64::new(0);
     let writer = &*writer;
@@ -115,6 +115,7 @@ pub fn emit(
             *w = map[dlx_ir::Id::index(*w)].expect("read weights are stored");
         }
     }
+    let stored = VerifiedModule::new(stored).map_err(Error::first_of)?;
     Ok(Emission { module: stored, bytes: total })
 }
 
@@ -329,6 +330,14 @@ fn rows(
                 Err(Error::new(module.weight_text(w), format!("`{}` cannot be computed at emission", other.name())))
             }
         },
+        WeightDef::Literal(Literal::F32(values)) => {
+            let width = out.len() / range.len().max(1);
+            out.copy_from_slice(&values[range.start * width..range.end * width]);
+            Ok(())
+        }
+        WeightDef::Literal(Literal::I32(_)) => {
+            Err(Error::new(module.weight_text(w), "holds integers, which no kernel reads"))
+        }
         WeightDef::Stored { .. } => Err(Error::new(module.weight_text(w), "is already stored")),
     }
 }

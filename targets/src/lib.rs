@@ -1,18 +1,21 @@
-//! What the compiler knows about devices: which ops each runs, which layouts it reads, and how weights become bytes.
+//! What the compiler knows about devices: which passes make a program for each, which ops it runs, and what it is given.
 //!
-//! Packing itself lives in the runtime beside the kernels that read it; this crate streams weights through it.
+//! Invariant: how a module is rewritten is the passes' business, which passes run is a target's, and so are the bytes that
+//! only its executor reads. Packing itself lives in the runtime beside the kernels that read it; this crate streams
+//! weights through it.
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "what tests expect may come from the system"))]
 #![warn(missing_docs)]
 
 pub mod artifact_writer;
 mod cpu;
 mod emit;
+mod pipeline;
 pub mod wgpu;
 
-use dlx_ir::{DType, Error, Op, Verified};
-use dlx_runtime::wgpu::plan::{Plan, Profile};
+use dlx_ir::{DType, Error, Op, VerifiedModule};
 
 pub use emit::{Emission, WeightSource, emit};
+pub use pipeline::Settings;
 
 /// A device that artifacts are compiled for.
 pub struct Target {
@@ -22,27 +25,48 @@ pub struct Target {
     pub doc: &'static str,
     /// Parameters of the `lower` pass: the layouts that the kernels read.
     pub lowering: &'static str,
+    /// Its passes, from an imported module to one that can be emitted.
+    pub pipeline: fn(&Settings) -> Result<String, Error>,
     /// Whether the executor runs an op.
     pub supports: fn(&Op) -> bool,
     /// Whether kernels read matrices of an element type.
     pub stores: fn(DType) -> bool,
-    /// Makes the plan that its executor runs, for targets that have one.
-    pub plan: Option<MakePlan>,
+    /// What it is given, from a program whose weights are stored.
+    pub product: fn(&VerifiedModule, &Settings) -> Result<Product, Error>,
 }
 
-/// Plans a program whose weights are stored, for devices with at least some limits.
-pub type MakePlan = fn(Verified<'_>, &Profile) -> Result<Plan, Error>;
+/// What an executor is given besides the weights. A target whose executor reads files of a foreign format would add a
+/// variant that holds them by name.
+#[derive(Debug)]
+pub enum Product {
+    /// The program, and nothing else; loading decides what it needs.
+    Program,
+    /// The program and a plan.
+    Planned {
+        /// Contents of the plan's section.
+        plan: Vec<u8>,
+        /// Bytes of the states.
+        states: u64,
+        /// Bytes of everything else that a session holds besides the weights.
+        arena: u64,
+    },
+}
 
 /// Every target, alphabetically.
 pub const TARGETS: &[Target] = &[cpu::TARGET, wgpu::TARGET];
 
 impl Target {
+    /// The pass that lays weights and caches out for this target. Weights that have its layout already stay what they
+    /// are, so a stored program of another target that reads the same weights becomes one of this target.
+    pub fn lower_pass(&self) -> String {
+        format!("lower{{{}}}", self.lowering)
+    }
+
     /// Checks that every node and every matrix can run on the target.
     ///
     /// # Errors
     /// One error per node that cannot; the place is the node's text.
-    pub fn check(&self, module: Verified<'_>) -> Result<(), Vec<Error>> {
-        let module = module.module();
+    pub fn check(&self, module: &VerifiedModule) -> Result<(), Vec<Error>> {
         let mut errors = Vec::new();
         for graph in &module.graphs {
             for node in &graph.nodes {

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{Error, Evaluator, Module, Tensor};
+use dlx_ir::{Entry, EntryKind, Error, Evaluator, MAX_SPANS, Module, SPAN_FIELDS, Tensor};
 use dlx_passes::Step;
 use dlx_runtime::artifact::Artifact;
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 use dlx_runtime::{LoadOptions, Model};
 use dlxc::checkpoint::{Checkpoint, TextFiles};
 use dlxc::driver::{self, Watch};
@@ -65,6 +65,9 @@ fn import(model: &Path, options: &CompileOptions) -> Result<(Checkpoint, Importe
     Ok((checkpoint, imported, steps))
 }
 
+/// Sequences that the evaluator's caches hold.
+const SLOTS: usize = 16;
+
 /// The compiled module on the reference evaluator.
 pub struct Interpreted {
     evaluator: Evaluator<'static>,
@@ -82,26 +85,26 @@ impl Interpreted {
     /// What the importer or a pass says.
     pub fn load(model: &Path, options: &CompileOptions) -> Result<Self, Error> {
         let (checkpoint, imported, steps) = import(model, options)?;
-        let (mut module, vocab) = (imported.module, imported.vocab);
-        dlx_passes::run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+        let outcome = dlx_passes::run_pipeline(imported.module, &steps, &mut |_, _, _| Ok(()));
+        let ((module, _), vocab) = (outcome.map_err(|f| f.error)?, imported.vocab);
         // An evaluator borrows its module; a test process can afford to keep both.
-        let module: &'static Module = Box::leak(Box::new(module));
+        let module: &'static Module = Box::leak(Box::new(module.into_inner()));
         let source = Box::leak(Box::new(move |name: &str| {
             let shape = checkpoint.tensor(name).ok_or_else(|| format!("no tensor {name}"))?.shape.to_vec();
             let mut values = vec![0.0; shape.iter().product()];
             checkpoint.read_rows(name, 0..shape[0], &mut values).map_err(|e| e.to_string())?;
             Ok(values)
         }));
-        let buckets = |prefix: &str| {
-            let sizes = module.graphs.iter().filter_map(|g| g.name.strip_prefix(prefix)?.parse().ok());
-            let mut sizes: Vec<usize> = sizes.collect();
+        let buckets = |kind: EntryKind| {
+            let entries = module.graphs.iter().filter_map(|g| Entry::of(g).ok());
+            let mut sizes: Vec<usize> = entries.filter(|e| e.kind == kind).map(|e| e.rows).collect();
             sizes.sort_unstable();
             sizes
         };
         let caches = module.states.iter().filter(|(_, s)| s.ty.dims.len() == 3);
         let max_seq = caches.filter_map(|(_, s)| s.ty.dims[0].fixed()).next().unwrap_or(0);
-        let (steps, heads) = (buckets("step_"), buckets("logits_"));
-        Ok(Interpreted { evaluator: Evaluator::new(module, source), steps, heads, vocab, max_seq, live: 0 })
+        let (steps, heads) = (buckets(EntryKind::Step), buckets(EntryKind::Logits));
+        Ok(Interpreted { evaluator: Evaluator::new(module, source, SLOTS), steps, heads, vocab, max_seq, live: 0 })
     }
 
     fn run(&mut self, graph: &str, args: &[Tensor]) -> Result<Vec<Tensor>, ExecError> {
@@ -139,20 +142,33 @@ impl Executor for Interpreted {
         &self.steps
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        let rows = call.ids.len();
+    fn slots(&self) -> usize {
+        SLOTS
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        if slots <= SLOTS { Ok(()) } else { Err(ExecError::Shape(format!("{slots} slots are more than {SLOTS}"))) }
+    }
+
+    fn copy_rows(&mut self, _: usize, _: usize, _: usize) -> Result<(), ExecError> {
+        Err(ExecError::Shape("the evaluator copies no rows".into()))
+    }
+
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        let rows = spans.iter().map(|s| s.ids.len()).sum();
         let bucket = self.steps.iter().copied().find(|b| *b >= rows);
         let bucket = bucket.ok_or_else(|| ExecError::Shape(format!("{rows} rows fit no step")))?;
-        // Rows that fill up the bucket lie beyond `visible`; whatever they hold must not matter.
-        let padded = |x: &[i32]| {
-            let mut x = x.to_vec();
+        // Rows that fill up the bucket belong to no span; whatever they hold must not matter.
+        let padded = |of: fn(&Span<'_>) -> Vec<i32>| {
+            let mut x: Vec<i32> = spans.iter().flat_map(of).collect();
             x.resize(bucket, 1);
             Tensor::i32(&[bucket], x)
         };
-        let scalar = |v: usize| Tensor::i32(&[], vec![i32::try_from(v).expect("rows fit")]);
-        let scalars = [call.at, call.at + rows, call.from, call.visible].map(scalar);
-        let args: Vec<Tensor> = [padded(call.ids), padded(call.pos)].into_iter().chain(scalars).collect();
-        self.run(&format!("step_{bucket}"), &args)?;
+        let fields = spans.iter().flat_map(|s| [s.ids.len(), s.slot, s.at, s.from, s.visible]);
+        let mut table: Vec<i32> = fields.map(|v| i32::try_from(v).expect("rows fit")).collect();
+        table.resize(MAX_SPANS * SPAN_FIELDS, 0);
+        let table = Tensor::i32(&[MAX_SPANS, SPAN_FIELDS], table);
+        self.run(&format!("step_{bucket}"), &[padded(|s| s.ids.to_vec()), padded(|s| s.pos.to_vec()), table])?;
         self.live = rows;
         Ok(())
     }

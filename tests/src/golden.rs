@@ -4,6 +4,7 @@
 //! beside it in `<case>.safetensors`. A case names its model and its kind. Invariant: a kind, family or reference that
 //! nothing here can check is an error, never a pass, and so is a family without cases.
 
+mod beside;
 mod generate;
 mod hidden;
 mod logits;
@@ -21,6 +22,7 @@ use dlx_runtime::exec::Executor;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+pub use beside::{Call, calls, one_of_each, side_by_side};
 pub use hidden::run_hidden;
 pub use policies::policy;
 pub use tokenizer::{chat_template, run_tokenizer};

@@ -9,7 +9,7 @@ mod checkpoint;
 use std::path::Path;
 
 use dlx_ir::Mask;
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 
 use checkpoint::{Config, Layer, Linear, Weights};
 
@@ -20,8 +20,8 @@ pub struct Naive {
     mask: Mask,
     buckets: Vec<usize>,
     max_seq: usize,
-    /// Keys and values per layer, `[max_seq, n_kv, head_dim]`.
-    caches: Vec<(Vec<f64>, Vec<f64>)>,
+    /// Of each slot: keys and values per layer, `[max_seq, n_kv, head_dim]`.
+    caches: Vec<Vec<(Vec<f64>, Vec<f64>)>>,
     /// Last hidden states, `[rows, hidden]`, after the final norm.
     hidden: Vec<f64>,
 }
@@ -34,7 +34,7 @@ impl Naive {
     pub fn load(dir: &Path, mask: Mask, max_seq: usize, buckets: &[usize]) -> Result<Self, String> {
         let (config, weights) = checkpoint::load(dir)?;
         let cache = vec![0.0; max_seq * config.kv_heads * config.head_dim];
-        let caches = vec![(cache.clone(), cache); weights.layers.len()];
+        let caches = vec![vec![(cache.clone(), cache); weights.layers.len()]];
         Ok(Self { caches, buckets: buckets.to_vec(), hidden: Vec::new(), config, weights, mask, max_seq })
     }
 
@@ -63,9 +63,9 @@ impl Naive {
         }
     }
 
-    fn attention(&self, q: &[f64], layer: usize, call: &StepCall<'_>) -> Vec<f64> {
+    fn attention(&self, q: &[f64], layer: usize, call: &Span<'_>) -> Vec<f64> {
         let c = &self.config;
-        let (keys, values) = &self.caches[layer];
+        let (keys, values) = &self.caches[call.slot][layer];
         let mut out = vec![0.0; q.len()];
         for (index, (query, out)) in q.chunks(c.head_dim).zip(out.chunks_mut(c.head_dim)).enumerate() {
             let (row, head) = (call.at + index / c.heads, index % c.heads / (c.heads / c.kv_heads));
@@ -93,7 +93,7 @@ impl Naive {
         out
     }
 
-    fn layer(&mut self, x: &mut [f64], index: usize, call: &StepCall<'_>) {
+    fn layer(&mut self, x: &mut [f64], index: usize, call: &Span<'_>) {
         let rows = call.ids.len();
         let Layer { attn_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down } = &self.weights.layers[index];
         let n = self.rms_norm(x, attn_norm);
@@ -106,8 +106,8 @@ impl Naive {
         self.rope(&mut keys, call.pos, self.config.kv_heads);
         let kv_width = self.config.kv_heads * self.config.head_dim;
         let written = call.at * kv_width..(call.at + rows) * kv_width;
-        self.caches[index].0[written.clone()].copy_from_slice(&keys);
-        self.caches[index].1[written].copy_from_slice(&values);
+        self.caches[call.slot][index].0[written.clone()].copy_from_slice(&keys);
+        self.caches[call.slot][index].1[written].copy_from_slice(&values);
         let attended = self.attention(&queries, index, call);
         x.iter_mut().zip(linear(&attended, o)).for_each(|(x, o)| *x += o);
 
@@ -158,21 +158,49 @@ impl Executor for Naive {
         &self.buckets
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        let rows = call.ids.len();
+    fn slots(&self) -> usize {
+        self.caches.len()
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        let empty = self.caches[0].clone();
+        self.caches.resize(slots.max(self.caches.len()), empty);
+        Ok(())
+    }
+
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        let width = self.config.kv_heads * self.config.head_dim;
+        for layer in 0..self.weights.layers.len() {
+            let (keys, values) = self.caches[from][layer].clone();
+            self.caches[to][layer].0[..rows * width].copy_from_slice(&keys[..rows * width]);
+            self.caches[to][layer].1[..rows * width].copy_from_slice(&values[..rows * width]);
+        }
+        Ok(())
+    }
+
+    /// One sequence after the other.
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        let rows: usize = spans.iter().map(|s| s.ids.len()).sum();
         let fits = self.buckets.iter().any(|&bucket| rows <= bucket);
-        if rows == 0 || !fits || call.at + rows > call.visible || call.visible > self.max_seq || call.pos.len() != rows
-        {
-            return Err(ExecError::Shape(format!("{rows} rows at {} of {}", call.at, call.visible)));
+        let wrong = |s: &Span<'_>| {
+            let rows = s.ids.len();
+            rows == 0 || s.at + rows > s.visible || s.visible > self.max_seq || s.pos.len() != rows
+        };
+        if !fits || spans.is_empty() || spans.iter().any(wrong) {
+            return Err(ExecError::Shape(format!("{spans:?} do not fit")));
         }
         let hidden = self.weights.head.width;
-        let embedding = &self.weights.embedding;
-        let mut x: Vec<f64> =
-            call.ids.iter().flat_map(|&id| &embedding[id as usize * hidden..][..hidden]).copied().collect();
-        for index in 0..self.weights.layers.len() {
-            self.layer(&mut x, index, &call);
+        self.hidden.clear();
+        for span in spans {
+            let embedding = &self.weights.embedding;
+            let mut x: Vec<f64> =
+                span.ids.iter().flat_map(|&id| &embedding[id as usize * hidden..][..hidden]).copied().collect();
+            for index in 0..self.weights.layers.len() {
+                self.layer(&mut x, index, span);
+            }
+            let normed = self.rms_norm(&x, &self.weights.final_norm);
+            self.hidden.extend(normed);
         }
-        self.hidden = self.rms_norm(&x, &self.weights.final_norm);
         Ok(())
     }
 

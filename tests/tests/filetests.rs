@@ -18,7 +18,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use dlx_ir::{Error, Module, parse, verify};
+use dlx_ir::{Error, Module, VerifiedModule, parse, verify};
 use dlx_passes::{PASSES, parse_pipeline, run_pipeline};
 
 fn root() -> PathBuf {
@@ -124,16 +124,17 @@ fn check(path: &Path, bless: bool) -> Result<(), String> {
 
 /// The expectation that the outcome of a pipeline meets.
 fn optimise(input: &str, pipeline: &str) -> Result<String, String> {
-    let mut module = parse(input).map_err(|e| format!("the input does not parse: {e}"))?;
-    verify(&module).map_err(|e| format!("the input is not valid: {}", e[0]))?;
+    let module = parse(input).map_err(|e| format!("the input does not parse: {e}"))?;
+    let module = VerifiedModule::new(module).map_err(|e| format!("the input is not valid: {}", e[0]))?;
     round_trip(&module)?;
     let steps = match parse_pipeline(pipeline) {
         Ok(steps) => steps,
         Err(e) => return Ok(error_lines(&e)),
     };
-    if let Err(failure) = run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())) {
-        return Ok(error_lines(&failure.error));
-    }
+    let module = match run_pipeline(module, &steps, &mut |_, _, _| Ok(())) {
+        Ok((module, _)) => module,
+        Err(failure) => return Ok(error_lines(&failure.error)),
+    };
     round_trip(&module)?;
     let lines = module.to_string();
     let lines = lines.lines().map(|l| if l.is_empty() { ";\n".to_owned() } else { format!("; {l}\n") });

@@ -4,14 +4,17 @@
 //! Not a libtest harness, so that it always prints how many cases ran; an argument selects checks by part of their name.
 #![allow(clippy::print_stdout, reason = "the report of a test program")]
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use dlx_ir::Mask;
 use dlx_runtime::cpu::CpuExecutor;
 use dlx_runtime::wgpu::adapters;
 use dlx_runtime::{AnyExecutor, LoadOptions};
 use dlx_tests::compiled::{self, Interpreted};
-use dlx_tests::golden::{Case, check_family, run_case, run_hidden, run_tokenizer, run_unit};
+use dlx_tests::golden::{self, Case, check_family, run_case, run_hidden, run_tokenizer, run_unit};
 use dlx_tests::naive::Naive;
 use dlxc::options::{CompileOptions, QuantSpec};
 
@@ -35,16 +38,9 @@ fn main() -> ExitCode {
         }
         add("evaluator", Box::new(move || cases(family, &evaluator)));
         add("naive", Box::new(move || cases(family, &naive)));
-        add(
-            "wgpu",
-            Box::new(move || match device() {
-                true => cases(family, &wgpu),
-                false if std::env::var_os("DLX_REQUIRE_WGPU").is_some() => {
-                    Err("no wgpu adapter, although DLX_REQUIRE_WGPU is set".into())
-                }
-                false => Ok("skipped: no wgpu adapter".into()),
-            }),
-        );
+        add("wgpu", Box::new(move || on_device(&|| cases(family, &wgpu))));
+        add("side by side", Box::new(move || beside(family, "cpu")));
+        add("side by side wgpu", Box::new(move || on_device(&|| beside(family, "wgpu"))));
         if !family.starts_with("a2d") {
             let tokenizer = move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer));
             add("tokenizer", Box::new(tokenizer));
@@ -57,10 +53,11 @@ fn main() -> ExitCode {
     }
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in checks.iter().filter(|(n, _)| filter.is_empty() || filter.iter().any(|f| n.contains(f))) {
+        let begin = Instant::now();
         match check() {
             Ok(report) => {
                 passed += 1;
-                println!("ok     {name}: {report}");
+                println!("ok     {name} ({:.1} s): {report}", begin.elapsed().as_secs_f64());
             }
             Err(error) => {
                 failed += 1;
@@ -98,9 +95,47 @@ fn on_cpu(case: &Case, pipeline: Option<String>) -> Result<CpuExecutor, String> 
     }
 }
 
-/// Whether there is a graphics device.
-fn device() -> bool {
-    !adapters().is_empty()
+/// Runs a check where there is a graphics device.
+fn on_device(check: &dyn Fn() -> Result<String, String>) -> Result<String, String> {
+    match adapters().is_empty() {
+        false => check(),
+        true if std::env::var_os("DLX_REQUIRE_WGPU").is_some() => {
+            Err("no wgpu adapter, although DLX_REQUIRE_WGPU is set".into())
+        }
+        true => Ok("skipped: no wgpu adapter".into()),
+    }
+}
+
+/// All generations of a family on each of its models, alone, in twos and in eights; on a graphics device those with
+/// different caches, unless `DLX_GOLDEN_ALL` is set.
+fn beside(family: &str, target: &str) -> Result<String, String> {
+    let cases = golden::family(family)?;
+    let mut models: BTreeMap<(PathBuf, Option<usize>), Vec<&Case>> = BTreeMap::new();
+    for case in cases.iter().filter(|c| c.exact() && c.kind() == "generate") {
+        models.entry((case.model_dir(), case.block())).or_default().push(case);
+    }
+    let (mut sequences, mut shared) = (0, 0);
+    for cases in models.values() {
+        // Steps that hold several of the longest sequences.
+        let buckets = vec![cases[0].block().unwrap_or(32), 4 * MAX_SEQ];
+        let options = CompileOptions { targets: vec![target.into()], buckets, ..options(cases[0]) };
+        let load = LoadOptions { device: Some("0".into()), ..LoadOptions::default() };
+        let mut executor = compiled::load(&cases[0].model_dir(), &options, &load)?.executor;
+        let mut calls = Vec::new();
+        for case in cases {
+            calls.extend(golden::calls(case)?);
+        }
+        // A software device takes minutes for all of them.
+        if target == "wgpu" && std::env::var_os("DLX_GOLDEN_ALL").is_none() {
+            calls = golden::one_of_each(calls);
+        }
+        shared += golden::side_by_side(&mut *executor, &calls, &[2, 8])?;
+        sequences += calls.len();
+    }
+    if shared == 0 && sequences > 0 {
+        return Err("no step served several sequences".into());
+    }
+    Ok(format!("{sequences} sequences in twos and eights, {shared} shared steps"))
 }
 
 /// An artifact for graphics devices alone, on the first of them, with the variants that its self-test leaves.
@@ -110,7 +145,7 @@ fn wgpu(case: &Case) -> Result<(), String> {
     let mut executor = compiled::load(&case.model_dir(), &options, &load)?.executor;
     // A slow variant may give way, a wrong one there is not.
     match executor.replaced().iter().find(|r| !r.contains("which takes")) {
-        None => run_case(&mut executor, case),
+        None => run_case(&mut *executor, case),
         Some(wrong) => Err(format!("a kernel was replaced: {wrong}")),
     }
 }

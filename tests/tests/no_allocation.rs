@@ -1,5 +1,5 @@
 //! A loaded executor allocates nothing, on any thread: steps of every size, heads and logits run in what was reserved at
-//! load.
+//! load. Nor does a sampler that has seen one row.
 //!
 //! The only test of its binary, because the counter sees every thread of the process.
 #![allow(unsafe_code, reason = "an allocator that counts")]
@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dlx_ir::DType;
 use dlx_runtime::LoadOptions;
 use dlx_runtime::cpu::CpuOptions;
-use dlx_runtime::exec::{Executor, RowStats, StepCall};
+use dlx_runtime::decode::noise::{Noise, NoiseRow};
+use dlx_runtime::decode::policy::{ConfidenceStage, DecodePolicy, FilterOrder};
+use dlx_runtime::decode::sample::{Choice, Needs, Sampler};
+use dlx_runtime::exec::{Executor, RowStats, Span};
 use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
 
@@ -80,7 +83,7 @@ fn nothing_is_allocated_after_loading() {
             let cpu = CpuOptions { threads, isa: None };
             let load = LoadOptions { cpu, ..LoadOptions::default() };
             let mut executor = compiled::load(&model, &options, &load).unwrap().executor;
-            let mut pass = pass_over(&mut executor);
+            let mut pass = pass_over(&mut *executor);
             pass();
             let (count, bytes) = allocations(|| (0..100).for_each(|_| pass()));
             let what =
@@ -88,7 +91,42 @@ fn nothing_is_allocated_after_loading() {
             complaints.extend((count > 0).then(what));
         }
     }
+    complaints.extend(sampling());
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+/// What choosing tokens from rows that differ allocates after the first, by policy.
+fn sampling() -> Vec<String> {
+    let rows: Vec<Vec<f32>> = (0..6)
+        .map(|row| (0..5000u32).map(|id| (id * (2 * row + 7919) % 4999) as f32 / 4999.0 * 4.0 * row as f32).collect())
+        .collect();
+    let mut complaints = Vec::new();
+    let orders = [FilterOrder::TopKTopP, FilterOrder::TopPTopK];
+    let stages = [ConfidenceStage::AfterFilters, ConfidenceStage::BeforeFilters, ConfidenceStage::BeforeTemperature];
+    for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (0.7, 0, 1.0), (0.7, 50, 1.0), (0.7, 0, 0.95), (0.7, 2000, 0.5)]
+    {
+        for (filter_order, confidence_stage) in orders.into_iter().flat_map(|o| stages.map(|stage| (o, stage))) {
+            let mut policy = DecodePolicy {
+                temperature,
+                top_k,
+                top_p,
+                filter_order,
+                confidence_stage,
+                ..DecodePolicy::greedy(1, 4)
+            };
+            (policy.suppress_ids, policy.unsure_ids) = (vec![2, 3], vec![4, 5]);
+            let mut sampler = Sampler::default();
+            let mut choose = |row: &Vec<f32>| {
+                let at = NoiseRow { pass: 0, position: 0 };
+                let drawn = sampler.choose(row, &policy, Choice::AsPolicy, Needs::ALL, &Noise::Seeded(1), at);
+                drawn.unwrap();
+            };
+            choose(&rows[5]);
+            let (count, bytes) = allocations(|| rows.iter().for_each(&mut choose));
+            complaints.extend((count > 0).then(|| format!("{policy:?}: {count} allocations of {bytes} bytes")));
+        }
+    }
+    complaints
 }
 
 /// A pass of steps of several sizes, some of them cut short of their bucket, each with a head and logits.
@@ -102,8 +140,7 @@ fn pass_over(executor: &mut dyn Executor) -> impl FnMut() {
     let mut logits = vec![0.0; MOST * vocab];
     move || {
         for (at, n) in [(0, MOST), (64, 1), (65, 4), (69, 3), (72, 16), (88, 33)] {
-            let call = StepCall { ids: &ids[..n], pos: &pos[at..at + n], at, from: 0, visible: at + n };
-            executor.step(call).unwrap();
+            executor.step(&[Span::new(&ids[..n], &pos[at..at + n], at)]).unwrap();
             executor.head(&rows[..n], &mut stats[..n]).unwrap();
             executor.logits(&rows[..n.min(8)], &mut logits[..n.min(8) * vocab]).unwrap();
         }

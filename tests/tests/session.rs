@@ -19,7 +19,7 @@ fn a_conversation_is_rendered_encoded_decoded_and_streamed() {
         ..DecodePolicy::greedy(tokenizer.token_id("<|MASK|>").unwrap(), 4)
     };
     let template = Some(chat_template(&model).unwrap());
-    let mut session = Session::new(Box::new(executor()), tokenizer, template, policy.clone()).unwrap();
+    let mut session = Session::with_executor(Box::new(executor()), tokenizer, template, policy.clone()).unwrap();
 
     let messages = vec![Message::new("user", "What is 2+2?")];
     let request = Request::new(Prompt::Chat { messages, variables: serde_json::Map::new() }, 21);
@@ -38,7 +38,8 @@ fn a_conversation_is_rendered_encoded_decoded_and_streamed() {
     let text = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(session.tokenizer().decode(&prompt, false).unwrap(), text);
     let ignore = &mut |_: dlx_runtime::decode::Moment<'_>| ControlFlow::Continue(());
-    let alone = decode(&mut executor(), &policy, &prompt, 21, &Noise::Seeded(0), ignore).unwrap();
+    let resolved = policy.resolve(&executor()).unwrap();
+    let alone = decode(&mut executor(), resolved, &prompt, 21, 0, Noise::Seeded(0), ignore).unwrap();
     assert_eq!(report.ids, alone.ids[prompt.len()..][..21]);
     assert_eq!(report.text, session.tokenizer().decode(&report.ids, true).unwrap());
     assert_eq!(streamed, report.text);

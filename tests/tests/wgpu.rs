@@ -49,8 +49,7 @@ fn load(path: &Path, target: &str) -> Result<Model, ModelError> {
 }
 
 fn answers(model: Model) -> Vec<String> {
-    let policy = model.manifest.policy.clone();
-    let mut session = Session::new(Box::new(model.executor), model.tokenizer, model.template, policy).unwrap();
+    let mut session = Session::new(model).unwrap();
     let mut answer = |question: &&str| {
         let messages = vec![Message::new("user", question)];
         let request = Request::new(Prompt::Chat { messages, variables: Default::default() }, 32);
@@ -92,15 +91,15 @@ fn a_denoising_step_is_one_submit_and_reads_a_few_bytes() {
     if !device() {
         return;
     }
-    use dlx_runtime::exec::{Executor, RowStats, StepCall};
+    use dlx_runtime::exec::{Executor, RowStats, Span};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.dlxa");
     compile(&model(), &path, &options(&["wgpu"])).unwrap();
     let AnyExecutor::Wgpu(mut executor) = load(&path, "wgpu").unwrap().executor else { panic!("not on wgpu") };
     assert_eq!(executor.counters().submits, 0, "the self-test is not counted");
-    let call = StepCall { ids: &[1, 2, 3, 4], pos: &[0, 1, 2, 3], at: 0, from: 0, visible: 4 };
+    let span = Span::new(&[1, 2, 3, 4], &[0, 1, 2, 3], 0);
     let mut stats = [RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; 4];
-    executor.step(call).unwrap();
+    executor.step(&[span]).unwrap();
     executor.head(&[0, 1, 2, 3], &mut stats).unwrap();
     let counters = executor.counters();
     assert_eq!((counters.submits, counters.bytes_down), (1, 4 * 16));

@@ -11,7 +11,7 @@ use std::path::Path;
 use dlx_ir::Error;
 use serde_json::{Map, Value, json};
 
-use super::text::{TOKEN_KEYS, token_text};
+use super::special::{TOKEN_KEYS, token_text};
 use super::{Config, json as read_json};
 
 const MAX_FILE: u64 = 64 << 20;

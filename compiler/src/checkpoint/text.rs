@@ -12,13 +12,11 @@ use dlx_runtime::text::Tokenizer;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::special::{TOKEN_KEYS, token_text};
 use super::{Config, bpe, json, kinds};
 
 const MAX_TOKENIZER: u64 = 256 << 20;
 const MAX_TEMPLATE: u64 = 4 << 20;
-
-/// Keys under which publishers name special tokens, alphabetical.
-pub(super) const TOKEN_KEYS: &[&str] = &["bos_token", "eos_token", "mask_token", "pad_token", "unk_token"];
 
 /// What a runtime needs to turn text into ids and back.
 #[derive(Clone, Debug)]
@@ -123,11 +121,6 @@ impl TextFiles {
         let vocab = vocab.filter_map(|(token, v)| Some((token.clone(), id(v)?)));
         [added.collect(), vocab.collect()]
     }
-}
-
-/// A token is written as its text or as an object with a `content`.
-pub(super) fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 fn read_template(path: &Path) -> Result<Option<String>, Error> {

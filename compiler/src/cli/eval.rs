@@ -21,6 +21,7 @@ use super::table::{self, Align};
 use super::{Failure, run, terminal};
 use crate::options::QuantSpec;
 use crate::quality::{self, Paired, Tally};
+use dlx_runtime::decode::Passes;
 
 /// Measure exact match on a file of questions.
 #[derive(Parser, Debug)]
@@ -73,17 +74,12 @@ struct Score {
     asked: usize,
     exact: usize,
     tokens: usize,
-    forwards: usize,
-    denoise: usize,
+    passes: Passes,
 }
 
 impl Score {
     fn exact_match(&self) -> f64 {
         self.exact as f64 / self.asked.max(1) as f64
-    }
-
-    fn tokens_per_forward(&self) -> f64 {
-        self.tokens as f64 / self.forwards.max(1) as f64
     }
 }
 
@@ -105,7 +101,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut session = super::session(model, &args.model)?;
     let answered = answer_all(args, &questions, &mut session)?;
     let card = match &args.against {
-        Some(baseline) => Some(card(args, &questions, baseline, answered.all.forwards)?),
+        Some(baseline) => Some(card(args, &questions, baseline, answered.all.passes.forward())?),
         None => None,
     };
     if let Some(card) = card.as_ref().filter(|_| args.write) {
@@ -125,11 +121,11 @@ fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -
     }
     let tally = Arc::new(Mutex::new(Tally::default()));
     let paired = Paired { baseline: base.executor, other: ours.executor, tally: Arc::clone(&tally) };
-    let session = Session::new(Box::new(paired), base.tokenizer, base.template, base.manifest.policy);
+    let session = Session::with_executor(Box::new(paired), base.tokenizer, base.template, base.manifest.policy);
     let mut session = session.map_err(|e| Error::new(baseline.display(), e.to_string()))?;
     let answered = answer_all(args, questions, &mut session)?;
     let tally = tally.lock().expect("no holder panics");
-    Ok(tally.quality(questions.len(), forwards, answered.all.forwards))
+    Ok(tally.quality(questions.len(), forwards, answered.all.passes.forward()))
 }
 
 /// All answers, counted.
@@ -153,9 +149,8 @@ fn answer_all<'q>(args: &Args, questions: &'q [Question], session: &mut Session)
         for tally in [&mut all, tasks.entry(&question.task).or_default()] {
             tally.asked += 1;
             tally.exact += usize::from(exact);
-            tally.tokens += report.ids.len() + 1;
-            tally.forwards += report.passes.forward();
-            tally.denoise += report.passes.denoise;
+            tally.tokens += report.ids.len();
+            tally.passes += report.passes;
         }
         if !exact {
             let (prompt, want) = (question.prompt.clone(), question.answer.clone());
@@ -203,8 +198,8 @@ fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> Stri
             name.to_owned(),
             format!("{}/{}", t.exact, t.asked),
             format!("{:.3}", t.exact_match()),
-            t.forwards.to_string(),
-            format!("{:.2}", t.tokens_per_forward()),
+            t.passes.forward().to_string(),
+            format!("{:.2}", t.passes.tokens_per_forward(t.tokens)),
         ]
     };
     let mut rows: Vec<_> = tasks.iter().map(|(name, t)| row(name, t)).collect();
@@ -237,10 +232,9 @@ fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>, notes: &
             "right": t.exact,
             "asked": t.asked,
             "tokens": t.tokens,
-            "forwards": t.forwards,
-            "denoise_forwards": t.denoise,
-            "tokens_per_forward": t.tokens_per_forward(),
-            "tokens_per_denoise_forward": t.tokens as f64 / t.denoise.max(1) as f64,
+            "forwards": t.passes.forward(),
+            "denoise_forwards": t.passes.denoise,
+            "tokens_per_forward": t.passes.tokens_per_forward(t.tokens),
         })
     };
     let mut report = tally(all);

@@ -32,7 +32,10 @@ pub fn run(list: List) -> Result<(), Failure> {
             let rows = FAMILIES.iter().map(|f| row(f.name, f.model_types.join(", "), f.doc));
             ("model_type", rows.collect())
         }
-        List::Ops => ("attributes", OPS.iter().map(|o| row(o.name, o.attrs.join(", "), o.doc)).collect()),
+        List::Ops => {
+            let rows = OPS.iter().map(|o| row(o.name, format!("{}: {}", o.level, o.attrs.join(", ")), o.doc));
+            ("level: attributes", rows.collect())
+        }
         List::Passes => ("parameters", PASSES.iter().map(|p| row(p.name, p.params.join(", "), p.doc)).collect()),
         List::Targets => ("layouts", TARGETS.iter().map(|t| row(t.name, t.lowering.to_owned(), t.doc)).collect()),
     };

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Parser;
-use dlx_ir::{Error, parse, verify};
+use dlx_ir::{Error, VerifiedModule, parse};
 use dlx_passes::{parse_pipeline, run_pipeline};
 
 use super::{Failure, terminal};
@@ -36,12 +36,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         std::fs::read_to_string(&args.file).map(|t| text = t)
     };
     read.map_err(|e| Error::new(&place, format!("cannot be read: {e}")))?;
-    let mut module = parse(&text).map_err(|e| Error { place: format!("{place}: {}", e.place), ..e })?;
+    let module = parse(&text).map_err(|e| Error { place: format!("{place}: {}", e.place), ..e })?;
     let steps = parse_pipeline(&args.passes)?;
-    if let Err(errors) = verify(&module) {
+    let module = VerifiedModule::new(module).map_err(|errors| {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        return Err(Error::new(place, format!("is not valid IR:\n  {}", list.join("\n  "))).into());
-    }
-    run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).map_err(|failure| failure.error)?;
+        Error::new(place, format!("is not valid IR:\n  {}", list.join("\n  ")))
+    })?;
+    let (module, _) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|failure| failure.error)?;
     terminal::print(&module.to_string())
 }

@@ -1,20 +1,18 @@
-//! `dlxc run`: what can be typed, where the prompt comes from, and one or many turns.
+//! `dlxc run`: what can be typed, where the prompt comes from, and how answers are counted. [`chat`](super::chat) runs it.
+//! `chat.rs`.
 
-use std::io::{BufRead, IsTerminal, Read};
-use std::ops::ControlFlow;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::decode::policy::{Attention, CacheMode};
-use dlx_runtime::decode::{DecodePolicy, FinishReason, Overrides, Reveal};
-use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
-use dlx_runtime::text::Message;
+use dlx_runtime::decode::{DecodePolicy, Overrides, Reveal};
+use dlx_runtime::session::Report;
 use serde_json::json;
 
-use super::canvas::{Canvas, Cell};
-use super::{Failure, table, terminal};
+use super::table;
 use crate::options::QuantSpec;
 
 /// Generate text with a compiled model.
@@ -26,8 +24,9 @@ pub struct Args {
     pub model: PathBuf,
     /// What to say; standard input if not given.
     pub prompt: Option<String>,
-    /// Go on asking: one turn per line of input. A turn that cannot be answered, because it is too long or no text, is
-    /// refused with a message, and the conversation goes on without it; the exit status is 0 all the same.
+    /// Go on asking: one turn per line of input, or a command; /help lists them. A turn that cannot be answered, because
+    /// it is too long or no text, and a wrong command are refused with a message, and the conversation goes on without
+    /// it; the exit status is 0 all the same.
     #[arg(long, conflicts_with = "raw")]
     pub chat: bool,
     /// System message.
@@ -63,8 +62,8 @@ pub struct Args {
     pub stats: bool,
 }
 
-/// What a call changes of the model's own way of decoding.
-#[derive(clap::Args, Debug)]
+/// What a call changes of the model's own way of decoding. What is serialized can be changed from turn to turn.
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct Decode {
     /// Most tokens to generate; 256 if not given, or 64 for models that see the whole answer at once, whose answers depend on
     /// its length.
@@ -108,6 +107,7 @@ pub struct Decode {
     pub ignore_eos: bool,
     /// Threads to use, one per core if not given. The text does not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[serde(skip)]
     pub threads: Option<u16>,
 }
 
@@ -117,7 +117,8 @@ Examples:
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 
-const MAX_PROMPT: u64 = 16 << 20;
+/// Longest prompt or turn in bytes.
+pub const MAX_PROMPT: u64 = 16 << 20;
 
 impl Args {
     /// The prompt: the argument, or all of standard input unless that is a terminal.
@@ -133,150 +134,6 @@ impl Args {
             return Err(Error::new("", "there is no prompt").help("give one as an argument or on standard input"));
         }
         read_prompt(stdin.lock())
-    }
-}
-
-/// Runs the subcommand.
-///
-/// # Errors
-/// When the model cannot be loaded or run, or there is no prompt; on Ctrl-C.
-pub fn run(args: &Args) -> Result<(), Failure> {
-    // What was typed comes first: no compile for a missing prompt.
-    let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let (device, replaced) = (model.executor.device(), model.executor.replaced());
-    let notes = model.manifest.notes.clone();
-    let session = super::session(model, &args.model)?;
-    let mut turn = Turn { args, session, device, replaced, notes, history: Vec::new() };
-    if let Some(system) = &args.system {
-        turn.history.push(Message::new("system", system));
-    }
-    if let Some(prompt) = first {
-        turn.answer(&prompt)?;
-    }
-    if !args.chat {
-        return Ok(());
-    }
-    let input = std::io::stdin();
-    loop {
-        if input.is_terminal() {
-            terminal::prompt("> ");
-        }
-        let line = read_turn(&mut input.lock())?;
-        if terminal::interrupted() {
-            return Err(Failure::Interrupted);
-        }
-        match line {
-            None => return Ok(()),
-            Some(Ok(line)) if line.trim().is_empty() => {}
-            Some(Ok(line)) => turn.answer(&line)?,
-            Some(Err(refused)) => terminal::note(&format!("error: {refused}")),
-        }
-    }
-}
-
-/// The conversation so far.
-struct Turn<'a> {
-    args: &'a Args,
-    session: Session,
-    device: String,
-    replaced: Vec<String>,
-    notes: Vec<String>,
-    history: Vec<Message>,
-}
-
-impl Turn<'_> {
-    fn answer(&mut self, prompt: &str) -> Result<(), Failure> {
-        let args = self.args;
-        let before = self.history.len();
-        let prompt = if args.raw {
-            Prompt::Text(prompt.to_owned())
-        } else {
-            self.history.push(Message::new("user", prompt));
-            Prompt::Chat { messages: self.history.clone(), variables: serde_json::Map::new() }
-        };
-        let mut request = Request::new(prompt, args.decode.max_new(self.session.policy()));
-        request.overrides = args.decode.overrides(self.session.policy());
-        request.deadline = args.timeout.map(|t| Instant::now() + t);
-        (request.allow_special, request.no_prefix) = (args.allow_special, args.no_bos);
-        let report = match self.generate(&request)? {
-            Ok(report) => report,
-            Err(e) => {
-                let error = Error::new(args.model.display(), e.to_string());
-                if !args.chat || !e.is_about_prompt() {
-                    return Err(error.into());
-                }
-                terminal::note(&format!("error: {error}"));
-                self.history.truncate(before);
-                return Ok(());
-            }
-        };
-        if report.finish == FinishReason::Cancelled && terminal::interrupted() {
-            return Err(Failure::Interrupted);
-        }
-        if args.json {
-            let mut report = as_json(&report);
-            report["device"] = self.device.clone().into();
-            report["replaced_kernels"] = self.replaced.clone().into();
-            report["notes"] = self.notes.clone().into();
-            terminal::print(&format!("{report:#}\n"))?;
-        }
-        if !report.prefix.is_empty() {
-            let prefix = self.session.tokenizer().decode(&report.prefix, false).unwrap_or_default();
-            terminal::note(&format!(
-                "note: the prompt begins with {prefix}, as the tokenizer says; --no-bos leaves it out"
-            ));
-        }
-        if args.stats {
-            terminal::note(&format!("{}; on {}", statistics(&report), self.device));
-        }
-        self.history.push(Message::new("assistant", &report.text));
-        if !args.chat {
-            self.history.clear();
-        }
-        Ok(())
-    }
-
-    /// Generates with a live view on a terminal, plain streamed text off it, and silently for JSON.
-    fn generate(&mut self, request: &Request) -> Result<Result<Report, SessionError>, Failure> {
-        let size = if self.args.json { None } else { terminal::stdout_size() };
-        let mut canvas = Canvas::new(std::io::stdout().lock(), size);
-        let mut broken = None;
-        let (json, mask) = (self.args.json, self.session.policy().mask_id);
-        let tokenizer = self.session.tokenizer();
-        let mut previous: Vec<i32> = Vec::new();
-        let report = self.session.generate(request, &mut |event| {
-            let shown = match event {
-                Event::Text(text) if !json => canvas.stable(text),
-                Event::Canvas { ids, block, .. } if size.is_some() => {
-                    let now = &ids[block];
-                    let texts: Vec<_> =
-                        now.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect();
-                    let cells = now.iter().zip(&texts).enumerate().map(|(i, (id, text))| match previous.get(i) {
-                        _ if *id == mask => Cell::Masked,
-                        Some(old) if old == id => Cell::Known(text),
-                        _ => Cell::Fresh(text),
-                    });
-                    let drawn = canvas.draw(&cells.collect::<Vec<_>>());
-                    previous = now.to_vec();
-                    drawn
-                }
-                Event::Committed { .. } => {
-                    previous.clear();
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            broken = shown.err();
-            if broken.is_some() || terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        // Off a terminal nothing has been written before an error, and nothing shall be.
-        let silent = json || (report.is_err() && size.is_none());
-        let finished = if silent { Ok(()) } else { canvas.finish().map(drop) };
-        if let Some(e) = broken.or(finished.err()) {
-            return Err(terminal::stdout_failure(&e));
-        }
-        Ok(report)
     }
 }
 
@@ -316,13 +173,15 @@ impl Decode {
     }
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+/// A report for programs.
+pub fn as_json(report: &Report) -> serde_json::Value {
     let seconds = |d: Duration| d.as_secs_f64();
     json!({
         "text": report.text,
         "ids": report.ids,
         "prefix": report.prefix,
         "prompt_tokens": report.prompt_tokens,
+        "held_tokens": report.held_tokens,
         "tokens": report.ids.len(),
         "finish": report.finish,
         "forwards": report.passes.forward(),
@@ -338,11 +197,12 @@ fn as_json(report: &Report) -> serde_json::Value {
     })
 }
 
-fn statistics(report: &Report) -> String {
+/// A report for people.
+pub fn statistics(report: &Report) -> String {
     let (p, t) = (&report.passes, &report.times);
     format!(
         "{} tokens in {} ({:.1}/s), {} forwards ({} prefill, {} denoise, {} commit), {:.2} tokens per forward; \
-         prefill {}, step {}, head {}, commit {}",
+         {} of {} prompt tokens from the caches; prefill {}, step {}, head {}, commit {}",
         report.ids.len(),
         table::duration(report.total),
         report.ids.len() as f64 / report.total.as_secs_f64().max(1e-9),
@@ -351,6 +211,8 @@ fn statistics(report: &Report) -> String {
         p.denoise,
         p.commit,
         report.tokens_per_forward(),
+        report.held_tokens,
+        report.prompt_tokens,
         table::duration(t.prefill),
         table::duration(t.step),
         table::duration(t.head),
@@ -374,27 +236,6 @@ fn read_prompt(input: impl Read) -> Result<String, Error> {
         return Err(Error::new("standard input", "is empty").help("give a prompt as an argument or on standard input"));
     }
     Ok(text)
-}
-
-/// The next line of a conversation, or why it is no turn; nothing at the end of the input.
-fn read_turn(input: &mut impl BufRead) -> Result<Option<Result<String, Error>>, Error> {
-    let failed = |e: std::io::Error| Error::new("standard input", e.to_string());
-    let mut line = Vec::new();
-    let read = input.by_ref().take(MAX_PROMPT + 1).read_until(b'\n', &mut line).map_err(failed)?;
-    if read == 0 {
-        return Ok(None);
-    }
-    let refused = |what: String, help: &str| Ok(Some(Err(Error::new("standard input", what).help(help))));
-    if line.len() as u64 > MAX_PROMPT {
-        if !line.ends_with(b"\n") {
-            input.skip_until(b'\n').map_err(failed)?;
-        }
-        return refused(format!("a line is longer than {MAX_PROMPT} bytes"), "send shorter turns");
-    }
-    match String::from_utf8(line) {
-        Ok(line) => Ok(Some(Ok(line.trim_end_matches(['\r', '\n']).to_owned()))),
-        Err(e) => refused(format!("a line is not text: {}", e.utf8_error()), "send UTF-8 text"),
-    }
 }
 
 fn cache_mode(text: &str) -> Result<CacheMode, String> {
@@ -471,19 +312,6 @@ mod tests {
         for (text, ms) in [("2", 2000), ("1.5s", 1500), ("250ms", 250), ("2m", 120_000), ("1h", 3_600_000)] {
             assert_eq!(time(text), Ok(Duration::from_millis(ms)));
         }
-    }
-
-    #[test]
-    fn turns_that_are_no_text_are_refused_one_by_one() {
-        let long = "x".repeat(usize::try_from(MAX_PROMPT).unwrap() + 1);
-        let bytes = [b"a\r\n\xff\n", long.as_bytes(), b"\n\nb"].concat();
-        let mut input = std::io::Cursor::new(bytes);
-        let mut next = || read_turn(&mut input).unwrap().map(|turn| turn.map_err(|e| e.to_string()));
-        assert_eq!(next(), Some(Ok("a".into())));
-        assert!(next().unwrap().unwrap_err().contains("UTF-8"));
-        assert!(next().unwrap().unwrap_err().contains("longer than"));
-        assert_eq!(next(), Some(Ok(String::new())));
-        assert_eq!((next(), next()), (Some(Ok("b".into())), None));
     }
 
     #[test]

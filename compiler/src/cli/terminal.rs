@@ -1,7 +1,7 @@
 //! The process's terminal: Ctrl-C, stdout that may close, progress on stderr.
 //!
 //! Invariant: the first Ctrl-C only sets a flag, which long work polls, so everything unwinds and cleans up after itself;
-//! the second one ends the process at once.
+//! the second one ends the process at once. Whoever ended the work and goes on with something else forgets the first.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +28,11 @@ pub fn catch_interrupts() {
 /// Whether Ctrl-C was pressed.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Makes the next Ctrl-C the first one again.
+pub fn forget_interrupt() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
 }
 
 /// The flag of [`interrupted`], for work that polls it itself.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use dlx_ir::{Error, Graph, Mask, Module, Op, Operand, Post, Type, ValueId, WeightDef};
+use dlx_ir::{Error, Graph, Mask, Module, Op, Operand, Post, Type, ValueId, VerifiedModule, WeightDef};
 
 use super::facts::Facts;
 use super::{keys, rope};
@@ -169,7 +169,12 @@ impl Decoder {
     ///
     /// # Errors
     /// A tensor that is missing, too many, or of another shape, or flags that contradict the tensors.
-    pub(super) fn build(&self, name: &str, checkpoint: &Checkpoint, facts: &mut Facts) -> Result<Module, Error> {
+    pub(super) fn build(
+        &self,
+        name: &str,
+        checkpoint: &Checkpoint,
+        facts: &mut Facts,
+    ) -> Result<VerifiedModule, Error> {
         self.check_flags(checkpoint, facts)?;
         let own_head = self.own_head(checkpoint, facts)?;
         let mut b = Builder {
@@ -203,7 +208,7 @@ impl Decoder {
         b.graph.results = vec![logits];
         self.leftovers(&b, facts)?;
         b.module.graphs.push(b.graph);
-        Ok(b.module)
+        VerifiedModule::new(b.module).map_err(Error::first_of)
     }
 
     fn layer(&self, b: &mut Builder<'_>, h: ValueId, mask: ValueId, rope: ValueId) -> Result<ValueId, Error> {

@@ -15,7 +15,7 @@ mod rope;
 mod sdar;
 mod tokens;
 
-use dlx_ir::{Error, Module};
+use dlx_ir::{Error, VerifiedModule};
 use dlx_runtime::decode::DecodePolicy;
 
 use crate::checkpoint::{Checkpoint, Config, TextFiles};
@@ -87,7 +87,7 @@ pub struct Imported {
     /// Name of the family.
     pub family: &'static str,
     /// `@forward(ids, pos) -> logits`.
-    pub module: Module,
+    pub module: VerifiedModule,
     /// How the family decodes.
     pub policy: DecodePolicy,
     /// Rows of the embedding, the width of the logits.

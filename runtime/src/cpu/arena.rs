@@ -5,9 +5,9 @@
 //! what it reserves is filled only by rows that somebody feeds, each of them no wider than the weights in the file.
 #![allow(unsafe_code, reason = "aligned zeroed memory, and disjoint slices of it")]
 
-use super::executor::LoadError;
-use super::{KvShape, k_state_bytes, v_state_bytes};
-use dlx_ir::{DType, State, Value};
+use super::error::LoadError;
+use super::{KvShape, k_state_bytes, kv_row_parts, v_state_bytes};
+use dlx_ir::{DType, MAX_SPANS, SPAN_FIELDS, State, Value, spans_type};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -85,14 +85,14 @@ pub(super) struct Slot {
     pub offset: usize,
     /// Elements per row; 1 for a vector or scalar.
     pub width: usize,
-    /// Whether it has rows; scalars do not.
+    /// Whether it has the rows of the call; the table of spans does not.
     pub rows: bool,
     /// Whether the elements are f32 rather than i32.
     pub float: bool,
 }
 
 impl Slot {
-    /// The slot of a planned value of 4-byte elements that is a scalar or has `rows` rows.
+    /// The slot of a planned value of 4-byte elements that has `rows` rows or is a table of spans.
     pub(super) fn of(value: &Value, rows: usize) -> Option<Self> {
         let offset = usize::try_from(value.slot?).ok()?;
         let float = match value.ty.dtype {
@@ -101,7 +101,7 @@ impl Slot {
             _ => return None,
         };
         match value.ty.shape()?[..] {
-            [] => Some(Slot { offset, width: 1, rows: false, float }),
+            _ if value.ty == spans_type() => Some(Slot { offset, width: SPAN_FIELDS * MAX_SPANS, rows: false, float }),
             [r] if r == rows => Some(Slot { offset, width: 1, rows: true, float }),
             [r, width] if r == rows => Some(Slot { offset, width, rows: true, float }),
             _ => None,
@@ -109,7 +109,7 @@ impl Slot {
     }
 
     fn len(self, live: usize) -> usize {
-        if self.rows { self.width * live } else { 1 }
+        if self.rows { self.width * live } else { self.width }
     }
 }
 
@@ -169,30 +169,29 @@ impl Arena {
         unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
     }
 
-    /// Writes the first elements of an i32 parameter.
-    pub(super) fn write(&mut self, slot: Slot, values: &[i32]) {
-        self.write_with(slot, values.len(), |i| values[i]);
-    }
-
-    /// Writes the first `len` elements of an i32 parameter.
-    pub(super) fn write_with(&mut self, slot: Slot, len: usize, value: impl Fn(usize) -> i32) {
+    /// Writes elements of an i32 parameter from element `first` on.
+    pub(super) fn write(&mut self, slot: Slot, first: usize, values: &[i32]) {
         // SAFETY: `self` is exclusive.
-        let ints = unsafe { self.ints_mut(slot, len) };
-        ints.iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+        let ints = unsafe { self.ints_mut(slot, first + values.len()) };
+        ints[first..first + values.len()].copy_from_slice(values);
     }
 }
 
-/// The bytes of one state.
+/// The bytes of one state: for a cache, its slots one after the other.
 pub(super) struct StateBuffer {
     buffer: Buffer,
+    name: String,
     dtype: DType,
     dims: Vec<usize>,
+    /// Bytes of a slot.
+    slot: usize,
 }
 
 impl StateBuffer {
     pub(super) fn new(state: &State) -> Result<Self, LoadError> {
+        let name = format!("state @{}", state.name);
         let dims = state.ty.shape().unwrap_or_default();
-        let mut new = StateBuffer { buffer: Buffer::new(0, &state.name)?, dtype: state.ty.dtype, dims };
+        let mut new = StateBuffer { buffer: Buffer::new(0, &name)?, name, dtype: state.ty.dtype, dims, slot: 0 };
         let bytes = match (new.dims.len(), state.ty.layout.as_deref()) {
             (3, Some("cpu.k16")) => k_state_bytes(new.kv_shape()),
             (3, Some("cpu.v")) => v_state_bytes(new.kv_shape()),
@@ -201,9 +200,17 @@ impl StateBuffer {
         };
         // Rows are numbered by i32 scalars.
         let bytes = bytes.filter(|_| new.dims[0] <= i32::MAX as usize);
-        let place = || format!("state @{}: {} is not a form that the CPU keeps", state.name, state.ty);
-        new.buffer = Buffer::new(bytes.ok_or_else(|| LoadError::Program(place()))?, &format!("state @{}", state.name))?;
+        let place = || format!("{}: {} is not a form that the CPU keeps", new.name, state.ty);
+        new.slot = bytes.ok_or_else(|| LoadError::Program(place()))?;
+        new.buffer = Buffer::new(new.slot, &new.name)?;
         Ok(new)
+    }
+
+    /// The same state, empty, with room for `slots` sequences if it is a cache.
+    pub(super) fn with_slots(&self, slots: usize) -> Result<Self, LoadError> {
+        let bytes = self.slot.saturating_mul(if self.is_rows() { 1 } else { slots });
+        let buffer = Buffer::new(bytes, &self.name)?;
+        Ok(StateBuffer { buffer, name: self.name.clone(), dims: self.dims.clone(), ..*self })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -227,12 +234,30 @@ impl StateBuffer {
         self.dims[1..].iter().product()
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.buffer.bytes()
+    /// A sequence's part of a cache.
+    pub(super) fn slot(&self, slot: usize) -> &[u8] {
+        &self.buffer.bytes()[slot * self.slot..][..self.slot]
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.buffer.bytes_mut()
+    /// A sequence's part of a cache, to be written.
+    pub(super) fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        &mut self.buffer.bytes_mut()[slot * self.slot..][..self.slot]
+    }
+
+    /// Copies what the first `rows` rows of a slot hold, for every head, to another slot. Keys are interleaved, so whole
+    /// tiles of rows go with them.
+    pub(super) fn copy_rows(&mut self, from: usize, to: usize, rows: usize) {
+        let kv = self.kv_shape();
+        let head = self.slot / kv.kv_heads;
+        let parts = kv_row_parts(kv, head, rows);
+        for h in 0..kv.kv_heads {
+            for part in &parts {
+                let place = |slot: usize| slot * self.slot + h * head + part.start;
+                let source = place(from)..place(from) + part.len();
+                let target = place(to);
+                self.buffer.bytes_mut().copy_within(source, target);
+            }
+        }
     }
 
     pub(super) fn floats(&self) -> &[f32] {

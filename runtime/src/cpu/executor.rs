@@ -9,45 +9,18 @@
 #![allow(unsafe_code, reason = "values of one arena are read and written as disjoint slices")]
 
 use super::arena::{Arena, Scratch, Slot, StateBuffer};
-use super::program::{Entry, Instr, Kind, Loc, Weights, bad};
+use super::error::{LoadError, bad};
+use super::program::{Code, Instr, Loc, Weights};
 use super::{
     AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, Pool, add, attention, attention_scratch_words, embed,
     head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, proof, rms_norm, rope,
     rope_table, scale, silu,
 };
-use crate::exec::{ExecError, Executor, RowStats, StepCall, bucket_of, rows_of};
+use crate::exec::{ExecError, Executor, Limits, RowStats, Span, rows_of};
 use crate::mapped::Mapped;
-use dlx_ir::{Graph, Op, Post, Verified};
+use dlx_ir::{Cost, EntryKind, Graph, Id, MAX_SPANS, Op, Post, SpanRows, VerifiedModule, hidden_state};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A program that could not be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The program asks for something this executor does not have.
-    #[error("the program cannot run here: {0}; compile it again with this version")]
-    Program(String),
-    /// Buffers of this size cannot be had.
-    #[error("not enough memory for {what} ({bytes} bytes): compile with a smaller --max-seq, or free memory")]
-    Memory {
-        /// What the buffer is for.
-        what: String,
-        /// Its size.
-        bytes: usize,
-    },
-    /// `DLX_ISA` names something that this CPU lacks.
-    #[error("{0}")]
-    Isa(String),
-    /// The thread pool could not be started.
-    #[error("cannot start {threads} threads: {reason}")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
-}
 
 /// How to load a program.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,14 +36,21 @@ pub struct CpuExecutor {
     kernels: &'static Kernels,
     pool: Pool,
     weights: Weights,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<Code>,
     step_rows: Vec<usize>,
     arena: Arena,
     pub(super) states: Vec<StateBuffer>,
+    /// Which of them keeps the hidden rows of the last step.
+    pub(super) hidden: Option<usize>,
     scratch: Scratch,
     stats: Vec<RowStats>,
     max_seq: usize,
     vocab: usize,
+    /// Rows in whose multiples a prefix can be copied to another slot.
+    prefix_unit: Option<usize>,
+    slots: usize,
+    /// Spans of the last step.
+    spans: Vec<SpanRows>,
     /// Rows of the last step.
     pub(super) live: usize,
 }
@@ -84,10 +64,8 @@ pub struct Seen<'a> {
     pub name: &'a str,
     /// Live rows of its first result if that is f32; else empty.
     pub value: &'a [f32],
-    /// Bytes of packed weights that it read; for an embedding those of the rows it gathered are not counted.
-    pub weight_bytes: usize,
-    /// Multiplications of its matrix product.
-    pub products: u64,
+    /// What it costs.
+    pub cost: Cost,
 }
 
 /// Sees every node as it has run.
@@ -102,7 +80,7 @@ impl CpuExecutor {
     /// # Errors
     /// A program that this executor cannot run, weights outside the file, or buffers that do not fit memory.
     pub fn new(
-        program: Verified<'_>,
+        module: &VerifiedModule,
         file: Arc<Mapped>,
         section: Range<usize>,
         options: CpuOptions,
@@ -111,12 +89,11 @@ impl CpuExecutor {
         let kernels = kernels(isa).map_err(LoadError::Isa)?;
         let pool = Pool::new(options.threads);
         let pool = pool.map_err(|e| LoadError::Threads { threads: options.threads, reason: e.to_string() })?;
-        let module = program.module();
         proof::weights(module).map_err(bad)?;
         let weights = Weights::load(module, file, section)?;
         let mut entries = Vec::with_capacity(module.graphs.len());
         for graph in &module.graphs {
-            entries.push(Entry::load(module, graph, &weights).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
+            entries.push(Code::load(module, graph).map_err(|e| bad(format!("graph @{}: {e}", graph.name)))?);
         }
         proof::program(module).map_err(bad)?;
         let caches = module.states.iter().map(|(_, s)| s).filter(|s| s.ty.dims.len() == 3);
@@ -129,9 +106,10 @@ impl CpuExecutor {
         }
         let arena_bytes = module.graphs.iter().map(Graph::arena_bytes).max().unwrap_or(0);
         let arena = Arena::new(usize::try_from(arena_bytes).unwrap_or(usize::MAX))?;
-        let vocab = entries.iter().find(|e| e.kind == Kind::Logits).map(|e| e.results[0].width);
+        let vocab = entries.iter().find(|e| e.entry.kind == EntryKind::Logits).map(|e| e.results[0].width);
         let vocab = vocab.ok_or_else(|| bad("it has no logits entry".into()))?;
-        let mut step_rows: Vec<usize> = entries.iter().filter(|e| e.kind == Kind::Step).map(|e| e.rows).collect();
+        let mut step_rows: Vec<usize> =
+            entries.iter().filter(|e| e.entry.kind == EntryKind::Step).map(|e| e.entry.rows).collect();
         step_rows.sort_unstable();
         if step_rows.is_empty() {
             return Err(bad("it has no step entry".into()));
@@ -140,14 +118,18 @@ impl CpuExecutor {
         if states.iter().any(|s: &StateBuffer| s.is_rows() && s.rows() < largest) {
             return Err(bad("its hidden states have fewer rows than its largest step".into()));
         }
-        if let Some(head) = entries.iter().find(|e| e.kind != Kind::Step && e.rows > largest) {
-            return Err(bad(format!("a head of {} rows, but its largest step has {largest}", head.rows)));
+        if let Some(head) = entries.iter().find(|e| e.entry.kind != EntryKind::Step && e.entry.rows > largest) {
+            return Err(bad(format!("a head of {} rows, but its largest step has {largest}", head.entry.rows)));
         }
-        let code = entries.iter().flat_map(|e: &Entry| &e.code);
+        let code = entries.iter().flat_map(|e: &Code| &e.code);
         let mut tables = code.filter(|i| matches!(i.op, Op::Embed {})).filter_map(|i| weights.matrix(i.inputs[1]));
         if vocab < 2 || tables.any(|t| t.n() < vocab) {
             return Err(bad("its embedding has fewer rows than its logits".into()));
         }
+        let attends = entries.iter().flat_map(|e| &e.code).find_map(|i| match i.op {
+            Op::CachedAttention { mask, .. } => Some(mask.prefix_unit()),
+            _ => None,
+        });
         let mut executor = CpuExecutor {
             kernels,
             pool,
@@ -156,10 +138,15 @@ impl CpuExecutor {
             step_rows,
             arena,
             states,
+            hidden: hidden_state(module).map(Id::index),
             scratch: Scratch::new(0)?,
             stats: Vec::new(),
             max_seq,
             vocab,
+            // Without attention no row depends on another.
+            prefix_unit: attends.unwrap_or(Some(1)),
+            slots: 1,
+            spans: Vec::with_capacity(MAX_SPANS),
             live: 0,
         };
         executor.reserve_scratch()?;
@@ -195,7 +182,7 @@ impl CpuExecutor {
         if rows.len().checked_mul(vocab) != Some(out.len()) {
             return Err(ExecError::Shape(format!("{} rows of {vocab} do not fit {}", rows.len(), out.len())));
         }
-        self.run_head(Kind::Logits, rows, observe, &mut |arena, results, range| {
+        self.run_head(EntryKind::Logits, rows, observe, &mut |arena, results, range| {
             let logits = arena.floats(results[0], range.len());
             out[range.start * vocab..range.end * vocab].copy_from_slice(logits);
         })
@@ -205,29 +192,32 @@ impl CpuExecutor {
     ///
     /// # Errors
     /// As [`Executor::step`].
-    pub fn step_observed(&mut self, call: StepCall<'_>, nodes: usize, observe: Observe<'_>) -> Result<(), ExecError> {
-        let entry = self.check_step(&call)?;
-        self.live = call.ids.len();
-        let params = &self.entries[entry].params;
-        let scalar = |v: usize| [i32::try_from(v).expect("cache rows were checked to fit i32")];
-        self.arena.write(params[0], call.ids);
-        self.arena.write(params[1], call.pos);
-        for (slot, value) in params[2..].iter().zip([call.at, call.at + call.ids.len(), call.from, call.visible]) {
-            self.arena.write(*slot, &scalar(value));
+    pub fn step_observed(&mut self, spans: &[Span<'_>], nodes: usize, observe: Observe<'_>) -> Result<(), ExecError> {
+        let bucket = self.limits().bucket_of(spans)?;
+        self.weights.file.intact().map_err(|e| ExecError::File(e.to_string()))?;
+        let entry = self.entry(EntryKind::Step, bucket).expect("buckets come from the entries");
+        let &[ids, pos, _] = &self.entries[entry].params[..] else { unreachable!("an entry was checked") };
+        self.spans.clear();
+        self.live = 0;
+        for span in spans {
+            let rows = self.live..self.live + span.ids.len();
+            self.arena.write(ids, rows.start, span.ids);
+            self.arena.write(pos, rows.start, span.pos);
+            self.live = rows.end;
+            let &Span { slot, at, from, visible, .. } = span;
+            self.spans.push(SpanRows { rows, slot, at, from, visible });
         }
-        self.run(entry, call.ids.len(), nodes, observe);
+        self.run(entry, self.live, nodes, observe);
         Ok(())
     }
 
-    fn check_step(&self, call: &StepCall<'_>) -> Result<usize, ExecError> {
-        let bucket = bucket_of(call, &self.step_rows, self.max_seq, self.vocab)?;
-        self.weights.file.intact().map_err(|e| ExecError::File(e.to_string()))?;
-        Ok(self.entry(Kind::Step, bucket).expect("buckets come from the entries"))
+    fn limits(&self) -> Limits<'_> {
+        Limits { buckets: &self.step_rows, max_seq: self.max_seq, slots: self.slots, vocab: self.vocab }
     }
 
-    fn entry(&self, kind: Kind, at_least: usize) -> Option<usize> {
-        let fits = self.entries.iter().enumerate().filter(|(_, e)| e.kind == kind && e.rows >= at_least);
-        fits.min_by_key(|(_, e)| e.rows).map(|(i, _)| i)
+    fn entry(&self, kind: EntryKind, at_least: usize) -> Option<usize> {
+        let fits = self.entries.iter().enumerate().filter(|(_, e)| e.entry.kind == kind && e.entry.rows >= at_least);
+        fits.min_by_key(|(_, e)| e.entry.rows).map(|(i, _)| i)
     }
 
     fn reserve_scratch(&mut self) -> Result<(), LoadError> {
@@ -236,8 +226,8 @@ impl CpuExecutor {
             for instr in &entry.code {
                 let matrices: Vec<_> = instr.inputs.iter().filter_map(|i| self.weights.matrix(*i)).collect();
                 words = words.max(match instr.op {
-                    Op::Linear { .. } => linear_scratch_words(entry.rows, &matrices),
-                    Op::HeadStats { .. } => head_stats_scratch_words(entry.rows, &matrices[0]),
+                    Op::Linear { .. } => linear_scratch_words(entry.entry.rows, &matrices),
+                    Op::HeadStats { .. } => head_stats_scratch_words(entry.entry.rows, &matrices[0]),
                     Op::CachedAttention { .. } => {
                         attention_scratch_words(self.threads(), self.state(instr.inputs[1]).kv_shape())
                     }
@@ -245,7 +235,8 @@ impl CpuExecutor {
                 });
             }
         }
-        let rows = self.entries.iter().filter(|e| e.kind == Kind::Head).map(|e| e.rows).max().unwrap_or(0);
+        let rows =
+            self.entries.iter().filter(|e| e.entry.kind == EntryKind::Head).map(|e| e.entry.rows).max().unwrap_or(0);
         let memory = |_| LoadError::Memory { what: "head statistics".into(), bytes: rows * size_of::<RowStats>() };
         self.stats.try_reserve_exact(rows).map_err(memory)?;
         self.stats.resize(rows, RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 });
@@ -261,25 +252,32 @@ impl CpuExecutor {
     /// Runs an entry. States and scratch stay where they are, so that a panic in a kernel or in `observe` costs at most the
     /// rows that were being written.
     fn run(&mut self, entry: usize, live: usize, nodes: usize, observe: Observe<'_>) {
-        let CpuExecutor { kernels, pool, weights, entries, arena, states, scratch, stats, .. } = self;
-        let machine = Machine { ctx: Ctx { kernels, pool }, weights, arena, live };
+        let CpuExecutor { kernels, pool, weights, entries, arena, states, scratch, stats, spans, .. } = self;
+        let machine = Machine { ctx: Ctx { kernels, pool }, weights, arena, spans, live };
         for instr in entries[entry].code.iter().take(nodes) {
             machine.execute(instr, states, scratch.words_mut(), stats);
             let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
-            let (weight_bytes, products) = (instr.weight_bytes, instr.row_products * live as u64);
-            observe(Seen { op: &instr.op, name: &instr.name, value, weight_bytes, products });
+            observe(Seen { op: &instr.op, name: &instr.name, value, cost: instr.cost });
         }
     }
 
     /// Runs a head entry over `rows` in chunks of its largest bucket; `done` takes each chunk's range and results.
-    fn run_head(&mut self, kind: Kind, rows: &[usize], observe: Observe<'_>, done: Done<'_>) -> Result<(), ExecError> {
+    fn run_head(
+        &mut self,
+        kind: EntryKind,
+        rows: &[usize],
+        observe: Observe<'_>,
+        done: Done<'_>,
+    ) -> Result<(), ExecError> {
         rows_of(rows, self.live)?;
-        let largest = self.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).max();
-        let largest = largest.ok_or(ExecError::NoEntry(if kind == Kind::Head { "head" } else { "logits" }))?;
+        let largest = self.entries.iter().filter(|e| e.entry.kind == kind).map(|e| e.entry.rows).max();
+        let largest = largest.ok_or(ExecError::NoEntry(kind.name()))?;
         for (i, chunk) in rows.chunks(largest).enumerate() {
             let entry = self.entry(kind, chunk.len()).expect("the largest entry holds a chunk");
             let param = self.entries[entry].params[0];
-            self.arena.write_with(param, chunk.len(), |r| i32::try_from(chunk[r]).expect("rows of a step fit i32"));
+            for (i, row) in chunk.iter().enumerate() {
+                self.arena.write(param, i, &[i32::try_from(*row).expect("rows of a step fit i32")]);
+            }
             self.run(entry, chunk.len(), usize::MAX, observe);
             let first = i * largest;
             done(&self.arena, &self.entries[entry].results, first..first + chunk.len());
@@ -301,15 +299,35 @@ impl Executor for CpuExecutor {
         &self.step_rows
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        self.step_observed(call, usize::MAX, &mut |_| {})
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        if slots > self.slots {
+            let states: Result<_, _> = self.states.iter().map(|s| s.with_slots(slots)).collect();
+            self.states = states.map_err(|e: LoadError| ExecError::OutOfMemory(e.to_string()))?;
+            self.slots = slots;
+            self.live = 0;
+        }
+        Ok(())
+    }
+
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        self.limits().check_copy(self.prefix_unit, from, to, rows)?;
+        self.states.iter_mut().filter(|s| !s.is_rows()).for_each(|s| s.copy_rows(from, to, rows));
+        Ok(())
+    }
+
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        self.step_observed(spans, usize::MAX, &mut |_| {})
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
         if rows.len() != out.len() {
             return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
         }
-        self.run_head(Kind::Head, rows, &mut |_| {}, &mut |arena, results, range| {
+        self.run_head(EntryKind::Head, rows, &mut |_| {}, &mut |arena, results, range| {
             let best = arena.ints(results[0], range.len());
             let numbers = arena.floats(results[1], range.len());
             for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
@@ -322,14 +340,14 @@ impl Executor for CpuExecutor {
         self.logits_observed(rows, out, &mut |_| {})
     }
 
-    fn first_nonfinite(&mut self, call: StepCall<'_>) -> Option<String> {
+    fn first_nonfinite(&mut self, spans: &[Span<'_>]) -> Option<String> {
         let mut first = None;
         let mut observe = |seen: Seen<'_>| {
             if first.is_none() && seen.value.iter().any(|x| !x.is_finite()) {
                 first = Some(format!("`{}` ({})", seen.name, seen.op.name()));
             }
         };
-        self.step_observed(call, usize::MAX, &mut observe).ok()?;
+        self.step_observed(spans, usize::MAX, &mut observe).ok()?;
         first
     }
 }
@@ -339,6 +357,7 @@ struct Machine<'a> {
     ctx: Ctx<'a>,
     weights: &'a Weights,
     arena: &'a Arena,
+    spans: &'a [SpanRows],
     live: usize,
 }
 
@@ -369,11 +388,6 @@ impl Machine<'_> {
             Loc::Slot(slot) if slot.offset == instr.outputs[0].offset => Input::InPlace,
             loc => Input::From(self.input(loc)),
         }
-    }
-
-    fn scalar(&self, loc: Loc) -> usize {
-        let Loc::Slot(slot) = loc else { unreachable!("the verifier checks operand kinds") };
-        usize::try_from(self.arena.ints(slot, 1)[0]).expect("positions were checked before the step")
     }
 
     fn ints(&self, loc: Loc) -> &[i32] {
@@ -430,25 +444,24 @@ impl Machine<'_> {
                 let shape = states[k].kv_shape();
                 let [k_state, v_state] = states.get_disjoint_mut([k, v]).expect("checked at load");
                 let (keys, values) = (self.input(inputs[0]), self.input(inputs[1]));
-                let at = self.scalar(inputs[4]);
-                kv_write(ctx, shape, keys, values, at, k_state.bytes_mut(), v_state.bytes_mut());
+                for SpanRows { rows, slot, at, .. } in self.spans {
+                    let part = rows_of_width(rows, shape.kv_heads * shape.head_dim);
+                    let (keys, values) = (&keys[part.clone()], &values[part]);
+                    kv_write(ctx, shape, keys, values, *at, k_state.slot_mut(*slot), v_state.slot_mut(*slot));
+                }
             }
             Op::CachedAttention { mask, .. } => {
                 let (Loc::State(k), Loc::State(v)) = (inputs[1], inputs[2]) else {
                     unreachable!("the verifier checks operand kinds")
                 };
-                let kv = states[k].kv_shape();
-                let out = instr.outputs[0];
-                let shape = AttentionShape {
-                    kv,
-                    heads: out.width / kv.head_dim,
-                    mask: *mask,
-                    at: self.scalar(inputs[3]),
-                    from: self.scalar(inputs[4]),
-                    visible: self.scalar(inputs[5]),
-                };
-                let (k, v) = (states[k].bytes(), states[v].bytes());
-                attention(ctx, shape, self.input(inputs[0]), k, v, self.output(out), scratch);
+                let (kv, slot) = (states[k].kv_shape(), instr.outputs[0]);
+                let (q, out, heads) = (self.input(inputs[0]), self.output(slot), slot.width / kv.head_dim);
+                for &SpanRows { ref rows, slot: s, at, from, visible } in self.spans {
+                    let part = rows_of_width(rows, slot.width);
+                    let shape = AttentionShape { kv, heads, mask: *mask, at, from, visible };
+                    let (k, v) = (states[k].slot(s), states[v].slot(s));
+                    attention(ctx, shape, &q[part.clone()], k, v, &mut out[part], scratch);
+                }
             }
             Op::StoreRows {} => {
                 let Loc::State(s) = inputs[1] else { unreachable!("the verifier checks operand kinds") };
@@ -499,4 +512,9 @@ impl Machine<'_> {
             scratch,
         );
     }
+}
+
+/// Where the elements of some rows lie.
+fn rows_of_width(rows: &Range<usize>, width: usize) -> Range<usize> {
+    rows.start * width..rows.end * width
 }

@@ -9,6 +9,7 @@
 //! beside them. This module knows nothing about graphs or artifacts.
 
 mod arena;
+mod error;
 mod executor;
 mod isa;
 mod kernels;
@@ -18,15 +19,17 @@ mod probes;
 mod program;
 mod proof;
 
-pub use executor::{CpuExecutor, CpuOptions, LoadError, Observe, Seen};
+pub use error::LoadError;
+pub use executor::{CpuExecutor, CpuOptions, Observe, Seen};
 pub use isa::Isa;
+use kernels::attention::kv_row_parts;
 pub use kernels::attention::{
     AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
 };
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
 pub use kernels::limits::{f32_peak, int8_peak, read_once};
-pub use kernels::linear::{Epilogue, linear, linear_scratch_words};
+pub use kernels::linear::{Epilogue, MAX_WEIGHTS, linear, linear_scratch_words};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;
 pub use kernels::{KernelVariant, Kernels, kernel_variants, kernels};

@@ -1,32 +1,12 @@
-//! The packed weight layout `n16`: what the compiler writes and the kernels read.
+//! Packed weights on the CPU: packing tiles and reading rows back. The layout is [`dlx_ir::layout`]'s.
 //!
-//! A weight `[N, K]` (`y = x Wᵀ`) is a concatenation of `ceil(N / 16)` tiles of equal size, a multiple of 64 bytes. A
-//! tile holds 16 consecutive rows of W, that is 16 output columns; rows past N are zero. Tiles are independent, so a
-//! weight can be packed in any order and by any number of threads.
-//!
-//! Float tile: `[k][16]` elements, then zero padding.
-//!
-//! Quantized tile: K is padded to blocks of 128 with `G` groups each (4, 2, 1 for groups of 32, 64, 128; the whole-row
-//! format `q8` repeats its scale per block). A block is, in one stream of memory:
-//! * 8-bit codes: one 64-byte vector per 4 consecutive k, `[16 columns][4 k]`, stored code = code + 128 (or the bare
-//!   code when the format has a minimum);
-//! * or 4-bit codes: one such vector per 8 consecutive k; low nibbles are the first four k, high nibbles the other
-//!   four; stored code = code + 8 (or the bare code when the format has a minimum);
-//! * then f16 scales `[G][16]`, then f16 minima likewise if the format has them.
-//!
-//! The last block is followed by zero padding.
-//!
-//! Invariant: [`packed_bytes`] is the only authority on sizes, and every read below stays within it.
+//! Invariant: every read below stays within [`packed_bytes`].
 
+pub(crate) use dlx_ir::layout::{BLOCK, QuantTile};
+pub use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
 use dlx_ir::quant::zero_point;
 use dlx_ir::{DType, QuantFormat};
 use half::{bf16, f16};
-
-/// Output columns per tile.
-pub const TILE_COLUMNS: usize = 16;
-
-/// Weights per block along k: one activation scale covers this many.
-pub(crate) const BLOCK: usize = 128;
 
 /// A weight in the `n16` layout, its size checked against its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -73,67 +53,6 @@ impl<'a> PackedWeight<'a> {
         let stride = self.tile_stride();
         &self.bytes[t * stride..][..stride]
     }
-}
-
-/// Byte offsets inside a quantized tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QuantTile {
-    /// Blocks of 128 k.
-    pub(crate) blocks: usize,
-    /// Weight groups per block.
-    pub(crate) groups: usize,
-    /// Bytes from one block to the next.
-    pub(crate) block_bytes: usize,
-    /// Offset of the scales in a block.
-    scales: usize,
-    /// Offset of the minima in a block, if any.
-    mins: Option<usize>,
-    /// Tile size.
-    bytes: usize,
-}
-
-impl QuantTile {
-    /// Layout of a tile of `k` weights per column; `None` on overflow or for a format that is not packed.
-    pub(crate) fn new(fmt: QuantFormat, k: usize) -> Option<Self> {
-        let blocks = k.div_ceil(BLOCK);
-        let groups = match (fmt.bits, fmt.group) {
-            (8, None) => 1,
-            (4 | 8, Some(g @ (32 | 64 | 128))) => BLOCK / g as usize,
-            _ => return None,
-        };
-        let scales = BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8;
-        let table = groups * TILE_COLUMNS * 2;
-        let mins = fmt.min.then_some(scales + table);
-        let block_bytes = mins.unwrap_or(scales) + table;
-        let bytes = blocks.checked_mul(block_bytes)?.checked_next_multiple_of(64)?;
-        Some(QuantTile { blocks, groups, block_bytes, scales, mins, bytes })
-    }
-
-    /// Offset of the vector that holds weight `kk`, with `per_vector` k to a vector.
-    fn vector(&self, kk: usize, per_vector: usize) -> usize {
-        kk / BLOCK * self.block_bytes + kk % BLOCK / per_vector * 64
-    }
-
-    /// Offset of the entry of group `slot` (counted over all blocks) and column `col` in the table at `table`.
-    fn entry(&self, table: usize, slot: usize, col: usize) -> usize {
-        slot / self.groups * self.block_bytes + table + (slot % self.groups * TILE_COLUMNS + col) * 2
-    }
-}
-
-/// Bytes of one 16-column tile of a weight with `k` input features; `None` on overflow or if `dtype` cannot be packed.
-pub fn tile_bytes(dtype: DType, k: usize) -> Option<usize> {
-    match dtype {
-        DType::F32 | DType::F16 | DType::BF16 => {
-            k.checked_mul(TILE_COLUMNS)?.checked_mul(dtype.size()?)?.checked_next_multiple_of(64)
-        }
-        DType::Quant(fmt) => Some(QuantTile::new(fmt, k)?.bytes),
-        DType::I32 | DType::Bool => None,
-    }
-}
-
-/// Bytes of a packed `[n, k]` weight; `None` on overflow or if `dtype` cannot be packed.
-pub fn packed_bytes(dtype: DType, n: usize, k: usize) -> Option<usize> {
-    tile_bytes(dtype, k)?.checked_mul(n.div_ceil(TILE_COLUMNS))
 }
 
 /// Packs up to 16 rows of a float weight into one tile.

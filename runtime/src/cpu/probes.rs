@@ -1,10 +1,9 @@
 //! What the self-test asks of the CPU executor.
 
 use super::CpuExecutor;
-use super::program::Kind;
-use crate::exec::{ExecError, Executor, StepCall};
+use crate::exec::{ExecError, Executor, Span};
 use crate::selftest::Probes;
-use dlx_ir::Op;
+use dlx_ir::EntryKind;
 
 impl Probes for CpuExecutor {
     /// Kernels agree bit for bit on every CPU, but the sines and cosines come from the platform's mathematics library.
@@ -25,17 +24,15 @@ impl Probes for CpuExecutor {
         self.tolerance()
     }
 
-    fn whole_step(&mut self, _: usize, call: StepCall<'_>) -> Result<(), ExecError> {
-        self.step(call)
+    fn whole_step(&mut self, _: usize, span: Span<'_>) -> Result<(), ExecError> {
+        self.step(&[span])
     }
 
-    fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
-        let entry = self.entries.iter().find(|e| e.kind == Kind::Step && e.rows == rows);
-        let code = entry.map_or(&[][..], |e| &e.code);
-        let writes = code.iter().enumerate().filter(|(_, i)| matches!(i.op, Op::KvWrite {}));
-        let nodes = writes.map(|(i, _)| i).nth(1).unwrap_or(code.len());
-        let (live, mut last) = (call.ids.len(), Vec::new());
-        self.step_observed(call, nodes, &mut |seen| {
+    fn first_layer(&mut self, rows: usize, span: Span<'_>) -> Result<Vec<f32>, ExecError> {
+        let entry = self.entries.iter().find(|e| e.entry.kind == EntryKind::Step && e.entry.rows == rows);
+        let nodes = entry.map_or(0, |e| e.first_layer);
+        let (live, mut last) = (span.ids.len(), Vec::new());
+        self.step_observed(&[span], nodes, &mut |seen| {
             let value = seen.value;
             if !value.is_empty() {
                 last.clear();
@@ -50,7 +47,7 @@ impl Probes for CpuExecutor {
         if rows == 0 || rows > largest {
             return Err(ExecError::Shape(format!("{rows} rows do not fit a step of {largest}")));
         }
-        let hidden = self.states.iter_mut().find(|s| s.is_rows()).ok_or(ExecError::NoEntry("hidden"))?;
+        let hidden = self.hidden.map(|s| &mut self.states[s]).ok_or(ExecError::NoEntry("hidden"))?;
         let width = hidden.width();
         hidden.floats_mut()[..rows * width].iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
         self.live = rows;

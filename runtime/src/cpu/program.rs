@@ -5,11 +5,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dlx_ir::{DType, Graph, Id, Module, Op, Operand, WeightDef};
+use dlx_ir::layout::N16;
+use dlx_ir::{Cost, DType, Entry, Graph, Id, Module, Op, Operand, WeightDef};
 
 use super::arena::Slot;
-use super::executor::LoadError;
-use super::{PackedWeight, packed_bytes, proof};
+use super::error::{LoadError, bad};
+use super::{MAX_WEIGHTS, PackedWeight, packed_bytes, proof};
 use crate::mapped::Mapped;
 
 /// Packed matrices stay in the mapped file; vectors are copied, since kernels read them as aligned f32.
@@ -24,20 +25,13 @@ pub(super) enum Weight {
 }
 
 /// A compiled graph.
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    /// Rows of its bucket.
-    pub(super) rows: usize,
+pub(super) struct Code {
+    pub(super) entry: Entry,
     pub(super) params: Vec<Slot>,
     pub(super) results: Vec<Slot>,
     pub(super) code: Vec<Instr>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Kind {
-    Step,
-    Head,
-    Logits,
+    /// Instructions of the first layer.
+    pub(super) first_layer: usize,
 }
 
 pub(super) struct Instr {
@@ -46,10 +40,8 @@ pub(super) struct Instr {
     pub(super) outputs: Vec<Slot>,
     /// Name of the first result, for observers.
     pub(super) name: String,
-    /// Bytes of the matrices that it multiplies by.
-    pub(super) weight_bytes: usize,
-    /// Multiplications of the matrix product per row.
-    pub(super) row_products: u64,
+    /// What it costs, for observers.
+    pub(super) cost: Cost,
 }
 
 #[derive(Clone, Copy)]
@@ -74,7 +66,7 @@ impl Weights {
                 _ => return Err(bad(format!("{}: lies outside the weights", place()))),
             };
             let weight = match (w.ty.shape().as_deref(), w.ty.layout.as_deref(), w.ty.dtype) {
-                (Some(&[n, k]), Some("n16"), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
+                (Some(&[n, k]), Some(N16), dtype) if packed_bytes(dtype, n, k) == Some(range.len()) => {
                     Weight::Matrix { dtype, n, k, bytes: range }
                 }
                 (Some(&[_]), None, DType::F32) => {
@@ -102,37 +94,15 @@ impl Weights {
     }
 }
 
-impl Entry {
+impl Code {
     /// Resolves a verified graph, refusing everything that the kernels would not accept.
-    pub(super) fn load(module: &Module, graph: &Graph, weights: &Weights) -> Result<Self, String> {
-        let kind = kind_of(graph).ok_or("is not a step, head or logits entry")?;
-        let ty = |v: &dlx_ir::ValueId| &graph.values[*v].ty;
-        let shapes: Option<Vec<_>> = graph.params.iter().map(|p| ty(p).shape()).collect();
-        let rows = match (kind, shapes.as_deref()) {
-            (Kind::Step, Some([ids, pos, at, end, from, visible]))
-                if ids.len() == 1 && ids == pos && [at, end, from, visible].iter().all(|s| s.is_empty()) =>
-            {
-                ids[0]
-            }
-            (Kind::Head | Kind::Logits, Some([rows])) if rows.len() == 1 => rows[0],
-            _ => return Err("has parameters that are not those of its kind".into()),
-        };
-        if graph.params.iter().any(|p| ty(p).dtype != DType::I32) {
-            return Err("has parameters that are not i32".into());
-        }
-        let results: Vec<_> = graph.results.iter().map(|r| (ty(r).dtype, ty(r).dims.len())).collect();
-        let expected: &[(DType, usize)] = match kind {
-            Kind::Step => &[],
-            Kind::Head => &[(DType::I32, 1), (DType::F32, 2)],
-            Kind::Logits => &[(DType::F32, 2)],
-        };
-        if results != expected {
-            return Err("has results that are not those of its kind".into());
-        }
-        proof::graph(module, graph, kind)?;
+    pub(super) fn load(module: &Module, graph: &Graph) -> Result<Self, String> {
+        let entry = Entry::of(graph)?;
+        proof::graph(module, graph, entry.kind)?;
         let mut slots = Vec::with_capacity(graph.values.len());
         for (_, v) in graph.values.iter() {
-            slots.push(Slot::of(v, rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
+            slots
+                .push(Slot::of(v, entry.rows).ok_or_else(|| format!("%{} is not planned, or has other rows", v.name))?);
         }
         let loc = |operand: &Operand| match operand {
             Operand::Value(v) => Loc::Slot(slots[v.index()]),
@@ -143,36 +113,24 @@ impl Entry {
         for node in &graph.nodes {
             runnable(module, graph, node).map_err(|e| format!("{}: {e}", module.node_text(graph, node)))?;
             let inputs: Vec<Loc> = node.inputs.iter().map(loc).collect();
-            let multiplies = matches!(node.op, Op::Linear { .. } | Op::HeadStats { .. });
-            let matrices = || inputs.iter().filter_map(|i| weights.matrix(*i)).filter(|_| multiplies);
-            let bytes = |w: PackedWeight<'_>| packed_bytes(w.dtype(), w.n(), w.k()).unwrap_or(0);
             code.push(Instr {
                 op: node.op.clone(),
-                weight_bytes: matrices().map(bytes).sum(),
-                row_products: matrices().map(|w| w.n() as u64 * w.k() as u64).sum(),
+                cost: Cost::of(module, graph, node).unwrap_or_default(),
                 inputs,
                 outputs: node.outputs.iter().map(|o| slots[o.index()]).collect(),
                 name: node.outputs.first().map_or_else(String::new, |o| graph.values[*o].name.clone()),
             });
         }
         let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();
-        Ok(Entry { kind, rows, params: slots_of(&graph.params), results: slots_of(&graph.results), code })
-    }
-}
-
-/// What an entry of this name is.
-pub(super) fn kind_of(graph: &Graph) -> Option<Kind> {
-    match graph.name.split('_').next() {
-        Some("step") => Some(Kind::Step),
-        Some("head") => Some(Kind::Head),
-        Some("logits") => Some(Kind::Logits),
-        _ => None,
+        let first_layer = dlx_ir::first_layer(graph).map_or(code.len(), |(nodes, _)| nodes);
+        let (params, results) = (slots_of(&graph.params), slots_of(&graph.results));
+        Ok(Code { entry, params, results, code, first_layer })
     }
 }
 
 /// What the kernels ask of a node beyond its types.
 fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), String> {
-    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some("n16");
+    let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some(N16);
     let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
     let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
     let ok = match &node.op {
@@ -184,7 +142,7 @@ fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), S
         Op::Linear { n, bias, .. } => {
             let n = *n as usize;
             let ends = values(0..1) && node.inputs.iter().skip(1 + n).all(|i| i.state().is_none());
-            n <= 3 && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
+            n <= MAX_WEIGHTS && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
         }
         Op::HeadStats { .. } => values(0..1) && matrix(1),
         Op::KvWrite {} => {
@@ -207,8 +165,4 @@ fn caches(module: &Module, k: Operand, v: Operand) -> bool {
 fn rows_state(module: &Module, state: Operand) -> bool {
     let ty = state.state().map(|s| &module.states[s].ty);
     ty.is_some_and(|ty| ty.dtype == DType::F32 && ty.layout.is_none() && ty.dims.len() == 2)
-}
-
-pub(super) fn bad(what: String) -> LoadError {
-    LoadError::Program(what)
 }

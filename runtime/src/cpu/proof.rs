@@ -5,7 +5,7 @@
 //! write is shown to be one of them, and the right one. Then no index is left that a program could have made up.
 //!
 //! Invariants of a program that passes:
-//! * token ids are the ids of the call, rotary positions its positions, cache rows its `at`, `end`, `from` and `visible`,
+//! * token ids are the ids of the call, rotary positions its positions, cache rows its spans,
 //!   rows of states its rows; caches are read only behind the write of the same pair in the same graph;
 //! * a head returns what one `head_stats` reports, over a vocabulary with a token besides the banned one; all heads and
 //!   logits have the same vocabulary;
@@ -17,9 +17,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dlx_ir::{Graph, Module, Op, Operand, Post, WeightDef};
+use dlx_ir::{Entry, EntryKind, Graph, Module, Op, Operand, Post, WeightDef};
 
-use super::program::{Kind, kind_of};
 use crate::artifact::ALIGN;
 
 /// Most rows of an entry. What a row costs is reserved, not touched, but for a few words of statistics.
@@ -30,10 +29,7 @@ const FREE_WIDTH: usize = 1024;
 /// Parameters of a step, in order.
 const IDS: usize = 0;
 const POS: usize = 1;
-const AT: usize = 2;
-const END: usize = 3;
-const FROM: usize = 4;
-const VISIBLE: usize = 5;
+const SPANS: usize = 2;
 /// The parameter of a head.
 const ROWS: usize = 0;
 
@@ -41,7 +37,7 @@ const ROWS: usize = 0;
 ///
 /// # Errors
 /// The text of the first node that reads something else than it must, and what that is.
-pub(super) fn graph(module: &Module, graph: &Graph, kind: Kind) -> Result<(), String> {
+pub(super) fn graph(module: &Module, graph: &Graph, kind: EntryKind) -> Result<(), String> {
     let mut written: BTreeSet<[Operand; 2]> = BTreeSet::new();
     for node in &graph.nodes {
         let place = |what: &str| format!("{}: {what}", module.node_text(graph, node));
@@ -55,26 +51,23 @@ pub(super) fn graph(module: &Module, graph: &Graph, kind: Kind) -> Result<(), St
             None => Err(place("the graph lacks a parameter")),
         };
         match (&node.op, kind) {
-            (Op::Embed {}, Kind::Step) => named(0, IDS)?,
-            (Op::RopeTable { .. }, Kind::Step) => named(0, POS)?,
-            (Op::KvWrite {}, Kind::Step) => {
-                named(4, AT)?;
-                named(5, END)?;
+            (Op::Embed {}, EntryKind::Step) => named(0, IDS)?,
+            (Op::RopeTable { .. }, EntryKind::Step) => named(0, POS)?,
+            (Op::KvWrite {}, EntryKind::Step) => {
+                named(4, SPANS)?;
                 written.insert([node.inputs[2], node.inputs[3]]);
             }
-            (Op::CachedAttention { .. }, Kind::Step) => {
-                named(3, AT)?;
-                named(4, FROM)?;
-                named(5, VISIBLE)?;
+            (Op::CachedAttention { .. }, EntryKind::Step) => {
+                named(3, SPANS)?;
                 if !written.contains(&[node.inputs[1], node.inputs[2]]) {
                     return Err(place("it reads caches that no earlier kv_write of this graph writes together"));
                 }
             }
-            (Op::TakeRows {}, Kind::Head | Kind::Logits) => named(1, ROWS)?,
-            (Op::TakeRows {}, Kind::Step) => return Err(place("a step cannot read rows of an earlier one")),
+            (Op::TakeRows {}, EntryKind::Head | EntryKind::Logits) => named(1, ROWS)?,
+            (Op::TakeRows {}, EntryKind::Step) => return Err(place("a step cannot read rows of an earlier one")),
             (
                 Op::Embed {} | Op::RopeTable { .. } | Op::KvWrite {} | Op::CachedAttention { .. } | Op::StoreRows {},
-                Kind::Head | Kind::Logits,
+                EntryKind::Head | EntryKind::Logits,
             ) => return Err(place("only a step may do this")),
             (Op::HeadStats { ban, .. }, _) => {
                 let tokens = module.operand_type(graph, node.inputs[1]).dims.first().and_then(|d| d.fixed());
@@ -88,10 +81,10 @@ pub(super) fn graph(module: &Module, graph: &Graph, kind: Kind) -> Result<(), St
     }
     let maker = graph.nodes.iter().find(|n| !n.outputs.is_empty() && n.outputs == graph.results);
     match (kind, maker.map(|n| &n.op)) {
-        (Kind::Step, _) | (Kind::Head, Some(Op::HeadStats { .. })) => Ok(()),
-        (Kind::Logits, Some(Op::Linear { n: 1, post: Post::None, .. })) => Ok(()),
-        (Kind::Head, _) => Err("does not return what one head_stats reports".into()),
-        (Kind::Logits, _) => Err("does not return what one linear gives".into()),
+        (EntryKind::Step, _) | (EntryKind::Head, Some(Op::HeadStats { .. })) => Ok(()),
+        (EntryKind::Logits, Some(Op::Linear { n: 1, post: Post::None, .. })) => Ok(()),
+        (EntryKind::Head, _) => Err("does not return what one head_stats reports".into()),
+        (EntryKind::Logits, _) => Err("does not return what one linear gives".into()),
     }
 }
 
@@ -106,25 +99,25 @@ pub(super) fn program(module: &Module) -> Result<(), String> {
         return Err(format!("state @{} is wider than any weight", s.name));
     }
     let mut vocab = None;
-    let mut first: BTreeMap<Kind, &Graph> = BTreeMap::new();
-    let mut sizes: BTreeSet<(Kind, usize)> = BTreeSet::new();
+    let mut first: BTreeMap<EntryKind, &Graph> = BTreeMap::new();
+    let mut sizes: BTreeSet<Entry> = BTreeSet::new();
     for graph in &module.graphs {
         let wide = graph.values.iter().find(|(_, v)| v.ty.dims.get(1).and_then(|d| d.fixed()) > Some(widest));
         if let Some((_, v)) = wide {
             return Err(format!("graph @{}: %{} is wider than any weight", graph.name, v.name));
         }
-        let kind = kind_of(graph).ok_or_else(|| format!("graph @{} is not an entry", graph.name))?;
-        let rows = rows_of(graph);
+        let entry = Entry::of(graph).map_err(|e| format!("graph @{}: {e}", graph.name))?;
+        let Entry { kind, rows } = entry;
         if rows > MAX_ROWS {
             return Err(format!("graph @{} has {rows} rows, more than the {MAX_ROWS} of any entry", graph.name));
         }
-        if kind != Kind::Step {
+        if kind != EntryKind::Step {
             let tokens = tokens_of(module, graph);
             if i32::try_from(tokens).is_err() || *vocab.get_or_insert(tokens) != tokens {
                 return Err(format!("graph @{} has a vocabulary of {tokens}, unlike an earlier one", graph.name));
             }
         }
-        if !sizes.insert((kind, rows)) {
+        if !sizes.insert(entry) {
             return Err(format!("graph @{}: an earlier entry of its kind has {rows} rows too", graph.name));
         }
         let twin = *first.entry(kind).or_insert(graph);
@@ -133,12 +126,6 @@ pub(super) fn program(module: &Module) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Rows of an entry; its first parameter has that many elements.
-fn rows_of(graph: &Graph) -> usize {
-    let first = graph.params.first().and_then(|p| graph.values[*p].ty.dims.first());
-    first.and_then(|d| d.fixed()).unwrap_or(0)
 }
 
 /// Tokens that the results of a head or logits entry tell apart.

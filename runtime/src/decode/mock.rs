@@ -6,12 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::exec::{ExecError, Executor, RowStats, StepCall};
+use crate::exec::{ExecError, Executor, RowStats, Span};
 
 /// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    Step { at: usize, len: usize, visible: usize },
+    /// A span of a step; a step of several is recorded as several.
+    Step {
+        slot: usize,
+        at: usize,
+        len: usize,
+        visible: usize,
+    },
     Head(Vec<usize>),
     Logits(Vec<usize>),
 }
@@ -21,9 +27,10 @@ pub(crate) struct Mock {
     max_seq: usize,
     vocab: usize,
     buckets: Vec<usize>,
-    cache: Vec<i32>,
-    /// First row, rows, first and last visible row of the last step.
-    last: (usize, usize, usize, usize),
+    /// Tokens that the rows of each slot were made from.
+    caches: Vec<Vec<i32>>,
+    /// For each row of the last step: its position, and a hash of what it saw.
+    last: Vec<(usize, u64)>,
     /// Token and logit that a row at this rotary position is made to prefer.
     scripted: BTreeMap<usize, (i32, f32)>,
     calls_left: usize,
@@ -37,8 +44,8 @@ impl Mock {
             max_seq,
             vocab,
             buckets: buckets.to_vec(),
-            cache: vec![-1; max_seq],
-            last: (0, 0, 0, 0),
+            caches: vec![vec![-1; max_seq]],
+            last: Vec::new(),
             scripted: BTreeMap::new(),
             calls_left: usize::MAX,
             calls: Vec::new(),
@@ -67,14 +74,12 @@ impl Mock {
     }
 
     fn row(&self, row: usize) -> Vec<f32> {
-        let (at, len, from, visible) = self.last;
-        assert!(row < len, "row {row} was not in the last step");
-        let seen = self.cache[from..visible].iter().fold((at - from + row) as u64, |h, &id| mix(h ^ (id as u64)));
+        let (position, seen) = self.last[row];
         let mut logits: Vec<f32> =
             (0..self.vocab as u64).map(|id| (mix(seen ^ (id << 32)) % 1000) as f32 / 100.0).collect();
         logits[0] = logits[0].min(1.0);
         logits[self.vocab - 1] = -40.0;
-        if let Some(&(token, logit)) = self.scripted.get(&(at - from + row)) {
+        if let Some(&(token, logit)) = self.scripted.get(&position) {
             logits[token as usize] = logit;
         }
         logits
@@ -100,16 +105,40 @@ impl Executor for Mock {
         &self.buckets
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        let end = call.at + call.ids.len();
-        assert!(!call.ids.is_empty() && call.ids.len() <= *self.buckets.last().unwrap());
-        assert!(end <= call.visible && call.visible <= self.max_seq);
-        assert!(call.pos.iter().enumerate().all(|(row, &pos)| pos as usize == call.at - call.from + row));
-        self.cache[call.at..end].copy_from_slice(call.ids);
-        let visible = &self.cache[call.from..call.visible];
-        assert!(visible.iter().all(|&id| id >= 0), "attends rows that were never written");
-        self.last = (call.at, call.ids.len(), call.from, call.visible);
-        self.count(Call::Step { at: call.at, len: call.ids.len(), visible: call.visible })
+    fn slots(&self) -> usize {
+        self.caches.len()
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        if slots > self.caches.len() {
+            self.caches = vec![vec![-1; self.max_seq]; slots];
+        }
+        Ok(())
+    }
+
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        self.caches[to] = [&self.caches[from][..rows], &vec![-1; self.max_seq - rows]].concat();
+        Ok(())
+    }
+
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        let rows: usize = spans.iter().map(|s| s.ids.len()).sum();
+        assert!(rows <= *self.buckets.last().unwrap());
+        self.last.clear();
+        for (i, span) in spans.iter().enumerate() {
+            let &Span { slot, ids, pos, at, from, visible } = span;
+            assert!(spans[..i].iter().all(|s| s.slot != slot), "a slot serves one sequence");
+            let end = at + ids.len();
+            assert!(!ids.is_empty() && end <= visible && visible <= self.max_seq);
+            assert!(pos.iter().enumerate().all(|(row, &pos)| pos as usize == at - from + row));
+            self.caches[slot][at..end].copy_from_slice(ids);
+            let seen = &self.caches[slot][from..visible];
+            assert!(seen.iter().all(|&id| id >= 0), "attends rows that were never written");
+            let hash = |position: usize| seen.iter().fold(position as u64, |h, &id| mix(h ^ (id as u64)));
+            self.last.extend((at - from..end - from).map(|position| (position, hash(position))));
+            self.count(Call::Step { slot, at, len: ids.len(), visible })?;
+        }
+        Ok(())
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {

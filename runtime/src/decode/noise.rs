@@ -41,57 +41,110 @@ const POSITIONS: u32 = 1;
 impl Noise {
     /// The Exp(1) variates of the tokens of a row; `None` for a token of which none was recorded.
     pub fn exponential(&self, at: NoiseRow) -> impl FnMut(i32) -> Option<f32> {
-        let mut block = (u32::MAX, [0; 4]);
+        let mut seeded = self.uniform(at);
         move |token| {
             let token = u32::try_from(token).ok()?;
-            match self {
-                Noise::Seeded(seed) => {
-                    let index = token / 4;
-                    if block.0 != index {
-                        block = (index, philox4x32(counter(index, at, TOKENS), *seed));
-                    }
-                    Some(exponential(block.1[token as usize % 4]))
+            match (&mut seeded, self) {
+                (Some(seeded), _) => Some(exponential(seeded.of(token))),
+                (None, Noise::Recorded(passes)) => {
+                    passes.get(at.pass)?.tokens.get(&at.position)?.get(token as usize).copied()
                 }
-                Noise::Recorded(passes) => passes.get(at.pass)?.tokens.get(&at.position)?.get(token as usize).copied(),
+                (None, Noise::Seeded(_)) => None,
             }
+        }
+    }
+
+    /// The uniform bits of the tokens of a row, from which their variates are computed; `None` for recorded numbers.
+    pub(super) fn uniform(&self, at: NoiseRow) -> Option<Uniform> {
+        match *self {
+            Noise::Seeded(seed) => Some(Uniform { seed, at, block: (u32::MAX, [0; 4]) }),
+            Noise::Recorded(_) => None,
         }
     }
 
     /// The Exp(1) variate of a position itself; `None` when none was recorded.
     pub fn of_position(&self, at: NoiseRow) -> Option<f32> {
         match self {
-            Noise::Seeded(seed) => Some(exponential(philox4x32(counter(0, at, POSITIONS), *seed)[0])),
+            Noise::Seeded(seed) => {
+                Some(exponential(philox4x32([[0], [at.position as u32], [at.pass as u32], [POSITIONS]], *seed)[0][0]))
+            }
             Noise::Recorded(passes) => passes.get(at.pass)?.positions.get(&at.position).copied(),
         }
     }
 }
 
-/// Positions and passes beyond 2³² repeat, which no decode reaches.
-fn counter(index: u32, at: NoiseRow, purpose: u32) -> [u32; 4] {
-    [index, at.position as u32, at.pass as u32, purpose]
+/// Tokens whose bits are drawn at once.
+pub(super) const GROUP: usize = 32;
+const LANES: usize = GROUP / 4;
+
+/// The uniform bits of a row.
+#[derive(Debug)]
+pub(super) struct Uniform {
+    seed: u64,
+    at: NoiseRow,
+    /// The block drawn last, and its number.
+    block: (u32, [u32; 4]),
+}
+
+impl Uniform {
+    /// Those of a token.
+    pub(super) fn of(&mut self, token: u32) -> u32 {
+        let index = token / 4;
+        if self.block.0 != index {
+            self.block = (index, self.blocks([index]).map(|[word]| word));
+        }
+        self.block.1[token as usize % 4]
+    }
+
+    /// Those of the tokens `first..first + GROUP`, where `first` is a multiple of 4.
+    pub(super) fn group(&self, first: u32) -> [u32; GROUP] {
+        let words = self.blocks(std::array::from_fn::<u32, LANES, _>(|lane| first / 4 + lane as u32));
+        let mut bits = [0; GROUP];
+        for (lane, bits) in bits.chunks_exact_mut(4).enumerate() {
+            bits.copy_from_slice(&words.map(|word| word[lane]));
+        }
+        bits
+    }
+
+    /// Positions and passes beyond 2³² repeat, which no decode reaches.
+    fn blocks<const N: usize>(&self, index: [u32; N]) -> [[u32; N]; 4] {
+        philox4x32([index, [self.at.position as u32; N], [self.at.pass as u32; N], [TOKENS; N]], self.seed)
+    }
 }
 
 /// Exp(1) from 32 uniform bits by inversion.
-fn exponential(bits: u32) -> f32 {
+pub(super) fn exponential(bits: u32) -> f32 {
     let uniform = (f64::from(bits) + 0.5) / 4_294_967_296.0;
     -libm::log(uniform) as f32
 }
 
-/// Ten rounds of Philox on a 128-bit counter with a 64-bit key, low word first.
-fn philox4x32(mut counter: [u32; 4], key: u64) -> [u32; 4] {
-    let mul = |a: u32, b: u32| {
-        let product = u64::from(a) * u64::from(b);
-        ((product >> 32) as u32, product as u32)
-    };
+/// What [`exponential`] of any bits reaches, but for its rounding.
+pub(super) const LEAST: f32 = 1.0 / 8_589_934_592.0;
+
+/// What [`exponential`] of these bits reaches, but for its rounding: -ln u is at least 1 - u.
+pub(super) fn at_least(bits: u32) -> f32 {
+    (!bits >> 8) as i32 as f32 / 16_777_216.0
+}
+
+/// Ten rounds of Philox on `N` 128-bit counters with a 64-bit key, low word first.
+fn philox4x32<const N: usize>(counter: [[u32; N]; 4], key: u64) -> [[u32; N]; 4] {
+    // The upper halves of these words are whatever the products leave there: instructions that multiply many numbers at
+    // once read the lower halves of 64 bits.
+    let [mut c0, mut c1, mut c2, mut c3] = counter.map(|words| words.map(u64::from));
     let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
     for _ in 0..10 {
-        let (hi0, lo0) = mul(0xD251_1F53, counter[0]);
-        let (hi1, lo1) = mul(0xCD9E_8D57, counter[2]);
-        counter = [hi1 ^ counter[1] ^ k0, lo1, hi0 ^ counter[3] ^ k1, lo0];
+        for lane in 0..N {
+            let product0 = (c0[lane] & 0xFFFF_FFFF) * 0xD251_1F53;
+            let product2 = (c2[lane] & 0xFFFF_FFFF) * 0xCD9E_8D57;
+            c0[lane] = (product2 >> 32) ^ c1[lane] ^ u64::from(k0);
+            c1[lane] = product2;
+            c2[lane] = (product0 >> 32) ^ c3[lane] ^ u64::from(k1);
+            c3[lane] = product0;
+        }
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
-    counter
+    [c0, c1, c2, c3].map(|words| words.map(|word| word as u32))
 }
 
 #[cfg(test)]
@@ -101,10 +154,11 @@ mod tests {
     /// The known-answer vectors published with the generator.
     #[test]
     fn philox_known_answers() {
-        assert_eq!(philox4x32([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox4x32([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let one = |counter: [u32; 4], key| philox4x32(counter.map(|word| [word]), key).map(|[word]| word);
+        assert_eq!(one([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(one([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(
-            philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], 0x299f_31d0_a409_3822),
+            one([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], 0x299f_31d0_a409_3822),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
     }
@@ -122,6 +176,23 @@ mod tests {
         assert_ne!(Noise::Seeded(8).exponential(at)(5), forward[5]);
         assert_eq!(noise.of_position(at), noise.of_position(at));
         assert!(noise.of_position(at).is_some_and(|x| !forward.contains(&Some(x))), "another stream");
+    }
+
+    #[test]
+    fn groups_and_single_tokens_have_the_same_bits() {
+        let mut uniform = Noise::Seeded(7).uniform(NoiseRow { pass: 3, position: 11 }).unwrap();
+        for first in [0, 4, 151_936] {
+            let bits = uniform.group(first);
+            assert_eq!(bits.to_vec(), (first..first + GROUP as u32).map(|token| uniform.of(token)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn bounds_hold() {
+        for bits in (0..=u32::MAX).step_by(9973).chain([1, 255, 256, u32::MAX - 256, u32::MAX - 255, u32::MAX]) {
+            let variate = exponential(bits) * (1.0 + f32::EPSILON);
+            assert!(variate >= at_least(bits) && variate >= LEAST, "{bits}");
+        }
     }
 
     #[test]

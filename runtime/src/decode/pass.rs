@@ -1,21 +1,14 @@
-//! One forward pass: from positions of the sequence to calls of the executor, and back to a token per position.
+//! A forward pass as a sequence wants it: which positions it feeds, as spans of a step, and which rows it looks at.
 //!
-//! Invariant: a pass looks at exactly the rows that were asked for, and at none when it only writes cache rows. Positions
-//! become cache rows here and nowhere else: hidden tokens have none, and with guidance every pass runs twice, on two
-//! sequences that lie one after the other in the same caches.
+//! Plain data between a [`Sequence`](super::Sequence) and whatever runs it. Invariant: a pass looks at exactly the rows that
+//! were asked for, and at none when it only writes cache rows.
 
 use std::ops::Range;
-use std::time::Instant;
 
-use super::DecodeError;
-use super::decoder::{Halt, Run};
-use super::noise::NoiseRow;
-use super::policy::{ConfidenceStage, DecodePolicy, FirstRow, Lead};
-use super::sample::{self, Drawn};
-use super::trace::{Forward, ForwardKind, Moment};
-use crate::exec::{RowStats, StepCall};
+use super::trace::ForwardKind;
+use crate::exec::{RowStats, Span};
 
-/// A pass over consecutive positions.
+/// The positions of a pass: consecutive ones.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
     pub(super) kind: ForwardKind,
@@ -27,188 +20,90 @@ pub(super) struct Window {
     pub(super) visible: usize,
 }
 
-/// A step as it was called.
-#[derive(Debug, Default)]
-pub(super) struct Last {
-    ids: Vec<i32>,
-    pos: Vec<i32>,
-    at: usize,
-    from: usize,
-    visible: usize,
-}
-
-impl Last {
-    fn call(&self) -> StepCall<'_> {
-        StepCall { ids: &self.ids, pos: &self.pos, at: self.at, from: self.from, visible: self.visible }
-    }
-}
-
 impl Window {
     /// The whole sequence.
     pub(super) fn full(end: usize) -> Self {
         Self { kind: ForwardKind::Full, cells: 0..end, past_len: 0, visible: end }
     }
+
+    /// A pass that fills the caches with `cells`.
+    pub(super) fn stores(kind: ForwardKind, cells: Range<usize>) -> Self {
+        Self { kind, past_len: cells.start, visible: cells.end, cells }
+    }
 }
 
-impl Run<'_, '_> {
-    /// Runs `window` and returns what it says about `positions`, ascending.
-    pub(super) fn pass(&mut self, window: &Window, positions: &[usize]) -> Result<Vec<Drawn>, Halt> {
-        // The first position has no row before it in this pass. At the beginning of the sequence there is none at all.
-        let borrows_first = positions.first() == Some(&window.cells.start) && !self.before.is_empty();
-        let rows: Vec<usize> = positions[usize::from(borrows_first)..]
-            .iter()
-            .map(|position| (position - window.cells.start).saturating_sub(self.policy.logit_shift))
-            .collect();
-        self.run(window, &rows)?;
-        if positions.is_empty() {
-            return Ok(Vec::new());
-        }
-        if borrows_first {
-            self.logits.splice(0..0, self.before.iter().copied());
-        }
-        self.choose(positions, &rows, self.policy)
+/// What is read of a row that a pass looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// The head's statistics.
+    Stats,
+    /// The full logits.
+    Logits,
+}
+
+/// What one span of a pass feeds, apart from where it lies.
+#[derive(Clone, Debug)]
+pub(super) struct Fed {
+    pub(super) slot: usize,
+    pub(super) ids: Vec<i32>,
+}
+
+/// A pass that a sequence wants.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    pub(super) window: Window,
+    /// One span, or with guidance two over the same positions.
+    pub(super) fed: Vec<Fed>,
+    pub(super) pos: Vec<i32>,
+    pub(super) at: usize,
+    pub(super) visible: usize,
+    /// Rows of each span that are looked at.
+    pub(super) rows: Vec<usize>,
+    pub(super) reads: Reads,
+    /// Positions that are decided, ascending.
+    pub(super) positions: Vec<usize>,
+}
+
+impl Pass {
+    /// What it is for.
+    pub fn kind(&self) -> ForwardKind {
+        self.window.kind
     }
 
-    /// Runs a pass that fills the caches with `cells`, and lets its last row decide position `led`, if the policy has a
-    /// lead and the position is undecided.
-    pub(super) fn store(&mut self, kind: ForwardKind, cells: Range<usize>, led: Option<usize>) -> Result<(), Halt> {
-        let fed = self.fed(&cells).len();
-        let window = Window { kind, past_len: cells.start, visible: cells.end, cells };
-        let led = led.filter(|&led| self.policy.lead != Lead::None && self.ids.get(led) == Some(&self.policy.mask_id));
-        let keeps_last = self.policy.first_row == FirstRow::Before;
-        let rows = if led.is_some() || keeps_last { fed.checked_sub(1).into_iter().collect() } else { Vec::new() };
-        if fed > 0 {
-            self.run(&window, &rows)?;
-            if keeps_last {
-                self.before.clone_from(&self.logits);
-            }
-            if let Some(led) = led {
-                self.lead(led, &rows)?;
-            }
-        }
-        self.hidden += window.cells.len() - fed;
-        Ok(())
+    /// What a step feeds for it. All spans may be part of one step, also of one that serves other sequences, or each of a
+    /// step of its own, in order.
+    pub fn spans(&self) -> impl ExactSizeIterator<Item = Span<'_>> {
+        self.fed.iter().map(|fed| Span {
+            slot: fed.slot,
+            ids: &fed.ids,
+            pos: &self.pos,
+            at: self.at,
+            from: 0,
+            visible: self.visible,
+        })
     }
 
-    /// Gives the first position of a block the token that the row before it decides, in the pass that just ran.
-    pub(super) fn lead(&mut self, position: usize, rows: &[usize]) -> Result<(), Halt> {
-        let token = if self.policy.lead == Lead::MostLikely {
-            self.choose(&[position], rows, &DecodePolicy { temperature: 0.0, ..self.policy.clone() })?
-        } else {
-            self.choose(&[position], rows, self.policy)?
-        };
-        self.change(position, token[0].stats.best);
-        self.tell(|ids| Moment::Revealed { ids, start: position, end: position + 1 })
+    /// Rows of each span, counted from its first, whose results the sequence wants to see.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
     }
 
-    /// The positions that a pass which fills the caches feeds.
-    fn fed(&self, cells: &Range<usize>) -> Vec<usize> {
-        cells.clone().filter(|&position| Some(self.ids[position]) != self.policy.hidden_id).collect()
+    /// What it wants to see of them.
+    pub fn reads(&self) -> Reads {
+        self.reads
     }
 
-    /// Runs `window` on every sequence. Leaves the logits of `rows` in `self.logits` where they are needed; the head can
-    /// be asked for them otherwise.
-    pub(super) fn run(&mut self, window: &Window, rows: &[usize]) -> Result<(), Halt> {
-        let plan = self.plan;
-        let mut guided = Vec::new();
-        for (index, &base) in plan.lanes.iter().enumerate() {
-            self.forward(window, base, index > 0)?;
-            if self.resolved.needs_logits && !rows.is_empty() {
-                let begin = Instant::now();
-                self.logits.clear();
-                self.logits.resize(rows.len() * self.executor.vocab(), 0.0);
-                self.executor.logits(rows, &mut self.logits)?;
-                self.times.head += begin.elapsed();
-                let broken = |row: &[f32]| row.iter().any(|logit| !logit.is_finite());
-                if let Some(row) = self.logits.chunks_exact(self.executor.vocab()).position(broken) {
-                    return Err(self.not_finite(window.cells.start + rows[row]));
-                }
-                if index == 0 && plan.lanes.len() > 1 {
-                    guided.clone_from(&self.logits);
-                }
-            }
-        }
-        let weight = self.policy.cfg_scale + 1.0;
-        for (unconditional, conditional) in self.logits.iter_mut().zip(guided) {
-            *unconditional += weight * (conditional - *unconditional);
-            if !unconditional.is_finite() {
-                return Err(DecodeError::Guidance { scale: self.policy.cfg_scale }.into());
-            }
-        }
-        Ok(())
+    /// The position that row `row` of a span stands at, if no token before it in the window is hidden.
+    pub fn position(&self, row: usize) -> usize {
+        self.window.cells.start + row
     }
+}
 
-    /// One call of the executor for the sequence whose rows begin at `base`.
-    fn forward(&mut self, window: &Window, base: usize, unconditional: bool) -> Result<(), Halt> {
-        let Window { kind, ref cells, past_len, visible } = *window;
-        self.tell(|ids| Moment::Forward(Forward { kind, q_start: cells.start, q_len: cells.len(), past_len, ids }))?;
-        let stores = matches!(kind, ForwardKind::Prefill | ForwardKind::Commit);
-        let fed = if stores { self.fed(cells) } else { cells.clone().collect() };
-        let hidden_prompt = |position: usize| unconditional && position < self.prompt.len();
-        let ids: Vec<i32> = fed
-            .iter()
-            .map(|&position| if hidden_prompt(position) { self.policy.mask_id } else { self.ids[position] })
-            .collect();
-        let first = cells.start - self.hidden;
-        let pos: Vec<i32> = (0..).skip(first).take(fed.len()).collect();
-        // A pass that stores sees what it feeds; others see further positions, none of which is hidden.
-        let seen = if stores { first + fed.len() } else { visible - self.hidden };
-        let begin = Instant::now();
-        self.last = Last { ids, pos, at: base + first, from: base, visible: base + seen };
-        self.executor.step(self.last.call())?;
-        let (count, time) = match kind {
-            ForwardKind::Prefill => (&mut self.passes.prefill, &mut self.times.prefill),
-            ForwardKind::Commit => (&mut self.passes.commit, &mut self.times.commit),
-            _ => (&mut self.passes.denoise, &mut self.times.step),
-        };
-        *count += 1;
-        *time += begin.elapsed();
-        Ok(())
-    }
-
-    /// Chooses a token for every one of `positions` from `rows` of the pass that just ran.
-    fn choose(&mut self, positions: &[usize], rows: &[usize], policy: &DecodePolicy) -> Result<Vec<Drawn>, Halt> {
-        let begin = Instant::now();
-        let vocab = self.executor.vocab();
-        let mut chosen = Vec::with_capacity(positions.len());
-        if self.resolved.needs_logits {
-            for (row, &position) in self.logits.chunks_exact(vocab).zip(positions) {
-                let at = NoiseRow { pass: self.passes.head, position };
-                chosen.push(sample::choose(row, policy, self.noise, at).ok_or(DecodeError::BadRow { position })?);
-            }
-        } else {
-            let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows.len()];
-            self.executor.head(rows, &mut stats)?;
-            let broken = |stats: &RowStats| ![stats.prob, stats.margin, stats.entropy].iter().all(|x| x.is_finite());
-            if let Some(row) = stats.iter().position(broken) {
-                return Err(self.not_finite(positions[row]));
-            }
-            let certain = policy.top_k == 1 && policy.confidence_stage == ConfidenceStage::AfterFilters;
-            chosen.extend(stats.into_iter().map(|stats| {
-                let entropy = stats.entropy;
-                let stats = if certain { RowStats { prob: 1.0, margin: 1.0, entropy: 0.0, ..stats } } else { stats };
-                Drawn { stats, entropy }
-            }));
-        }
-        self.passes.head += 1;
-        self.times.head += begin.elapsed();
-        for (drawn, &position) in chosen.iter().zip(positions) {
-            let token = drawn.stats.best;
-            if usize::try_from(token).map_or(true, |token| token >= vocab) || token == policy.mask_id {
-                return Err(DecodeError::BadRow { position }.into());
-            }
-        }
-        Ok(chosen)
-    }
-
-    /// The error for a position whose row is not finite, with the place where that began.
-    fn not_finite(&mut self, position: usize) -> Halt {
-        let place = self.executor.first_nonfinite(self.last.call());
-        DecodeError::NotFinite { position, place: place.unwrap_or_else(|| "the logits".to_owned()) }.into()
-    }
-
-    /// The random number of a position in the pass that came `pass`th.
-    pub(super) fn position_noise(&self, pass: usize, position: usize) -> Option<f32> {
-        self.noise.of_position(NoiseRow { pass, position })
-    }
+/// What a pass said of its rows: span after span, in each the rows asked for, in order.
+#[derive(Debug)]
+pub enum Rows<'a> {
+    /// Statistics, one per row.
+    Stats(&'a [RowStats]),
+    /// Logits, `[spans * rows, vocab]`; they may be overwritten.
+    Logits(&'a mut [f32]),
 }

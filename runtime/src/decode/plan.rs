@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
-use super::policy::{Attention, BlockGrid, CacheMode, DecodePolicy, Lead, PromptTail};
-use super::{DecodeError, FinishReason};
+use super::error::{DecodeError, FinishReason};
+use super::policy::{Attention, BlockGrid, DecodePolicy, Lead, PromptTail};
+use super::resolve::Resolved;
 use crate::exec::Executor;
 
 /// What a call will do, known before anything runs.
@@ -18,8 +19,6 @@ pub(super) struct Plan {
     pub(super) end: usize,
     /// Cut points of the prefill: each pass feeds what lies between two neighbors.
     pub(super) prefill: Vec<usize>,
-    /// First cache row of the conditional sequence and, with guidance, of the unconditional one.
-    pub(super) lanes: Vec<usize>,
     /// Why decoding ends when every block was decoded.
     pub(super) finish: FinishReason,
 }
@@ -34,20 +33,23 @@ pub(super) struct Block {
 }
 
 impl Plan {
+    /// Plans a call. The rows of the first `held` positions of `prompt` are in the sequence's slots already.
     pub(super) fn new(
-        policy: &DecodePolicy,
+        resolved: &Resolved,
         executor: &dyn Executor,
         prompt: &[i32],
         max_new: usize,
+        held: usize,
     ) -> Result<Self, DecodeError> {
+        let policy = &resolved.policy;
         let undecided = check_prompt(executor, policy, prompt, max_new)?;
         let largest = executor.step_buckets().last().copied().unwrap_or(0);
-        let (rows, lanes) = lanes(policy, executor.max_seq());
+        let rows = executor.max_seq();
         let whole_blocks = policy.attention != Attention::Full;
         let room = if whole_blocks { rows / policy.block * policy.block } else { rows };
         if prompt.len() + usize::from(max_new > 0) > room {
-            let (prompt, max_seq, longest) = (prompt.len(), executor.max_seq(), room.saturating_sub(1));
-            return Err(DecodeError::PromptTooLong { prompt, max_seq, longest });
+            let (prompt, longest) = (prompt.len(), room.saturating_sub(1));
+            return Err(DecodeError::PromptTooLong { prompt, max_seq: rows, longest });
         }
         let wanted = prompt.len().saturating_add(max_new);
         let finish = if wanted > room { FinishReason::ContextFull } else { FinishReason::MaxTokens };
@@ -72,8 +74,9 @@ impl Plan {
             blocks.push(Block { cells, fed_from });
         }
         let prefilled = blocks.first().map_or(0, |block| if policy.commits() { block.fed_from } else { 0 });
-        let prefill = prefill_cuts(policy, &grid, prefilled, largest);
-        Ok(Self { blocks, end, prefill, lanes, finish })
+        let kept = resolved.reusable(held, prefilled);
+        let prefill = prefill_cuts(policy, &grid, kept..prefilled, largest);
+        Ok(Self { blocks, end, prefill, finish })
     }
 }
 
@@ -105,27 +108,14 @@ impl Grid {
 }
 
 /// A pass may hold several blocks only when the attention mask keeps them apart.
-fn prefill_cuts(policy: &DecodePolicy, grid: &Grid, end: usize, largest: usize) -> Vec<usize> {
+fn prefill_cuts(policy: &DecodePolicy, grid: &Grid, cells: Range<usize>, largest: usize) -> Vec<usize> {
+    let end = cells.end;
     let next = |start: usize| match policy.attention {
         Attention::Full => grid.block_of(start).end,
         Attention::BlockCausal => start + (largest / policy.block * policy.block).max(policy.block),
         Attention::Causal => start + largest.max(1),
     };
-    std::iter::successors(Some(0), |&start| (start < end).then(|| next(start).min(end))).collect()
-}
-
-/// The rows that one sequence may take, and where the sequences begin. Guidance keeps a second one in the same caches,
-/// unless every pass overwrites everything anyway.
-fn lanes(policy: &DecodePolicy, max_seq: usize) -> (usize, Vec<usize>) {
-    if policy.cfg_scale == 0.0 {
-        (max_seq, vec![0])
-    } else if policy.cache == CacheMode::None {
-        (max_seq, vec![0, 0])
-    } else {
-        // The static mask counts blocks from row 0.
-        let half = max_seq / 2 / policy.block * policy.block;
-        (half, vec![0, half])
-    }
+    std::iter::successors(Some(cells.start), |&start| (start < end).then(|| next(start).min(end))).collect()
 }
 
 /// Returns the first undecided position.
@@ -154,8 +144,13 @@ mod tests {
     use super::*;
     use crate::decode::mock::Mock;
 
+    fn try_plan(policy: &DecodePolicy, buckets: &[usize], prompt: &[i32], max_new: usize) -> Result<Plan, DecodeError> {
+        let mock = Mock::new(64, 32, buckets);
+        Plan::new(&policy.clone().resolve(&mock).unwrap(), &mock, prompt, max_new, 0)
+    }
+
     fn plan(policy: &DecodePolicy, prompt: usize, max_new: usize) -> Plan {
-        Plan::new(policy, &Mock::new(64, 32, &[8, 40]), &vec![5; prompt], max_new).unwrap()
+        try_plan(policy, &[8, 40], &vec![5; prompt], max_new).unwrap()
     }
 
     fn cells(plan: &Plan) -> Vec<Range<usize>> {
@@ -205,25 +200,31 @@ mod tests {
         let policy = DecodePolicy { block: 8, grid: BlockGrid::Absolute, ..DecodePolicy::mdlm(0) };
         let mut prompt = vec![5; 30];
         (prompt[11], prompt[25]) = (0, 0);
-        let plan = Plan::new(&policy, &Mock::new(64, 32, &[40]), &prompt, 0).unwrap();
+        let plan = try_plan(&policy, &[40], &prompt, 0).unwrap();
         assert_eq!(cells(&plan), [8..16, 16..24, 24..30]);
     }
 
     #[test]
-    fn guidance_halves_the_caches() {
-        let policy = DecodePolicy { cfg_scale: 1.0, ..DecodePolicy::bd3lm(0, None, 24) };
-        assert_eq!(plan(&policy, 3, 9).lanes, [0, 24]);
-        assert_eq!(plan(&policy, 3, 90).finish, FinishReason::ContextFull);
-        let policy = DecodePolicy { cfg_scale: 1.0, ..DecodePolicy::llada(0) };
-        assert_eq!(plan(&policy, 3, 37).lanes, [0, 0]);
+    fn what_the_caches_hold_is_not_prefilled_again() {
+        let cuts = |policy: &DecodePolicy, held: usize| {
+            let mock = Mock::new(64, 32, &[8]);
+            let resolved = policy.clone().resolve(&mock).unwrap();
+            Plan::new(&resolved, &mock, &[5; 30], 4, held).unwrap().prefill
+        };
+        let block = DecodePolicy::greedy(0, 4);
+        assert_eq!(cuts(&block, 0), [0, 8, 16, 24, 28]);
+        assert_eq!(cuts(&block, 19), [16, 24, 28], "whole blocks only");
+        assert_eq!(cuts(&block, 30), [28], "nothing is left to prefill");
+        assert_eq!(cuts(&DecodePolicy::fast_dllm_v2(0, 4), 30), [24, 28], "the last block leads");
+        assert_eq!(cuts(&DecodePolicy::autoregressive(), 30), [29, 30], "the last row leads");
+        assert_eq!(cuts(&DecodePolicy::bd3lm(0, None, 4), 30)[0], 0, "with full attention every row sees what follows");
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_advice() {
-        let mock = Mock::new(64, 32, &[8, 40]);
-        let error = Plan::new(&DecodePolicy::llada(0), &mock, &[5; 20], 21).unwrap_err();
+        let error = try_plan(&DecodePolicy::llada(0), &[8, 40], &[5; 20], 21).unwrap_err();
         assert!(error.to_string().contains("41 positions"), "{error}");
-        let error = Plan::new(&DecodePolicy::bd3lm(0, None, 8), &mock, &[5; 64], 1).unwrap_err();
+        let error = try_plan(&DecodePolicy::bd3lm(0, None, 8), &[8, 40], &[5; 64], 1).unwrap_err();
         assert!(error.to_string().contains("at most 63 tokens"), "{error}");
     }
 }

@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 
 use super::confidence::{self, Confidence};
+use super::error::PolicyError;
 use super::policy::{Attention, CacheMode, ConfidenceStage, DecodePolicy, FirstRow, Lead, PromptTail};
 use super::reveal::{self, Param, RevealRule};
+use super::sample::Needs;
 use super::schedule::{self, ScheduleCurve};
 use crate::exec::Executor;
 
@@ -18,9 +20,11 @@ const MAX_BLOCK: usize = 1 << 20;
 /// Most bytes of all stop strings.
 const MAX_STOP_TEXT: usize = 1 << 16;
 
-/// The table rows that a policy names, and what follows from the policy as a whole.
+/// A policy that a model can run: the table rows that it names, and what follows from it as a whole.
 #[derive(Clone, Debug)]
 pub struct Resolved {
+    /// The policy.
+    pub policy: DecodePolicy,
     /// The reveal rule.
     pub rule: &'static RevealRule,
     /// Its parameters, in the order in which the row lists them.
@@ -33,62 +37,8 @@ pub struct Resolved {
     pub confidence: &'static Confidence,
     /// Whether the head's statistics do not say enough to choose a token.
     pub needs_logits: bool,
-}
-
-/// A policy that cannot be run.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PolicyError {
-    /// The block length does not fit the compiled steps.
-    #[error("a block of {block} tokens does not fit the model: use 1 to {largest}, or compile with a larger step")]
-    Block {
-        /// Block length of the policy.
-        block: usize,
-        /// Largest block that the executor can run.
-        largest: usize,
-    },
-    /// The attention mask fixes the block length.
-    #[error("this model decodes in blocks of {block}, which its attention mask fixes: leave the block length alone")]
-    FixedBlock {
-        /// Block length of the model.
-        block: usize,
-    },
-    /// The mask id is no token of the model.
-    #[error("mask id {mask_id} is outside the vocabulary of {vocab}: set the mask id of this checkpoint")]
-    MaskId {
-        /// Mask id of the policy.
-        mask_id: i32,
-        /// Vocabulary size of the model.
-        vocab: usize,
-    },
-    /// A number is out of range.
-    #[error("`{field}` is out of range: it must be {range}")]
-    Range {
-        /// Field of the policy.
-        field: &'static str,
-        /// What it must be.
-        range: &'static str,
-    },
-    /// Two fields contradict each other.
-    #[error("`{field}` cannot be {value} here: {why}")]
-    Conflict {
-        /// Field of the policy.
-        field: &'static str,
-        /// Its value.
-        value: &'static str,
-        /// What it needs.
-        why: &'static str,
-    },
-    /// A table has no row of that name.
-    #[error("there is no {what} `{name}`: use one of {known}")]
-    Unknown {
-        /// What was looked up.
-        what: &'static str,
-        /// The name in the policy.
-        name: String,
-        /// The names that exist.
-        known: String,
-    },
+    /// What the rule and the confidence measure read of a chosen token.
+    pub needs: Needs,
 }
 
 impl DecodePolicy {
@@ -96,7 +46,7 @@ impl DecodePolicy {
     ///
     /// # Errors
     /// The first thing that cannot be run, with what to change.
-    pub fn resolve(&self, executor: &dyn Executor) -> Result<Resolved, PolicyError> {
+    pub fn resolve(self, executor: &dyn Executor) -> Result<Resolved, PolicyError> {
         let largest = executor.step_buckets().last().copied().unwrap_or(0).min(executor.max_seq());
         let largest = if self.commits() { largest } else { MAX_BLOCK };
         if self.block == 0 || self.block > largest {
@@ -130,6 +80,8 @@ impl DecodePolicy {
                 || !self.unsure_ids.is_empty()
                 || self.cfg_scale > 0.0
                 || self.first_row == FirstRow::Before,
+            needs: Needs { row_entropy: rule.entropy, ..confidence.reads },
+            policy: self,
         })
     }
 
@@ -204,6 +156,29 @@ impl DecodePolicy {
     }
 }
 
+impl Resolved {
+    /// Slots of the caches that a sequence needs: guidance runs a second sequence, in which the prompt is masked.
+    pub fn slots(&self) -> usize {
+        if self.policy.cfg_scale == 0.0 { 1 } else { 2 }
+    }
+
+    /// How many of a sequence's first positions need not be computed again when a slot holds rows of `held` positions with
+    /// the same tokens, of which `stored` would be filled before the first block: those whose rows do not depend on what
+    /// follows them. The row that decides a lead is always computed.
+    pub(super) fn reusable(&self, held: usize, stored: usize) -> usize {
+        let policy = &self.policy;
+        let needed = usize::from(policy.lead != Lead::None || policy.first_row == FirstRow::Before);
+        let held = held.min(stored.saturating_sub(needed));
+        match policy.attention {
+            // The second sequence of guidance begins with masks.
+            _ if self.slots() > 1 => 0,
+            Attention::Full => 0,
+            Attention::BlockCausal => held / policy.block * policy.block,
+            Attention::Causal => held,
+        }
+    }
+}
+
 fn params(what: &'static str, known: &[Param], given: &BTreeMap<String, f32>) -> Result<Vec<f32>, PolicyError> {
     if let Some(name) = given.keys().find(|name| !known.iter().any(|param| param.name == *name)) {
         return Err(unknown(what, name, known.iter().map(|param| param.name).collect::<Vec<_>>().join(", ")));
@@ -238,7 +213,7 @@ mod tests {
     fn what_cannot_be_run_is_refused_with_advice() {
         let mock = Mock::new(64, 16, &[4, 8]);
         let ok = DecodePolicy::greedy(1, 4);
-        assert!(ok.resolve(&mock).is_ok());
+        assert!(ok.clone().resolve(&mock).is_ok());
         let refused = |change: &dyn Fn(&mut DecodePolicy)| refused(&mock, &ok, change);
         assert!(refused(&|p| p.block = 0).contains("use 1 to 8"));
         assert!(refused(&|p| p.block = 16).contains("use 1 to 8"));
@@ -306,7 +281,7 @@ mod tests {
             DecodePolicy::mdlm(1),
         ];
         for policy in policies {
-            policy.resolve(&mock).unwrap();
+            policy.clone().resolve(&mock).unwrap();
             let text = serde_json::to_string(&policy).unwrap();
             assert_eq!(serde_json::from_str::<DecodePolicy>(&text).unwrap(), policy);
         }

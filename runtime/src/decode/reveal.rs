@@ -15,7 +15,8 @@ pub struct Candidate {
     pub token: i32,
     /// How sure the model is, by the policy's measure; larger is surer.
     pub confidence: f32,
-    /// Entropy in nats of the position's distribution at temperature 1, before any filter.
+    /// Entropy in nats of the position's distribution at temperature 1, before any filter. Only rules whose row says so
+    /// may read it; for others it need not be a number.
     pub entropy: f32,
     /// The position's Exp(1) variate; 1 unless the rule or the confidence measure is random.
     pub noise: f32,
@@ -67,13 +68,15 @@ pub struct RevealRule {
     pub random: bool,
     /// Whether what a step leaves of its quota is added to that of the next.
     pub carries: bool,
+    /// Whether it reads the entropy of candidates.
+    pub entropy: bool,
     /// Appends the changes of a pass.
     pub reveal: fn(&Pass<'_>, &mut Vec<Change>),
 }
 
-/// A rule that is neither random nor carries, for the rows of the table.
+/// A rule that is neither random nor carries and reads no entropy, for the rows of the table.
 const RULE: RevealRule =
-    RevealRule { name: "", doc: "", params: &[], random: false, carries: false, reveal: static_quota };
+    RevealRule { name: "", doc: "", params: &[], random: false, carries: false, entropy: false, reveal: static_quota };
 
 /// All reveal rules, alphabetical.
 pub static REVEAL_RULES: &[RevealRule] = &[
@@ -108,6 +111,7 @@ pub static REVEAL_RULES: &[RevealRule] = &[
         doc: "the least uncertain positions while the sum of their entropies stays below `bound`, at least one \
               (SDAR `entropy_bounded`, read as intended)",
         params: &[Param { name: "bound", default: 0.35, doc: "largest sum of entropies in nats" }],
+        entropy: true,
         reveal: entropy_bounded,
         ..RULE
     },
@@ -307,6 +311,21 @@ mod tests {
         let rows = [(1, 0.0, 0.0), (2, 0.0, 0.0), (4, 0.0, 0.0), (5, 0.0, 0.0)];
         assert_eq!(offsets("sequential", &rows, 1, &[]), [1]);
         assert_eq!(offsets("sequential", &rows, 4, &[]), [1, 2, 4]);
+    }
+
+    #[test]
+    fn rules_read_entropies_only_if_they_say_so() {
+        for row in REVEAL_RULES {
+            let params: Vec<f32> = row.params.iter().map(|param| param.default).collect();
+            let of = |entropies: [f32; 3]| {
+                let rows = [0.95, 0.3, 0.92].into_iter().zip(entropies).enumerate();
+                let rows: Vec<_> =
+                    rows.map(|(position, (confidence, entropy))| (position, confidence, entropy)).collect();
+                offsets(row.name, &rows, 1, &params)
+            };
+            assert_eq!(of([0.2, 0.3, 0.1]) != of([0.9, 0.1, 0.1]), row.entropy, "{}", row.name);
+            assert!(row.entropy || of([f32::NAN; 3]) == of([0.2, 0.3, 0.1]), "{}", row.name);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Plain data: nothing here decides anything.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 /// What a forward pass is for.
@@ -71,7 +72,7 @@ pub enum Moment<'a> {
     },
 }
 
-/// Number of passes by kind.
+/// Number of passes by kind. A guided pass over two sequences is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Passes {
     /// Forward passes over the prompt.
@@ -88,6 +89,23 @@ impl Passes {
     /// All forward passes.
     pub fn forward(&self) -> usize {
         self.prefill + self.denoise + self.commit
+    }
+
+    /// New tokens per forward pass, prefill left out; 0 when nothing was decoded.
+    pub fn tokens_per_forward(&self, tokens: usize) -> f64 {
+        match self.denoise + self.commit {
+            0 => 0.0,
+            passes => tokens as f64 / passes as f64,
+        }
+    }
+}
+
+impl AddAssign for Passes {
+    fn add_assign(&mut self, other: Self) {
+        self.prefill += other.prefill;
+        self.denoise += other.denoise;
+        self.commit += other.commit;
+        self.head += other.head;
     }
 }
 

@@ -17,7 +17,7 @@ fn session(prompt: usize, answer: &[u8]) -> Session {
         mock.say(prompt + at, if byte == 0 { STOP } else { i32::from(byte) });
     }
     let policy = DecodePolicy { stop_ids: vec![STOP], ..DecodePolicy::greedy(MASK, 4) };
-    Session::new(Box::new(mock), bytes_tokenizer(&["<stop>", "<mask>"]), None, policy).unwrap()
+    Session::with_executor(Box::new(mock), bytes_tokenizer(&["<stop>", "<mask>"]), None, policy).unwrap()
 }
 
 fn run(session: &mut Session, request: &Request) -> (Report, Vec<String>) {
@@ -147,7 +147,7 @@ fn masks_in_the_prompt_are_filled_in_and_the_answer_begins_there() {
     mock.say(5, STOP);
     let policy = DecodePolicy { stop_ids: vec![STOP], ..DecodePolicy::llada(MASK) };
     let tokenizer = bytes_tokenizer(&["<stop>", "<mask>"]);
-    let mut session = Session::new(Box::new(mock), tokenizer, None, policy).unwrap();
+    let mut session = Session::with_executor(Box::new(mock), tokenizer, None, policy).unwrap();
     let (report, pieces) = run(&mut session, &text("a<mask>b<stop>d<mask>f", 0));
     assert_eq!(
         (report.text.as_str(), report.finish),
@@ -189,7 +189,7 @@ fn unusable_requests_are_typed_errors() {
 #[test]
 fn a_policy_that_the_model_cannot_run_fails_at_once() {
     let mock = Box::new(Mock::new(64, 258, &[8]));
-    let session = Session::new(mock, bytes_tokenizer(&[]), None, DecodePolicy::greedy(MASK, 32));
+    let session = Session::with_executor(mock, bytes_tokenizer(&[]), None, DecodePolicy::greedy(MASK, 32));
     assert!(matches!(session.err(), Some(SessionError::Decode(DecodeError::Policy(PolicyError::Block { .. })))));
 }
 
@@ -253,7 +253,7 @@ fn a_stop_string_that_is_a_special_token_stops_at_it() {
     }
     let policy = DecodePolicy { stop_ids: vec![STOP], suppress_ids: vec![65], ..DecodePolicy::greedy(MASK, 4) };
     let tokenizer = bytes_tokenizer(&["<stop>", "<mask>", "<turn>"]);
-    let mut session = Session::new(Box::new(mock), tokenizer, None, policy).unwrap();
+    let mut session = Session::with_executor(Box::new(mock), tokenizer, None, policy).unwrap();
     let mut request = text("ab", 20);
     assert_eq!(run(&mut session, &request).0.text, "hij");
     request.overrides.stop_strings = Some(vec!["<turn>".into()]);
@@ -285,7 +285,8 @@ fn what_the_tokenizer_puts_before_texts_comes_first() {
     assert_eq!(tokenizer.prefix(), [258]);
     let chat_template = ChatTemplate::new("{{ messages[0].content }}", std::collections::BTreeMap::new()).unwrap();
     let policy = DecodePolicy::greedy(MASK, 4);
-    let mut session = Session::new(Box::new(Mock::new(64, 259, &[8])), tokenizer, Some(chat_template), policy).unwrap();
+    let mut session =
+        Session::with_executor(Box::new(Mock::new(64, 259, &[8])), tokenizer, Some(chat_template), policy).unwrap();
     let (report, _) = run(&mut session, &text("ab", 4));
     assert_eq!((report.prefix, report.prompt_tokens), (vec![258], 3));
     let request = Request { no_prefix: true, ..text("ab", 4) };

@@ -10,6 +10,7 @@
 mod budget;
 mod filters;
 mod format;
+mod meter;
 mod methods;
 mod python;
 mod rewrite;

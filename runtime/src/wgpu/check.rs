@@ -7,11 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::plan::{
-    Access, BIND_ALIGN, Binding, Dispatch, Entry, EntryKind, Kernel, Plan, Profile, Range, SCALARS, Variant,
-};
+use super::plan::{Access, BIND_ALIGN, Binding, CALL_WORDS, Dispatch, Entry, Kernel, Plan, Profile, Range, Variant};
 use crate::artifact::ALIGN;
-use dlx_ir::{Graph, Id, Module, WeightDef};
+use dlx_ir::{EntryKind, Graph, Id, Module, Op, WeightDef, hidden_state};
 
 /// Most bindings of a kernel; far above what any has, far below what a device would choke on.
 const MAX_BINDINGS: usize = 64;
@@ -41,17 +39,27 @@ impl Plan {
         if let Some(s) = self.states.iter().find(|s| s.bytes == 0 || s.bytes > self.profile.max_binding) {
             return Err(format!("state {} of {} bytes cannot be bound", s.name, s.bytes));
         }
+        if self.hidden.is_some_and(|h| h >= self.states.len()) {
+            return Err("its hidden rows are in a state that it does not have".into());
+        }
         if self.vocab < 2 || i32::try_from(self.vocab).is_err() || i32::try_from(self.max_seq).is_err() {
             return Err(format!("it has {} cache rows and a vocabulary of {}", self.max_seq, self.vocab));
+        }
+        let row = 4 * self.max_seq as u64;
+        if let Some(s) = self.states.iter().find(|s| s.cache && (row == 0 || s.bytes % row != 0)) {
+            return Err(format!("the {} bytes of cache {} are no {} rows", s.bytes, s.name, self.max_seq));
+        }
+        if self.prefix_unit == Some(0) {
+            return Err("a prefix of no rows is no unit".into());
         }
         let mut used = BTreeSet::new();
         for entry in &self.entries {
             self.check_entry(entry, weights, &mut used).map_err(|e| format!("entry {}: {e}", entry.name))?;
         }
-        for kind in [EntryKind::Step, EntryKind::Head, EntryKind::Logits] {
+        for kind in EntryKind::ALL {
             let rows: Vec<_> = self.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).collect();
             if rows.len() != rows.iter().collect::<BTreeSet<_>>().len() {
-                return Err(format!("two {kind:?} entries have the same number of rows"));
+                return Err(format!("two {kind} entries have the same number of rows"));
             }
         }
         // A step and the head that follows it are one submit: their parameters are there at the same time.
@@ -79,14 +87,22 @@ impl Plan {
     pub fn check_program(&self, module: &Module) -> Result<(), String> {
         let states = module.states.iter().map(|(_, s)| {
             let bytes = s.ty.bytes().and_then(|b| u64::try_from(b).ok()?.checked_next_multiple_of(4));
-            (s.name.as_str(), bytes.unwrap_or(0))
+            (s.name.as_str(), bytes.unwrap_or(0), s.ty.dims.len() == 3)
         });
-        if !states.eq(self.states.iter().map(|s| (s.name.as_str(), s.bytes))) {
+        if !states.eq(self.states.iter().map(|s| (s.name.as_str(), s.bytes, s.cache))) {
             return Err("its states are not those of the program".into());
+        }
+        if hidden_state(module).map(Id::index) != self.hidden {
+            return Err("its hidden rows are not in the state of the program's".into());
         }
         let caches = module.states.iter().filter(|(_, s)| s.ty.dims.len() == 3);
         if caches.map(|(_, s)| s.ty.dims[0].fixed()).any(|rows| rows != Some(self.max_seq)) {
             return Err(format!("it has {} cache rows, unlike the program", self.max_seq));
+        }
+        let unit = |op: &Op| if let Op::CachedAttention { mask, .. } = op { Some(mask.prefix_unit()) } else { None };
+        let mut units = module.graphs.iter().flat_map(|g| &g.nodes).filter_map(|n| unit(&n.op));
+        if units.any(|unit| unit != self.prefix_unit) {
+            return Err("its mask is not that of the program".into());
         }
         if self.entries.len() != module.graphs.len() {
             return Err(format!("it has {} entries, the program {}", self.entries.len(), module.graphs.len()));
@@ -98,17 +114,12 @@ impl Plan {
     }
 
     fn check_graph(&self, entry: &Entry, module: &Module, graph: &Graph) -> Result<(), String> {
-        let kind = match graph.name.split('_').next() {
-            Some("step") => EntryKind::Step,
-            Some("head") => EntryKind::Head,
-            Some("logits") => EntryKind::Logits,
-            _ => return Err(format!("graph @{} is not an entry", graph.name)),
-        };
-        let dim = |v: &dlx_ir::ValueId, i: usize| graph.values[*v].ty.dims.get(i).and_then(|d| d.fixed());
-        let rows = graph.params.first().and_then(|p| dim(p, 0));
-        if entry.name != graph.name || entry.kind != kind || rows != Some(entry.rows) {
+        let found = dlx_ir::Entry::of(graph).map_err(|e| format!("graph @{} {e}", graph.name))?;
+        let kind = found.kind;
+        if entry.name != graph.name || (entry.kind, entry.rows) != (kind, found.rows) {
             return Err(format!("graph @{} of the program is another", graph.name));
         }
+        let dim = |v: &dlx_ir::ValueId, i: usize| graph.values[*v].ty.dims.get(i).and_then(|d| d.fixed());
         let vocab = graph.results.first().and_then(|r| dim(r, 1));
         if kind == EntryKind::Logits && vocab != Some(self.vocab) {
             return Err(format!("a vocabulary of {}, unlike the program", self.vocab));
@@ -124,7 +135,7 @@ impl Plan {
                                 r.offset >= offset
                                     && r.offset.checked_add(r.bytes) <= offset.checked_add(bytes.next_multiple_of(4))
                             }
-                            WeightDef::Source | WeightDef::Expr(..) => false,
+                            WeightDef::Source | WeightDef::Literal(_) | WeightDef::Expr(..) => false,
                         })
                     }
                     Binding::State(s) => inputs.iter().filter_map(|o| o.state()).any(|state| state.index() == *s),
@@ -173,14 +184,14 @@ impl Plan {
 
     fn check_entry(&self, entry: &Entry, weights: u64, used: &mut BTreeSet<Range>) -> Result<(), String> {
         let rows = u64::try_from(entry.rows).map_err(|_| "too many rows")?;
-        if rows == 0 || rows > self.max_seq as u64 && entry.kind == EntryKind::Step || i32::try_from(rows).is_err() {
-            return Err(format!("{rows} rows do not fit caches of {}", self.max_seq));
+        if rows == 0 || i32::try_from(rows).is_err() {
+            return Err(format!("it has {rows} rows"));
         }
-        let scalars = 4 * SCALARS as u64;
+        let call = 4 * CALL_WORDS as u64;
         let (inputs, results): (Vec<u64>, Vec<u64>) = match entry.kind {
-            EntryKind::Step => (vec![scalars, 4 * rows, 4 * rows], vec![]),
-            EntryKind::Head => (vec![scalars, 4 * rows], vec![4 * rows, 12 * rows]),
-            EntryKind::Logits => (vec![scalars, 4 * rows], vec![rows.saturating_mul(4 * self.vocab as u64)]),
+            EntryKind::Step => (vec![call, 4 * rows, 4 * rows], vec![]),
+            EntryKind::Head => (vec![call, 4 * rows], vec![4 * rows, 12 * rows]),
+            EntryKind::Logits => (vec![call, 4 * rows], vec![rows.saturating_mul(4 * self.vocab as u64)]),
         };
         places(&entry.inputs, &inputs, self.inputs).map_err(|e| format!("parameters: {e}"))?;
         places(&entry.results, &results, self.outputs).map_err(|e| format!("results: {e}"))?;

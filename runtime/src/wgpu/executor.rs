@@ -7,16 +7,17 @@
 //! Invariant: everything that a plan can get wrong has been refused by [`Plan::check`]; nothing is generated here.
 
 use std::collections::BTreeMap;
-use std::ops::Range as Span;
+use std::ops::Range as Slice;
 use std::sync::mpsc;
 
 use super::device::{Adapter, Device, LoadError};
-use super::fallback::Replaced;
 use super::pipelines::Pipelines;
-use super::plan::{Binding, Entry, EntryKind, Plan, Range};
+use super::plan::{Binding, Entry, Plan, Range};
+use super::replaced::Replaced;
 use super::weights::Weights;
-use crate::exec::{ExecError, Executor, RowStats, StepCall, bucket_of, rows_of};
+use crate::exec::{ExecError, Executor, Limits, RowStats, Span, rows_of};
 use crate::mapped::Mapped;
+use dlx_ir::EntryKind;
 
 /// How to load a plan.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,8 @@ pub struct WgpuExecutor {
     /// Bind groups of each entry's dispatches.
     groups: Vec<Vec<wgpu::BindGroup>>,
     step_rows: Vec<usize>,
+    /// Sequences that the caches hold.
+    slots: usize,
     /// Rows of the last step.
     pub(super) live: usize,
     /// A step that has been recorded and not submitted.
@@ -66,14 +69,14 @@ struct Buffers {
 }
 
 /// Takes the results of one head call and which of the rows asked for they belong to.
-type Done<'d> = &'d mut dyn FnMut(&[u8], Span<usize>);
+type Done<'d> = &'d mut dyn FnMut(&[u8], Slice<usize>);
 
 impl WgpuExecutor {
     /// Checks a plan, opens the device and loads the weights, which lie in `file` at `section`.
     ///
     /// # Errors
     /// A broken plan, no device or one that cannot run it, or not enough device memory.
-    pub fn new(plan: Plan, file: &Mapped, section: Span<usize>, options: &WgpuOptions) -> Result<Self, LoadError> {
+    pub fn new(plan: Plan, file: &Mapped, section: Slice<usize>, options: &WgpuOptions) -> Result<Self, LoadError> {
         plan.check(section.len() as u64).map_err(LoadError::Plan)?;
         let device = Device::open(options.device.as_deref(), &plan.profile)?;
         let (pipelines, replaced) = Pipelines::new(&device, &plan)?;
@@ -90,6 +93,7 @@ impl WgpuExecutor {
             buffers,
             groups,
             step_rows,
+            slots: 1,
             live: 0,
             pending: None,
             counters: Counters::default(),
@@ -135,21 +139,29 @@ impl WgpuExecutor {
         fits.min_by_key(|(_, e)| e.rows).map(|(i, _)| i)
     }
 
+    pub(super) fn limits(&self) -> Limits<'_> {
+        let Plan { max_seq, vocab, .. } = self.plan;
+        Limits { buckets: &self.step_rows, max_seq, slots: self.slots, vocab }
+    }
+
     /// Writes a step's parameters and records its first `dispatches` dispatches.
-    pub(super) fn record_step(
-        &mut self,
-        entry: usize,
-        call: &StepCall<'_>,
-        dispatches: usize,
-    ) -> Result<(), ExecError> {
+    pub(super) fn record_step(&mut self, entry: usize, spans: &[Span<'_>], dispatches: usize) -> Result<(), ExecError> {
         self.device.fault()?;
         // Its parameters would overwrite those of a step that has not been submitted.
         self.flush();
-        let rows = call.ids.len();
-        let scalars = [call.at, call.at + rows, call.from, call.visible, rows];
-        self.write(entry, 0, &scalars.map(word));
-        self.write(entry, 1, &call.ids.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>());
-        self.write(entry, 2, &call.pos.iter().map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+        let rows = spans.iter().map(|s| s.ids.len()).sum();
+        let mut call = vec![rows, spans.len(), 0, 0];
+        let mut first = 0;
+        for &Span { slot, ids, at, from, visible, .. } in spans {
+            let end = first + ids.len();
+            call.extend([first, end, slot * self.plan.max_seq, at, from, visible, 0, 0]);
+            first = end;
+        }
+        self.write(entry, 0, &call.into_iter().map(word).collect::<Vec<_>>());
+        let ids = spans.iter().flat_map(|s| s.ids).map(|v| v.to_le_bytes());
+        self.write(entry, 1, &ids.collect::<Vec<_>>());
+        let pos = spans.iter().flat_map(|s| s.pos).map(|v| v.to_le_bytes());
+        self.write(entry, 2, &pos.collect::<Vec<_>>());
         self.live = rows;
         self.encode(entry, 0..dispatches);
         Ok(())
@@ -175,12 +187,12 @@ impl WgpuExecutor {
     }
 
     /// Records some dispatches of an entry.
-    pub(super) fn encode(&mut self, entry: usize, span: Span<usize>) {
+    pub(super) fn encode(&mut self, entry: usize, part: Slice<usize>) {
         self.encoder();
         let Some(encoder) = &mut self.pending else { return };
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let dispatches = self.plan.entries[entry].dispatches.iter().zip(&self.groups[entry]);
-        let dispatches = dispatches.take(span.end).skip(span.start);
+        let dispatches = dispatches.take(part.end).skip(part.start);
         for (dispatch, group) in dispatches {
             let pipeline = self.pipelines.get(&self.plan, dispatch.kernel);
             let (pipeline, [x, y, z]) = pipeline.expect("the plan was checked and its variants compiled");
@@ -229,11 +241,11 @@ impl WgpuExecutor {
     fn run_head(&mut self, kind: EntryKind, rows: &[usize], done: Done<'_>) -> Result<(), ExecError> {
         rows_of(rows, self.live)?;
         let largest = self.plan.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).max();
-        let largest = largest.ok_or(ExecError::NoEntry(if kind == EntryKind::Head { "head" } else { "logits" }))?;
+        let largest = largest.ok_or(ExecError::NoEntry(kind.name()))?;
         for (i, chunk) in rows.chunks(largest).enumerate() {
             self.device.fault()?;
-            let entry = self.entry(kind, chunk.len()).ok_or(ExecError::NoEntry("head"))?;
-            self.write(entry, 0, &[0, 0, 0, 0, chunk.len()].map(word));
+            let entry = self.entry(kind, chunk.len()).ok_or(ExecError::NoEntry(kind.name()))?;
+            self.write(entry, 0, &[chunk.len(), 0, 0, 0].map(word));
             self.write(entry, 1, &chunk.iter().copied().map(word).collect::<Vec<_>>());
             self.encode(entry, 0..usize::MAX);
             let Entry { rows: bucket, results, .. } = &self.plan.entries[entry];
@@ -270,10 +282,59 @@ impl Executor for WgpuExecutor {
         &self.step_rows
     }
 
-    fn step(&mut self, call: StepCall<'_>) -> Result<(), ExecError> {
-        let bucket = bucket_of(&call, &self.step_rows, self.plan.max_seq, self.plan.vocab)?;
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
+        if slots <= self.slots {
+            return Ok(());
+        }
+        let largest = self.plan.states.iter().filter(|s| s.cache).map(|s| s.bytes).max().unwrap_or(0);
+        let most = self.plan.profile.max_binding.checked_div(largest).unwrap_or(u64::MAX);
+        if slots as u64 > most {
+            let name = &self.plan.profile.name;
+            return Err(ExecError::Shape(format!(
+                "profile `{name}` holds {most} sequences at a time, not {slots}; compile with a smaller --max-seq, or for \
+                 another --profile"
+            )));
+        }
+        self.flush();
+        let memory = |e: LoadError| ExecError::OutOfMemory(e.to_string());
+        self.buffers.states = states(&self.device, &self.plan, slots).map_err(memory)?;
+        let bound =
+            self.device.guarded("bind groups", || bind(&self.device, &self.plan, &self.pipelines, &self.buffers));
+        self.groups = bound.map_err(memory)?.ok_or(ExecError::NoEntry("binding"))?;
+        (self.slots, self.live) = (slots, 0);
+        Ok(())
+    }
+
+    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+        self.limits().check_copy(self.plan.prefix_unit, from, to, rows)?;
+        if from == to || rows == 0 {
+            return Ok(());
+        }
+        self.encoder();
+        for (state, buffer) in self.plan.states.iter().zip(&self.buffers.states).filter(|(s, _)| s.cache) {
+            let (bytes, Some(encoder)) = (state.bytes / self.plan.max_seq as u64 * rows as u64, &mut self.pending)
+            else {
+                continue;
+            };
+            // A buffer is not copied to itself.
+            let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+            let between = self.device.buffer("copy of cache rows", bytes, usage);
+            let between = between.map_err(|e| ExecError::OutOfMemory(e.to_string()))?;
+            encoder.copy_buffer_to_buffer(buffer, from as u64 * state.bytes, &between, 0, bytes);
+            encoder.copy_buffer_to_buffer(&between, 0, buffer, to as u64 * state.bytes, bytes);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
+        let bucket = self.limits().bucket_of(spans)?;
         let entry = self.entry(EntryKind::Step, bucket).ok_or(ExecError::NoEntry("step"))?;
-        self.record_step(entry, &call, usize::MAX)
+        self.record_step(entry, spans, usize::MAX)
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
@@ -303,12 +364,9 @@ impl Executor for WgpuExecutor {
 }
 
 impl Buffers {
-    fn new(device: &Device, plan: &Plan, file: &Mapped, section: Span<usize>) -> Result<Self, LoadError> {
+    fn new(device: &Device, plan: &Plan, file: &Mapped, section: Slice<usize>) -> Result<Self, LoadError> {
         use wgpu::BufferUsages as Use;
-        let mut states = Vec::with_capacity(plan.states.len());
-        for state in &plan.states {
-            states.push(device.buffer(&state.name, state.bytes, Use::STORAGE | Use::COPY_DST)?);
-        }
+        let states = states(device, plan, 1)?;
         let probes = plan.entries.iter().filter_map(|e| e.first_layer.as_ref()).map(|p| p.value.bytes).max();
         let staging = plan.outputs.max(probes.unwrap_or(0));
         Ok(Buffers {
@@ -338,6 +396,14 @@ impl Buffers {
         let size = wgpu::BufferSize::new(bytes);
         Some(wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size }))
     }
+}
+
+/// Buffers of the states, with that many slots of the caches.
+fn states(device: &Device, plan: &Plan, slots: usize) -> Result<Vec<wgpu::Buffer>, LoadError> {
+    use wgpu::BufferUsages as Use;
+    let usage = Use::STORAGE | Use::COPY_DST | Use::COPY_SRC;
+    let bytes = |s: &super::plan::State| if s.cache { s.bytes.saturating_mul(slots as u64) } else { s.bytes };
+    plan.states.iter().map(|state| device.buffer(&state.name, bytes(state), usage)).collect()
 }
 
 /// Bind groups of every dispatch; equal ones are shared.

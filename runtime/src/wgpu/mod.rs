@@ -14,6 +14,7 @@ mod pipelines;
 pub mod plan;
 #[cfg(feature = "wgpu")]
 mod probes;
+mod replaced;
 #[cfg(feature = "wgpu")]
 mod weights;
 
@@ -22,4 +23,4 @@ pub use device::{Adapter, LoadError, adapters};
 #[cfg(feature = "wgpu")]
 pub use executor::{Counters, WgpuExecutor, WgpuOptions};
 #[cfg(feature = "wgpu")]
-pub use fallback::Replaced;
+pub use replaced::Replaced;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::device::{Device, LoadError};
-use super::fallback::{Replaced, needs};
 use super::plan::{Access, Kernel, Plan};
+use super::replaced::{Replaced, needs};
 
 /// See the module.
 pub(super) struct Pipelines {

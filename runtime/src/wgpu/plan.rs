@@ -3,7 +3,7 @@
 //! The runtime creates buffers, pipelines and bind groups from it and encodes its dispatches; it generates nothing. The
 //! program beside it (`program:wgpu`, IR text) is for people and tools; the plan is what runs.
 //!
-//! Buffers: `inputs` (what a call brings: ids, positions, scalars, row numbers), `arena` (activations), `outputs` (what is
+//! Buffers: `inputs` (what a call brings: ids, positions, spans, row numbers), `arena` (activations), `outputs` (what is
 //! read back), one per state, and the weights, in as many buffers as the device's limits ask for. Offsets of bindings are
 //! multiples of [`BIND_ALIGN`]. Parts of the arena that one dispatch binds do not overlap.
 //!
@@ -12,14 +12,18 @@
 
 use std::collections::BTreeSet;
 
+use dlx_ir::{EntryKind, MAX_SPANS};
 use serde::{Deserialize, Serialize};
 
 /// Alignment of every bound range: WebGPU's default `min_storage_buffer_offset_alignment`.
 pub const BIND_ALIGN: u64 = 256;
 
-/// Scalars at the start of a step's first input range, as little-endian `u32`: `at`, `end`, `from`, `visible`, `live` (rows
-/// that the call really has). Head and logits entries have only `live`, in the same place.
-pub const SCALARS: usize = 5;
+/// Words of the first input range of every entry, as little-endian `u32`: the number of live rows, the number of spans, two
+/// unused words, and [`SPAN_WORDS`] for each span of a step. Head and logits entries have only the live rows.
+pub const CALL_WORDS: usize = 4 + MAX_SPANS * SPAN_WORDS;
+/// Words of a span: its first row of the step and the one behind its last, the first cache row of its slot, `at`, `from` and
+/// `visible` counted from there, and two unused ones.
+pub const SPAN_WORDS: usize = 8;
 
 /// A compiled program for one device profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,10 +43,14 @@ pub struct Plan {
     pub outputs: u64,
     /// States, zeroed when a session begins.
     pub states: Vec<State>,
+    /// Which of them keeps the hidden rows of the last step, if steps keep any.
+    pub hidden: Option<usize>,
     /// Entries, in the order of the program's graphs.
     pub entries: Vec<Entry>,
     /// Rows of the KV caches.
     pub max_seq: usize,
+    /// Rows in whose multiples a prefix of a slot does not depend on what follows it; absent when there are none.
+    pub prefix_unit: Option<usize>,
     /// Width of the logits.
     pub vocab: usize,
 }
@@ -137,8 +145,10 @@ pub enum Access {
 pub struct State {
     /// Name in the program.
     pub name: String,
-    /// Size.
+    /// Size; for a cache, that of a slot.
     pub bytes: u64,
+    /// Whether it is a cache, of which every sequence has a slot.
+    pub cache: bool,
 }
 
 /// A compiled graph.
@@ -148,10 +158,11 @@ pub struct Entry {
     /// Name of the graph, such as `step_4`.
     pub name: String,
     /// What it is.
+    #[serde(with = "kind_name")]
     pub kind: EntryKind,
     /// Rows of its bucket.
     pub rows: usize,
-    /// Where its parameters go in the input buffer: the scalars, then ids and positions (step) or row numbers (head, logits),
+    /// Where its parameters go in the input buffer: the words of the call, then ids and positions (step) or row numbers (head, logits),
     /// all 32 bits wide.
     pub inputs: Vec<Range>,
     /// Where its results lie in the output buffer: none, or best ids `i32[R]` and `f32[R, 3]`, or logits `f32[R, vocab]`.
@@ -162,16 +173,20 @@ pub struct Entry {
     pub first_layer: Option<Probe>,
 }
 
-/// What an entry does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntryKind {
-    /// A forward pass over new rows.
-    Step,
-    /// Statistics of chosen rows.
-    Head,
-    /// Logits of chosen rows.
-    Logits,
+/// A kind of entry is written as its name.
+mod kind_name {
+    use dlx_ir::EntryKind;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(kind: &EntryKind, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(kind.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EntryKind, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let kind = EntryKind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.ok_or_else(|| D::Error::custom(format!("there is no entry of kind `{name}`")))
+    }
 }
 
 /// A value to look at in the middle of an entry.

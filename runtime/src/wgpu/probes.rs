@@ -1,28 +1,25 @@
 //! What the self-test asks of the wgpu executor.
 
 use super::executor::{Source, WgpuExecutor};
-use super::plan::{EntryKind, Range};
-use crate::exec::{ExecError, Executor, StepCall, bucket_of};
+use super::plan::Range;
+use crate::exec::{ExecError, Executor, Limits, Span};
 use crate::selftest::Probes;
-
-/// Name of the state that holds the hidden rows of the last step.
-const HIDDEN: &str = "hidden";
+use dlx_ir::EntryKind;
 
 impl WgpuExecutor {
-    /// Runs a call in the step bucket of `rows` rows as far as [`crate::selftest::first_layer`] and gives the live rows
+    /// Runs a call in the step bucket of `rows` rows as far as [`dlx_ir::first_layer`] and gives the live rows
     /// of its value.
     ///
     /// # Errors
     /// No such bucket, or a call that does not fit it or the caches.
-    pub fn probe_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
-        let (max_seq, vocab) = (self.max_seq(), self.vocab());
-        bucket_of(&call, &[rows], max_seq, vocab)?;
+    pub fn probe_step(&mut self, rows: usize, spans: &[Span<'_>]) -> Result<Vec<f32>, ExecError> {
+        Limits { buckets: &[rows], ..self.limits() }.bucket_of(spans)?;
         let entry = self.plan.entries.iter().position(|e| e.kind == EntryKind::Step && e.rows == rows);
         let entry = entry.ok_or(ExecError::NoEntry("step"))?;
         let probe = self.plan.entries[entry].first_layer.clone().ok_or(ExecError::NoEntry("first layer of a step"))?;
-        self.record_step(entry, &call, probe.after)?;
+        self.record_step(entry, spans, probe.after)?;
         let row = probe.value.bytes / self.plan.entries[entry].rows as u64;
-        let range = Range { offset: probe.value.offset, bytes: row * call.ids.len() as u64 };
+        let range = Range { offset: probe.value.offset, bytes: row * self.live as u64 };
         let bytes = self.read(Source::Arena, &[range])?;
         Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
@@ -53,16 +50,15 @@ impl Probes for WgpuExecutor {
         6.0 * self.tolerance()
     }
 
-    fn whole_step(&mut self, rows: usize, call: StepCall<'_>) -> Result<(), ExecError> {
-        let (max_seq, vocab) = (self.max_seq(), self.vocab());
-        bucket_of(&call, &[rows], max_seq, vocab)?;
+    fn whole_step(&mut self, rows: usize, span: Span<'_>) -> Result<(), ExecError> {
+        Limits { buckets: &[rows], ..self.limits() }.bucket_of(&[span])?;
         let entry = self.plan.entries.iter().position(|e| e.kind == EntryKind::Step && e.rows == rows);
-        self.record_step(entry.ok_or(ExecError::NoEntry("step"))?, &call, usize::MAX)
+        self.record_step(entry.ok_or(ExecError::NoEntry("step"))?, &[span], usize::MAX)
     }
 
-    fn first_layer(&mut self, rows: usize, call: StepCall<'_>) -> Result<Vec<f32>, ExecError> {
-        let values = self.probe_step(rows, call)?;
-        let row = values.len() / call.ids.len().max(1);
+    fn first_layer(&mut self, rows: usize, span: Span<'_>) -> Result<Vec<f32>, ExecError> {
+        let values = self.probe_step(rows, &[span])?;
+        let row = values.len() / span.ids.len().max(1);
         Ok(values[values.len() - row..].to_vec())
     }
 
@@ -71,7 +67,7 @@ impl Probes for WgpuExecutor {
         if rows == 0 || rows > largest {
             return Err(ExecError::Shape(format!("{rows} rows do not fit a step of {largest}")));
         }
-        let hidden = self.plan.states.iter().position(|s| s.name == HIDDEN).ok_or(ExecError::NoEntry(HIDDEN))?;
+        let hidden = self.plan.hidden.ok_or(ExecError::NoEntry("hidden"))?;
         let bytes = usize::try_from(self.plan.states[hidden].bytes).unwrap_or(usize::MAX);
         let values: Vec<u8> = (0..bytes / 4 / largest * rows).flat_map(|i| value(i).to_le_bytes()).collect();
         self.write_state(hidden, &values);

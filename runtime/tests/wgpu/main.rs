@@ -6,7 +6,7 @@ mod tiny;
 
 use std::io::Write;
 
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 use dlx_runtime::mapped::Mapped;
 use dlx_runtime::wgpu::plan::Plan;
 use dlx_runtime::wgpu::{Counters, LoadError, WgpuExecutor, WgpuOptions, adapters};
@@ -47,12 +47,12 @@ fn steps_heads_and_logits() {
     let mut executor = load(tiny::plan()).unwrap();
     assert_eq!((executor.step_buckets(), executor.max_seq(), executor.vocab()), (&[ROWS][..], 16, VOCAB));
     let (ids, pos) = ([3, 1, 6], [0, 1, 2]);
-    executor.step(StepCall { ids: &ids, pos: &pos, at: 2, from: 0, visible: 5 }).unwrap();
+    executor.step(&[Span::new(&ids, &pos, 2)]).unwrap();
     assert_eq!(executor.counters().submits, 0, "a step waits for its head");
     let mut stats = [RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; 2];
     executor.head(&[2, 0], &mut stats).unwrap();
-    // Scalars, ids and positions up, then scalars and rows; numbers of two rows down.
-    let bytes_up = 20 + 12 + 12 + 20 + 8;
+    // The call with one span, ids and positions up, then the head's call and rows; numbers of two rows down.
+    let bytes_up = (16 + 32) + 12 + 12 + 16 + 8;
     assert_eq!(executor.counters(), Counters { bytes_up, bytes_down: 2 * 16, dispatches: 4, submits: 1 });
     let expected = logits(&ids, &pos, &[2, 0]);
     for (s, l) in stats.iter().zip(expected.chunks(VOCAB)) {
@@ -71,8 +71,8 @@ fn steps_heads_and_logits() {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");
     }
     // Two steps without a head: the first must not see the second's ids.
-    executor.step(StepCall { ids: &[0; 4], pos: &[5; 4], at: 0, from: 0, visible: 4 }).unwrap();
-    executor.step(StepCall { ids: &[7], pos: &[1], at: 0, from: 0, visible: 1 }).unwrap();
+    executor.step(&[Span::new(&[0; 4], &[5; 4], 0)]).unwrap();
+    executor.step(&[Span::new(&[7], &[1], 0)]).unwrap();
     let mut out = vec![0.0; VOCAB];
     executor.logits(&[0], &mut out).unwrap();
     assert!((out[1] - logits(&[7], &[1], &[0])[1]).abs() < 1e-6);
@@ -87,7 +87,7 @@ fn calls_that_do_not_fit_are_refused() {
     let mut executor = load(tiny::plan()).unwrap();
     let mut refused = |ids: &[i32], at, visible| {
         let pos = vec![0; ids.len()];
-        let outcome = executor.step(StepCall { ids, pos: &pos, at, from: 0, visible });
+        let outcome = executor.step(&[Span { slot: 0, ids, pos: &pos, at, from: 0, visible }]);
         assert!(matches!(outcome, Err(ExecError::Shape(_))), "{outcome:?}");
     };
     refused(&[0; 5], 0, 5);
@@ -98,7 +98,7 @@ fn calls_that_do_not_fit_are_refused() {
     refused(&[0; 4], usize::MAX, 18);
     let mut out = [0.0; VOCAB];
     assert!(matches!(executor.logits(&[0], &mut out), Err(ExecError::Shape(_))), "there was no step");
-    executor.step(StepCall { ids: &[1], pos: &[0], at: 0, from: 0, visible: 1 }).unwrap();
+    executor.step(&[Span::new(&[1], &[0], 0)]).unwrap();
     assert!(matches!(executor.logits(&[0], &mut out[1..]), Err(ExecError::Shape(_))));
     executor.logits(&[0], &mut out).unwrap();
 }

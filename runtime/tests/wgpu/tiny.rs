@@ -1,7 +1,8 @@
 //! A plan written by hand: an embedding of four features, whose rows are the hidden states, and a head over them.
 
+use dlx_ir::EntryKind;
 use dlx_runtime::wgpu::plan::{
-    Access, Binding, Dispatch, Entry, EntryKind, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
+    Access, Binding, CALL_WORDS, Dispatch, Entry, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
 };
 
 /// Rows of the step, the head and the caches.
@@ -19,7 +20,7 @@ const EMBED: &str = "
 @group(0) @binding(4) var<storage, read_write> x: array<f32>;
 @compute @workgroup_size(4)
 fn main(@builtin(workgroup_id) row: vec3<u32>, @builtin(local_invocation_id) c: vec3<u32>) {
-    if row.x < scalars[1].x {
+    if row.x < scalars[0].x {
         x[row.x * 4 + c.x] = embedding[u32(ids[row.x]) * 4 + c.x] + f32(pos[row.x]);
     }
 }";
@@ -30,7 +31,7 @@ const STORE: &str = "
 @group(0) @binding(2) var<storage, read_write> hidden: array<f32>;
 @compute @workgroup_size(16)
 fn main(@builtin(local_invocation_id) i: vec3<u32>) {
-    if i.x / 4 < scalars[1].x {
+    if i.x / 4 < scalars[0].x {
         hidden[i.x] = SCALE * x[i.x];
     }
 }";
@@ -94,8 +95,9 @@ pub(crate) fn plan() -> Plan {
     };
     let (rows, width) = (ROWS as u64 * 4, ROWS as u64 * WIDTH as u64 * 4);
     let weight = Binding::Weight(range(64, VOCAB as u64 * WIDTH as u64 * 4));
-    let (scalars, ids, pos) = (range(0, 32), range(256, rows), range(512, rows));
-    let (head_scalars, head_rows) = (range(768, 32), range(1024, rows));
+    let call = CALL_WORDS as u64 * 4;
+    let (scalars, ids, pos) = (range(0, call), range(2304, rows), range(2560, rows));
+    let (head_scalars, head_rows) = (range(2816, call), range(5120, rows));
     let logits = range(256, rows * VOCAB as u64);
     let dispatch = |kernel, bindings: &[Binding]| Dispatch { kernel, node: 0, bindings: bindings.into() };
     let (input, arena) = (Binding::Input, Binding::Arena);
@@ -126,10 +128,11 @@ pub(crate) fn plan() -> Plan {
             kernel("logits", &[Read, Read, ReadWrite, ReadWrite], 3, [ROWS as u32, 1, 1]),
             kernel("head_stats", &[ReadWrite, ReadWrite, ReadWrite], 4, [1; 3]),
         ],
-        inputs: 1280,
+        inputs: 5376,
         arena: 512,
         outputs: 1024,
-        states: vec![State { name: "hidden".into(), bytes: width }],
+        states: vec![State { name: "hidden".into(), bytes: width, cache: false }],
+        hidden: Some(0),
         entries: vec![
             entry(
                 "step_4",
@@ -166,6 +169,7 @@ pub(crate) fn plan() -> Plan {
             ),
         ],
         max_seq: 16,
+        prefix_unit: Some(1),
         vocab: VOCAB,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: one step never names the same value twice (a copy is made), since a dispatch binds no byte twice.
 
+use dlx_ir::layout::N16;
 use dlx_ir::{DType, Error, Graph, Mask, Module, Node, Op, Operand, Post, StateId, Type, ValueId, WeightDef, WeightId};
 use dlx_runtime::wgpu::plan::Range;
 
@@ -355,7 +356,7 @@ impl<'m> Lower<'m> {
 
     fn matrix(&self, operand: Operand) -> Result<Matrix, Refused> {
         let ty = self.ty(operand);
-        let packed = ty.layout.as_deref() == Some("n16");
+        let packed = ty.layout.as_deref() == Some(N16);
         let (Some(w), Some(&[n, k]), true) = (operand.weight(), ty.shape().as_deref(), packed) else {
             return Err((format!("an operand is {ty}, not a packed matrix"), "run the lower pass"));
         };

@@ -1,8 +1,9 @@
 //! The wgpu target: a plan of WGSL kernels with every size a constant, for Vulkan, Metal and DirectX 12.
 //!
 //! [`plan`] turns a program whose weights are stored into a [`dlx_runtime::wgpu::plan::Plan`]; the runtime generates
-//! nothing. `lower` says which kernels an op becomes, `product`, `attention` and `kernels` write them, `memory` places
-//! what they compute. Every shader is validated here, with exactly the features of its variant.
+//! nothing. `lower` says which kernels an op becomes, `product`, `attention` and `kernels` describe them, `source`
+//! writes them from the templates in `shaders/`, `memory` places what they compute. Every shader is validated here, with
+//! exactly the features of its variant.
 
 mod attention;
 mod kernels;
@@ -14,26 +15,58 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use dlx_ir::DType;
+use dlx_ir::{DType, Error, VerifiedModule};
 use dlx_runtime::wgpu::plan::{Access, Profile};
 
-use crate::Target;
+use crate::{Product, Settings, Target, pipeline};
 use source::{Features, Source};
 
 pub use plan::plan;
 
+const LOWERING: &str = "pack=n16, keys=wgpu.rows, values=wgpu.rows";
+
 pub(crate) const TARGET: Target = Target {
     name: "wgpu",
     doc: "WGSL kernels for GPUs (Vulkan, Metal, DirectX 12), generated at compile time; int8 activations against int4/int8 weights",
-    lowering: "pack=n16, keys=wgpu.rows, values=wgpu.rows",
+    lowering: LOWERING,
+    pipeline: |settings| pipeline::entries(settings, LOWERING, Some(profile(&settings.profile)?.max_binding)),
     supports: |op| (crate::cpu::TARGET.supports)(op),
     stores: |dtype: DType| (crate::cpu::TARGET.stores)(dtype),
-    plan: Some(plan),
+    product,
 };
 
+fn product(program: &VerifiedModule, settings: &Settings) -> Result<Product, Error> {
+    let made = plan(program, &profile(&settings.profile)?)?;
+    let states = made.states.iter().map(|s| s.bytes).sum();
+    // Results lie in the device's buffer and in the one that they are read back through.
+    let arena = made.inputs + made.arena + 2 * made.outputs;
+    let plan = serde_json::to_vec(&made).map_err(|e| Error::new("wgpu plan", e.to_string()))?;
+    Ok(Product::Planned { plan, states, arena })
+}
+
+/// The limits of that name, or `NAME:BYTES` for devices whose bindings hold fewer bytes.
+///
+/// # Errors
+/// There are none.
+pub fn profile(name: &str) -> Result<Profile, Error> {
+    let profiles = profiles();
+    if let Some(profile) = profiles.iter().find(|p| p.name == name) {
+        return Ok(profile.clone());
+    }
+    if let Some((base, bytes)) = name.split_once(':') {
+        let base = profiles.iter().find(|p| p.name == base);
+        let bytes = bytes.parse().ok().filter(|b| *b >= 4096 && *b % 256 == 0);
+        if let (Some(base), Some(max_binding)) = (base, bytes) {
+            return Ok(Profile { name: name.into(), max_binding, ..base.clone() });
+        }
+    }
+    let known: Vec<_> = profiles.iter().map(|p| p.name.as_str()).collect();
+    let help = format!("use one of {}, or NAME:BYTES for bindings of at most that many bytes", known.join(", "));
+    Err(Error::new("--profile", format!("there is no profile `{name}`")).help(help))
+}
+
 /// Limits that a program can be compiled for, alphabetically.
-#[must_use]
-pub fn profiles() -> Vec<Profile> {
+fn profiles() -> Vec<Profile> {
     let plain = Profile::plain();
     let desktop = Profile {
         name: "desktop".into(),
@@ -53,7 +86,7 @@ struct Job {
     /// Workgroups per dimension.
     groups: [usize; 3],
     bindings: Vec<Access>,
-    variants: Vec<(Features, String)>,
+    variants: Vec<(Features, Source)>,
 }
 
 impl Job {
@@ -65,13 +98,8 @@ impl Job {
         tiers: &[Features],
         source: impl Fn(Features) -> Source,
     ) -> Self {
-        let mut bindings = Vec::new();
-        let mut variants = Vec::new();
-        for &features in tiers {
-            let (text, accesses) = source(features).finish();
-            bindings = accesses;
-            variants.push((features, text));
-        }
+        let variants: Vec<_> = tiers.iter().map(|&features| (features, source(features))).collect();
+        let bindings = variants.last().map(|(_, source)| source.bindings()).unwrap_or_default();
         Job { role, shape, groups, bindings, variants }
     }
 }

@@ -2,26 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use dlx_ir::{Error, Graph, Id, Module, Verified};
-use dlx_runtime::selftest::first_layer;
+use dlx_ir::{EntryKind, Error, Graph, Id, Module, Op, VerifiedModule, first_layer, hidden_state};
 use dlx_runtime::wgpu::plan::{
-    BIND_ALIGN, Binding, Dispatch, Entry, EntryKind, Kernel, Plan, Probe, Profile, Range, SCALARS, State, Variant,
+    BIND_ALIGN, Binding, CALL_WORDS, Dispatch, Entry, Kernel, Plan, Probe, Profile, Range, State, Variant,
 };
 
 use super::Job;
 use super::lower::{Arg, Step, lower};
 use super::memory::{Places, place, value_bytes};
-use super::source::{CALL_BYTES, check};
+use super::source::{Source, check};
 
 /// Plans a program whose weights are stored, for devices with at least the limits of `profile`.
 ///
 /// # Errors
 /// A graph that is not an entry, a node that no kernel runs, or something that exceeds a limit, with both numbers.
-pub fn plan(program: Verified<'_>, profile: &Profile) -> Result<Plan, Error> {
-    let module = program.module();
+pub fn plan(module: &VerifiedModule, profile: &Profile) -> Result<Plan, Error> {
     let mut planner =
         Planner { module, profile, shaders: BTreeMap::new(), kernels: BTreeMap::new(), plan: empty(profile) };
     planner.states()?;
+    planner.plan.hidden = hidden_state(module).map(Id::index);
     for graph in &module.graphs {
         let entry = planner.entry(graph)?;
         planner.plan.entries.push(entry);
@@ -46,8 +45,10 @@ fn empty(profile: &Profile) -> Plan {
         arena: 0,
         outputs: 0,
         states: Vec::new(),
+        hidden: None,
         entries: Vec::new(),
         max_seq: 0,
+        prefix_unit: Some(1),
         vocab: 0,
     }
 }
@@ -55,8 +56,8 @@ fn empty(profile: &Profile) -> Plan {
 struct Planner<'m> {
     module: &'m Module,
     profile: &'m Profile,
-    /// Shaders by text, kernels by what they are.
-    shaders: BTreeMap<String, usize>,
+    /// Shaders by their sources, kernels by what they are.
+    shaders: BTreeMap<Source, usize>,
     kernels: BTreeMap<(Vec<usize>, [u32; 3]), usize>,
     plan: Plan,
 }
@@ -70,12 +71,18 @@ impl Planner<'_> {
                 s.ty.bytes().ok_or_else(|| Error::new(place(), format!("{} is not kept on wgpu", s.ty)).help(help))?;
             let bytes = (bytes as u64).next_multiple_of(4);
             self.bindable(&place(), bytes, "compile with a smaller --max-seq, or for another --profile")?;
-            self.plan.states.push(State { name: s.name.clone(), bytes });
-            if let (3, Some(rows)) = (s.ty.dims.len(), s.ty.dims[0].fixed()) {
+            let cache = s.ty.dims.len() == 3;
+            self.plan.states.push(State { name: s.name.clone(), bytes, cache });
+            if let (true, Some(rows)) = (cache, s.ty.dims[0].fixed()) {
                 if self.plan.max_seq != 0 && self.plan.max_seq != rows {
                     return Err(Error::new(place(), "has another length than the caches before it"));
                 }
                 self.plan.max_seq = rows;
+            }
+        }
+        for node in self.module.graphs.iter().flat_map(|g| &g.nodes) {
+            if let Op::CachedAttention { mask, .. } = node.op {
+                self.plan.prefix_unit = mask.prefix_unit();
             }
         }
         Ok(())
@@ -91,22 +98,9 @@ impl Planner<'_> {
 
     fn entry(&mut self, graph: &Graph) -> Result<Entry, Error> {
         let place_of = || format!("graph @{}", graph.name);
-        let shapes: Option<Vec<_>> = graph.params.iter().map(|p| graph.values[*p].ty.shape()).collect();
-        let kind = match graph.name.split('_').next() {
-            Some("step") => EntryKind::Step,
-            Some("head") => EntryKind::Head,
-            Some("logits") => EntryKind::Logits,
-            _ => return Err(Error::new(place_of(), "is not a step, head or logits entry")),
-        };
-        let (rows, vectors) = match (kind, shapes.as_deref()) {
-            (EntryKind::Step, Some([ids, pos, scalars @ ..]))
-                if ids.len() == 1 && ids == pos && scalars.len() == 4 && scalars.iter().all(Vec::is_empty) =>
-            {
-                (ids[0], 2)
-            }
-            (EntryKind::Head | EntryKind::Logits, Some([rows])) if rows.len() == 1 => (rows[0], 1),
-            _ => return Err(Error::new(place_of(), "has parameters that are not those of its kind")),
-        };
+        let entry = dlx_ir::Entry::of(graph).map_err(|e| Error::new(place_of(), e))?;
+        let (kind, rows) = (entry.kind, entry.rows);
+        let vectors = if kind == EntryKind::Step { 2 } else { 1 };
         if kind == EntryKind::Logits {
             let width = graph.results.first().and_then(|r| graph.values[*r].ty.dims.last()?.fixed());
             self.plan.vocab = width.unwrap_or(0);
@@ -146,20 +140,21 @@ impl Planner<'_> {
 
     /// Ranges of an entry's parameters; those of one kind share bytes, and kinds do not.
     fn inputs(&mut self, kind: EntryKind, rows: usize, vectors: usize) -> Vec<Range> {
-        let largest = |prefix: &str| {
-            let named = self.module.graphs.iter().filter(|g| g.name.split('_').next() == Some(prefix));
-            let rows = named.filter_map(graph_rows).max().unwrap_or(0) as u64;
+        let entries = || self.module.graphs.iter().filter_map(|g| dlx_ir::Entry::of(g).ok());
+        let largest = |kind| {
+            let rows = entries().filter(|e| e.kind == kind).map(|e| e.rows).max().unwrap_or(0) as u64;
             (4 * rows).next_multiple_of(BIND_ALIGN)
         };
-        let (step, head, logits) = (largest("step"), largest("head"), largest("logits"));
-        let call = CALL_BYTES.next_multiple_of(BIND_ALIGN);
+        let [step, head, logits] = EntryKind::ALL.map(largest);
+        let call_bytes = 4 * CALL_WORDS as u64;
+        let call = call_bytes.next_multiple_of(BIND_ALIGN);
         let mut at = match kind {
             EntryKind::Step => 0,
             EntryKind::Head => call + 2 * step,
             EntryKind::Logits => 2 * call + 2 * step + head,
         };
         self.plan.inputs = 3 * call + 2 * step + head + logits;
-        let mut ranges = vec![packed(&mut at, CALL_BYTES.max(4 * SCALARS as u64))];
+        let mut ranges = vec![packed(&mut at, call_bytes)];
         ranges.extend((0..vectors).map(|_| packed(&mut at, 4 * rows as u64)));
         ranges
     }
@@ -180,13 +175,14 @@ impl Planner<'_> {
             ));
         }
         let mut variants = Vec::with_capacity(job.variants.len());
-        for (features, text) in job.variants {
-            let shader = match self.shaders.get(&text) {
+        for (features, source) in job.variants {
+            let shader = match self.shaders.get(&source) {
                 Some(index) => *index,
                 None => {
+                    let text = source.text()?;
                     check(&text, features, self.profile)?;
-                    self.plan.shaders.push(text.clone());
-                    self.shaders.insert(text, self.plan.shaders.len() - 1);
+                    self.plan.shaders.push(text);
+                    self.shaders.insert(source, self.plan.shaders.len() - 1);
                     self.plan.shaders.len() - 1
                 }
             };
@@ -201,11 +197,6 @@ impl Planner<'_> {
         }
         Ok(index)
     }
-}
-
-/// Rows of an entry: the length of its first parameter.
-fn graph_rows(graph: &Graph) -> Option<usize> {
-    graph.values[*graph.params.first()?].ty.dims.first()?.fixed()
 }
 
 /// The next aligned range of a buffer.

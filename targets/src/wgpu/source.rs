@@ -1,10 +1,20 @@
-//! The text of a shader and the proof that it fits: bindings and sizes first, then WGSL written for them.
+//! The text of a shader and the proof that it fits: a template of `shaders/` and what it is told.
+//!
+//! Templates are the text, and Rust what it depends on: buffers, sizes, formats and features. A name in capitals is a
+//! constant of the shader that its template reads as well; one in small letters is the template's alone.
 //!
 //! Invariant: what [`check`] accepts needs no more of a device than the profile and the features of its variant say.
+//! Nothing of WGSL is put together here.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::iter::successors;
+use std::sync::LazyLock;
 
+use dlx_ir::MAX_SPANS;
 use dlx_runtime::wgpu::plan::{Access, Feature, Profile};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// Sizes and what may be used, for one variant of a kernel.
@@ -19,159 +29,120 @@ pub(super) const F16: Features = &[Feature::F16];
 /// Both.
 pub(super) const F16_SUBGROUPS: Features = &[Feature::F16, Feature::Subgroups];
 
-/// A shader being written.
-pub(super) struct Source {
-    text: String,
-    /// Access of each binding.
-    pub(super) bindings: Vec<Access>,
+/// Includes templates by their names.
+macro_rules! templates {
+    ($($name:literal)*) => {
+        [$((concat!($name, ".wgsl"), include_str!(concat!("shaders/", $name, ".wgsl")))),*]
+    };
 }
 
-/// A call's scalars, which every entry has.
-const CALL: &str = "struct Call {
-    at_row: u32,
-    end_row: u32,
-    from_row: u32,
-    visible: u32,
-    live: u32,
-    unused0: u32,
-    unused1: u32,
-    unused2: u32,
+/// Every template by its name.
+static TEMPLATES: LazyLock<Result<Environment<'static>, minijinja::Error>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment
+        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?);
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    for (name, text) in templates!(
+        "attention" "attention_merge" "cache" "elementwise" "embed" "head_final" "head_part" "kv_write" "linear" "norm"
+        "product" "product_codes" "product_float" "product_sums" "quantize" "rms_norm" "rope" "rope_table" "shader" "silu"
+        "stats" "store_rows" "take_rows" "thread" "weight"
+    ) {
+        environment.add_template(name, text)?;
+    }
+    Ok(environment)
+});
+
+/// A shader to be written. Equal sources have equal texts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    /// Access, name and element of each buffer; the first is bound at 1, behind the call.
+    buffers: Vec<(Access, String, &'static str)>,
+    /// Name, type and value of each constant.
+    constants: Vec<(&'static str, &'static str, Value)>,
+    /// What the template reads.
+    values: BTreeMap<&'static str, Value>,
 }
-";
-/// Bytes of the scalars as a uniform binding: a multiple of 16.
-pub(super) const CALL_BYTES: u64 = 32;
 
 impl Source {
-    /// A shader whose binding 0 is the call's scalars.
-    pub(super) fn new(features: Features) -> Self {
-        let enable = if features.contains(&Feature::F16) { "enable f16;\n" } else { "" };
-        let text = format!("{enable}{CALL}@group(0) @binding(0) var<uniform> call: Call;\n");
-        Source { text, bindings: vec![Access::Uniform] }
+    /// A shader of the template of this name, without its ending.
+    pub(super) fn new(features: Features, kernel: &str) -> Self {
+        Source { buffers: Vec::new(), constants: Vec::new(), values: BTreeMap::new() }
+            .set("kernel", format!("{kernel}.wgsl"))
+            .set("f16", features.contains(&Feature::F16))
+            .set("subgroups", features.contains(&Feature::Subgroups))
+            .size("MAX_SPANS", MAX_SPANS)
     }
 
     /// A buffer that is only read.
-    pub(super) fn read(mut self, name: &str, element: &str) -> Self {
-        self.bind(name, element, "read");
-        self.bindings.push(Access::Read);
+    pub(super) fn read(mut self, name: impl Into<String>, element: &'static str) -> Self {
+        self.buffers.push((Access::Read, name.into(), element));
         self
     }
 
     /// A buffer of activations, states or results.
-    pub(super) fn write(mut self, name: &str, element: &str) -> Self {
-        self.bind(name, element, "read_write");
-        self.bindings.push(Access::ReadWrite);
+    pub(super) fn write(mut self, name: impl Into<String>, element: &'static str) -> Self {
+        self.buffers.push((Access::ReadWrite, name.into(), element));
         self
     }
 
-    fn bind(&mut self, name: &str, element: &str, access: &str) {
-        let binding = self.bindings.len();
-        let _ = writeln!(self.text, "@group(0) @binding({binding}) var<storage, {access}> {name}: array<{element}>;");
+    /// What the template alone reads.
+    pub(super) fn set(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.values.insert(name, value.into());
+        self
     }
 
     /// `const NAME: u32`.
-    pub(super) fn size(mut self, name: &str, value: usize) -> Self {
-        let _ = writeln!(self.text, "const {name}: u32 = {value}u;");
-        self
+    pub(super) fn size(self, name: &'static str, value: usize) -> Self {
+        self.constant(name, "u32", value)
     }
 
     /// `const NAME: f32`.
-    pub(super) fn float(mut self, name: &str, value: f32) -> Self {
-        let _ = writeln!(self.text, "const {name}: f32 = {};", float(value));
-        self
+    pub(super) fn float(self, name: &'static str, value: f32) -> Self {
+        self.constant(name, "f32", float(value))
     }
 
-    /// WGSL.
-    pub(super) fn text(mut self, text: &str) -> Self {
-        self.text.push_str(text);
-        self
+    /// `const NAME: TYPE`.
+    pub(super) fn constant(mut self, name: &'static str, ty: &'static str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        self.constants.push((name, ty, value.clone()));
+        self.set(name, value)
+    }
+
+    /// Access of each binding; the call is the first.
+    pub(super) fn bindings(&self) -> Vec<Access> {
+        [Access::Uniform].into_iter().chain(self.buffers.iter().map(|b| b.0)).collect()
     }
 
     /// The shader.
-    pub(super) fn finish(self) -> (String, Vec<Access>) {
-        (self.text, self.bindings)
+    ///
+    /// # Errors
+    /// What is wrong with a template, and where.
+    pub(super) fn text(&self) -> Result<String, String> {
+        let buffers = self.buffers.iter().map(|(access, name, element)| {
+            let access = if *access == Access::Read { "read" } else { "read_write" };
+            Value::from((access, name, *element))
+        });
+        let constants = self.constants.iter().map(|(name, ty, value)| Value::from((*name, *ty, value.clone())));
+        let mut values = self.values.clone();
+        values.insert("buffers", buffers.collect());
+        values.insert("constants", constants.collect());
+        let rendered = TEMPLATES.as_ref().map_err(chain).and_then(|environment| {
+            environment.get_template("shader.wgsl").and_then(|t| t.render(values)).map_err(|e| chain(&e))
+        });
+        rendered.map_err(|e| format!("no shader comes of its template: {e}"))
     }
+}
+
+/// An error of a template with its causes, outermost first.
+fn chain(error: &minijinja::Error) -> String {
+    let causes = successors(Some(error as &dyn Error), |&e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A number as WGSL reads it back to the same bits.
 pub(super) fn float(value: f32) -> String {
     format!("{value:e}f")
-}
-
-/// How values of a workgroup are put together.
-#[derive(Clone, Copy)]
-pub(super) enum Fold {
-    Sum,
-    Max,
-}
-
-/// What every shader with a reduction knows about its thread.
-pub(super) fn thread(features: Features) -> &'static str {
-    if features.contains(&Feature::Subgroups) {
-        "struct Thread {
-    @builtin(local_invocation_index) index: u32,
-    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-}
-"
-    } else {
-        "struct Thread {
-    @builtin(local_invocation_index) index: u32,
-}
-"
-    }
-}
-
-/// A function that folds one value per thread into one that every thread gets, for any subgroup size of 4 and more and any
-/// mapping of threads to lanes. `threads` is a multiple of 16.
-pub(super) fn reduction(features: Features, fold: Fold, ty: &str, threads: usize) -> String {
-    let (name, both, subgroup) = match fold {
-        Fold::Sum => ("workgroup_sum", "a + b", "subgroupAdd"),
-        Fold::Max => ("workgroup_max", "max(a, b)", "subgroupMax"),
-    };
-    let combine = format!("fn {name}_of(a: {ty}, b: {ty}) -> {ty} {{\n    return {both};\n}}\n");
-    if features.contains(&Feature::Subgroups) {
-        return format!(
-            "{combine}var<workgroup> {name}_parts: array<{ty}, {parts}>;
-fn {name}(value: {ty}, thread: Thread) -> {ty} {{
-    let part = {subgroup}(value);
-    workgroupBarrier();
-    if (thread.lane == 0u) {{
-        {name}_parts[thread.subgroup] = part;
-    }}
-    workgroupBarrier();
-    var all = {name}_parts[0];
-    for (var i = 1u; i < thread.subgroups; i++) {{
-        all = {name}_of(all, {name}_parts[i]);
-    }}
-    return all;
-}}
-",
-            parts = threads.div_ceil(4)
-        );
-    }
-    format!(
-        "{combine}var<workgroup> {name}_parts: array<{ty}, {threads}>;
-fn {name}(value: {ty}, thread: Thread) -> {ty} {{
-    workgroupBarrier();
-    {name}_parts[thread.index] = value;
-    workgroupBarrier();
-    if (thread.index < 16u) {{
-        var part = value;
-        for (var i = thread.index + 16u; i < {threads}u; i += 16u) {{
-            part = {name}_of(part, {name}_parts[i]);
-        }}
-        {name}_parts[thread.index] = part;
-    }}
-    workgroupBarrier();
-    var all = {name}_parts[0];
-    for (var i = 1u; i < 16u; i++) {{
-        all = {name}_of(all, {name}_parts[i]);
-    }}
-    return all;
-}}
-"
-    )
 }
 
 /// Validates a shader with exactly the capabilities of its variant, and checks the profile's limits.

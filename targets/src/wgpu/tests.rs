@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use dlx_ir::{DType, Id, Mask, Module, parse, verify};
+use dlx_ir::{DType, Id, Mask, Module, VerifiedModule, parse};
 use dlx_runtime::cpu::packed_bytes;
 use dlx_runtime::wgpu::plan::{Binding, Feature, Plan, Profile, Range};
 
@@ -12,10 +12,10 @@ use super::kernels::{self, Epilogue, Linear, Pointwise};
 use super::lower::{Arg, lower};
 use super::memory::place;
 use super::product::Product;
-use super::{Job, plan, profiles, source};
+use super::{Job, plan, source};
 
 fn profile(name: &str) -> Profile {
-    profiles().into_iter().find(|p| p.name == name).unwrap()
+    super::profile(name).unwrap()
 }
 
 /// Every weight format of the layout.
@@ -27,8 +27,9 @@ const FORMATS: &[&str] = &[
 #[track_caller]
 fn valid(job: &Job) {
     assert_eq!(job.variants.last().unwrap().0, source::PLAIN, "{}: the last variant runs everywhere", job.role);
-    for (features, text) in &job.variants {
-        if let Err(e) = source::check(text, features, &profile("plain")) {
+    for (features, source) in &job.variants {
+        let text = source.text().unwrap_or_else(|e| panic!("{} {} {features:?}: {e}", job.role, job.shape));
+        if let Err(e) = source::check(&text, features, &profile("plain")) {
             let numbered: Vec<_> = text.lines().enumerate().map(|(i, l)| format!("{:4} {l}", i + 1)).collect();
             panic!("{} {} {features:?}: {e}\n{}", job.role, job.shape, numbered.join("\n"));
         }
@@ -108,16 +109,25 @@ fn tiers_differ_where_they_help() {
     let needs: Vec<_> = job.variants.iter().map(|v| v.0).collect();
     use Feature::{F16, Subgroups};
     assert_eq!(needs, [&[F16, Subgroups][..], &[Subgroups], &[F16], &[]]);
-    for (i, (_, text)) in job.variants.iter().enumerate() {
-        assert!(job.variants[..i].iter().all(|(_, other)| other != text));
+    let texts: Vec<_> = job.variants.iter().map(|v| v.1.text().unwrap()).collect();
+    for (i, text) in texts.iter().enumerate() {
+        assert!(!texts[..i].contains(text));
     }
     // A variant asks for what it uses: without its feature it is refused.
-    for (features, text) in &job.variants {
+    for ((features, _), text) in job.variants.iter().zip(&texts) {
         for missing in features.iter() {
             let rest: Vec<_> = features.iter().copied().filter(|f| f != missing).collect();
             assert!(source::check(text, &rest, &profile("plain")).is_err(), "{missing:?} is not used");
         }
     }
+}
+
+#[test]
+fn a_template_that_is_not_told_all_is_an_error_with_its_line() {
+    let error = source::Source::new(source::PLAIN, "kv_write").text().unwrap_err();
+    assert!(error.contains("undefined") && error.contains("(in cache.wgsl:2)"), "{error}");
+    let error = source::Source::new(source::PLAIN, "missing").text().unwrap_err();
+    assert!(error.contains("missing.wgsl"), "{error}");
 }
 
 #[test]
@@ -195,7 +205,7 @@ impl Model {
         for m in steps {
             let _ = writeln!(
                 text,
-                "  graph @step_{m}(%ids: i32[{m}], %pos: i32[{m}], %at: i32[], %end: i32[], %from: i32[], %visible: i32[]) -> () {{
+                "  graph @step_{m}(%ids: i32[{m}], %pos: i32[{m}], %spans: i32[64, 5]) -> () {{
     %x = embed %ids, @embed: f32[{m}, {hidden}]
     %table = rope_table %pos {{theta=1e6, head_dim={head_dim}}}: f32[{m}, {head_dim}]"
             );
@@ -206,8 +216,8 @@ impl Model {
                     "    %q{l}, %k{l}, %v{l} = linear %{x}, @q, @k, @v, @n1 {{n=3, norm=1e-6}}: f32[{m}, {q}], f32[{m}, {kv}], f32[{m}, {kv}]
     %qr{l} = rope %q{l}, %table, @n2 {{head_dim={head_dim}, norm=1e-6}}: f32[{m}, {q}]
     %kr{l} = rope %k{l}, %table, @n2 {{head_dim={head_dim}, norm=1e-6}}: f32[{m}, {kv}]
-    kv_write %kr{l}, %v{l}, @k{l}, @v{l}, %at, %end
-    %a{l} = cached_attention %qr{l}, @k{l}, @v{l}, %at, %from, %visible {{head_dim={head_dim}, mask=block_causal:4}}: f32[{m}, {q}]
+    kv_write %kr{l}, %v{l}, @k{l}, @v{l}, %spans
+    %a{l} = cached_attention %qr{l}, @k{l}, @v{l}, %spans {{head_dim={head_dim}, mask=block_causal:4}}: f32[{m}, {q}]
     %s{l} = linear %a{l}, @o, %{x} {{post=add}}: f32[{m}, {hidden}]
     %m{l} = linear %s{l}, @gate, @up, @n1 {{n=2, norm=1e-6, post=swiglu}}: f32[{m}, {mlp}]
     %o{l} = linear %m{l}, @down, %s{l} {{post=add}}: f32[{m}, {hidden}]"
@@ -237,8 +247,8 @@ impl Model {
 
     fn plan(&self, steps: &[usize], heads: &[usize], profile: &Profile) -> Result<Plan, dlx_ir::Error> {
         let module = self.program(steps, heads);
-        let verified = verify(&module).unwrap_or_else(|e| panic!("{}\n{module}", e[0]));
-        plan(verified, profile)
+        let text = module.to_string();
+        plan(&VerifiedModule::new(module).unwrap_or_else(|e| panic!("{}\n{text}", e[0])), profile)
     }
 }
 

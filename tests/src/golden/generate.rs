@@ -22,11 +22,12 @@ pub(super) fn run(executor: &mut dyn Executor, case: &Case) -> Result<(), String
         ControlFlow::Continue(())
     };
     let prompt = case.ints("prompt_ids")?;
-    let decoded =
-        decode(executor, &policy, prompt, max_new(case)?, &noise, &mut observe).map_err(|error| error.to_string())?;
+    let resolved = policy.clone().resolve(executor).map_err(|error| error.to_string())?;
+    let decoded = decode(executor, resolved, prompt, max_new(case)?, 0, noise, &mut observe)
+        .map_err(|error| error.to_string())?;
 
     if let Some(reference) = trace::reference(case, &policy)? {
-        let ours = trace::join_prefills(ours, &policy);
+        let ours = trace::join_prefills(ours);
         for (index, (ours, reference)) in ours.iter().zip(&reference).enumerate() {
             if !ours.matches(reference, policy.mask_id) {
                 return Err(format!("forward pass {index}:\n  ours      {ours:?}\n  reference {reference:?}"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dlx_runtime::cpu::{CpuExecutor, Seen};
-use dlx_runtime::exec::{Executor, StepCall};
+use dlx_runtime::exec::{Executor, Span};
 
 use super::logits::close;
 use super::{Case, LOGIT_TOLERANCE};
@@ -16,10 +16,9 @@ use super::{Case, LOGIT_TOLERANCE};
 pub fn run_hidden(executor: &mut CpuExecutor, case: &Case, all: bool) -> Result<(), String> {
     let ids = case.ints("input_ids")?;
     let pos: Vec<i32> = (0..).take(ids.len()).collect();
-    let call = StepCall { ids, pos: &pos, at: 0, from: 0, visible: ids.len() };
     let mut seen: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let mut keep = |node: Seen<'_>| drop(seen.insert(node.name.to_owned(), node.value.to_vec()));
-    executor.step_observed(call, usize::MAX, &mut keep).map_err(|e| e.to_string())?;
+    executor.step_observed(&[Span::new(ids, &pos, 0)], usize::MAX, &mut keep).map_err(|e| e.to_string())?;
     // One row at a time, whatever the sizes of the compiled heads.
     let mut logits = vec![0.0; executor.vocab()];
     let mut heads: BTreeMap<String, Vec<f32>> = BTreeMap::new();

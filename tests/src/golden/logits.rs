@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use dlx_ir::Mask;
-use dlx_runtime::exec::{Executor, StepCall};
+use dlx_runtime::exec::{Executor, Span};
 
 use super::{Case, LOGIT_TOLERANCE};
 
@@ -40,7 +40,7 @@ pub(super) fn forward(executor: &mut dyn Executor, case: &Case) -> Result<(), St
 fn left_padded(executor: &mut dyn Executor, case: &Case, ids: &[i32], mask: &[f32]) -> Result<(), String> {
     let from = mask.iter().position(|&real| real != 0.0).ok_or("nothing but padding")?;
     let pos = &case.ints("tok_idx")?[from..];
-    let call = StepCall { ids: &ids[from..], pos, at: from, from, visible: ids.len() };
+    let call = Span { slot: 0, ids: &ids[from..], pos, at: from, from, visible: ids.len() };
     compare(executor, call, case.floats("logits_valid")?)
 }
 
@@ -137,12 +137,12 @@ pub(super) fn verify(executor: &mut dyn Executor, case: &Case) -> Result<(), Str
 
 fn step(executor: &mut dyn Executor, ids: &[i32], at: usize, visible: usize, expected: &[f32]) -> Result<(), String> {
     let pos: Vec<i32> = (0..).skip(at).take(ids.len()).collect();
-    compare(executor, StepCall { ids, pos: &pos, at, from: 0, visible }, expected)
+    compare(executor, Span { visible, ..Span::new(ids, &pos, at) }, expected)
 }
 
-fn compare(executor: &mut dyn Executor, call: StepCall<'_>, expected: &[f32]) -> Result<(), String> {
-    executor.step(call).map_err(|error| error.to_string())?;
-    let rows: Range<usize> = 0..call.ids.len();
+fn compare(executor: &mut dyn Executor, span: Span<'_>, expected: &[f32]) -> Result<(), String> {
+    executor.step(&[span]).map_err(|error| error.to_string())?;
+    let rows: Range<usize> = 0..span.ids.len();
     let mut logits = vec![0.0; rows.len() * executor.vocab()];
     executor.logits(&rows.collect::<Vec<_>>(), &mut logits).map_err(|error| error.to_string())?;
     close(&logits, expected, LOGIT_TOLERANCE)

@@ -73,9 +73,9 @@ pub(super) fn reference(case: &Case, policy: &DecodePolicy) -> Result<Option<Vec
         commit_instead_of_prefilling_again(&mut passes, policy);
     }
     passes.retain(|pass| !decides_nothing(pass, policy));
-    if policy.cfg_scale > 0.0 && case.text("family").starts_with("llada") {
-        // One batch of two.
-        passes = passes.into_iter().flat_map(|pass| [pass.clone(), pass]).collect();
+    if policy.cfg_scale > 0.0 && !case.text("family").starts_with("llada") {
+        // Two passes where others, and we, run one over both sequences.
+        passes.dedup();
     }
     Ok(Some(passes))
 }
@@ -130,17 +130,14 @@ fn decides_nothing(pass: &Pass, policy: &DecodePolicy) -> bool {
     matches!(pass.kind, "suffix" | "dual_block" | "block") && !pass.before[block].contains(&policy.mask_id)
 }
 
-/// Compiled steps may need several passes for a prefill that the reference does in one; with guidance the two sequences
-/// take turns.
-pub(super) fn join_prefills(passes: Vec<Pass>, policy: &DecodePolicy) -> Vec<Pass> {
-    let sequences = if policy.cfg_scale > 0.0 { 2 } else { 1 };
+/// Compiled steps may need several passes for a prefill that the reference does in one.
+pub(super) fn join_prefills(passes: Vec<Pass>) -> Vec<Pass> {
     let mut joined: Vec<Pass> = Vec::new();
     for pass in passes {
-        let recent = joined.len().saturating_sub(sequences);
         let continues = |last: &&mut Pass| {
             last.kind == "prefill" && pass.kind == "prefill" && pass.q_start > 0 && last.end() == pass.q_start
         };
-        match joined[recent..].iter_mut().find(continues) {
+        match joined.last_mut().filter(continues) {
             Some(last) => last.q_len += pass.q_len,
             None => joined.push(pass),
         }

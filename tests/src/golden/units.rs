@@ -3,6 +3,7 @@
 use dlx_runtime::decode::noise::{Noise, NoiseRow};
 use dlx_runtime::decode::policy::{ConfidenceStage, DecodePolicy, FilterOrder};
 use dlx_runtime::decode::reveal::{self, Candidate, Pass};
+use dlx_runtime::decode::sample::{Choice, Needs, Sampler};
 use dlx_runtime::decode::schedule::{self, Due, Plan, even_schedule, linear_schedule};
 use dlx_runtime::decode::{confidence, sample};
 
@@ -102,7 +103,8 @@ fn dream_sample_tokens(case: &Case) -> Result<(), String> {
         };
         for (row, logits) in logits.chunks(vocab).enumerate() {
             let at = NoiseRow { pass: 0, position: 0 };
-            let drawn = sample::choose(logits, &policy, &Noise::Seeded(0), at).ok_or("nothing to choose")?;
+            let drawn = Sampler::default().choose(logits, &policy, Choice::AsPolicy, Needs::ALL, &Noise::Seeded(0), at);
+            let drawn = drawn.ok_or("nothing to choose")?;
             if drawn.stats.best != case.ints(&format!("{name}.x0"))?[row] {
                 return Err(format!("{name}, row {row}: token {}", drawn.stats.best));
             }
@@ -150,7 +152,8 @@ fn fd_transfer_index(case: &Case) -> Result<(), String> {
     let mut candidates = Vec::new();
     for (position, row) in logits.chunks(vocab).enumerate().filter(|(position, _)| mask[*position] != 0) {
         let at = NoiseRow { pass: 0, position };
-        let drawn = sample::choose(row, &policy, &Noise::Seeded(0), at).ok_or("nothing to choose")?;
+        let drawn = Sampler::default().choose(row, &policy, Choice::AsPolicy, Needs::ALL, &Noise::Seeded(0), at);
+        let drawn = drawn.ok_or("nothing to choose")?;
         let (token, confidence, entropy) = (drawn.stats.best, drawn.stats.prob, drawn.entropy);
         candidates.push(Candidate { position, token, confidence, entropy, noise: 1.0 });
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{DType, Dim, Error, Graph, Module, Op, Operand, Post, Tensor, Type, WeightDef, verify};
+use dlx_ir::{DType, Dim, EntryKind, Error, Graph, Module, Op, Operand, Post, Tensor, Type, VerifiedModule, WeightDef};
 use dlx_passes::{parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
 use dlx_runtime::exec::{Executor, RowStats};
@@ -15,7 +15,7 @@ use dlx_runtime::mapped::Mapped;
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{TARGETS, Target, WeightSource, emit};
 
-use crate::format::{Call, File, compare, tensors};
+use crate::format::{Call, File, SLOTS, compare, tensors};
 
 /// Rows of every entry; a call may have fewer.
 pub(crate) const BUCKET: usize = 4;
@@ -38,21 +38,21 @@ impl WeightSource for Contents<'_> {
 
 /// Whether the CPU runs a graph of this name.
 pub(crate) fn is_entry(graph: &str) -> bool {
-    ["step", "head", "logits"].contains(&graph.split('_').next().unwrap_or_default())
+    EntryKind::of_name(graph).is_some()
 }
 
 /// A program with its weights stored, and the mapping that holds them.
 pub(crate) fn emitted(
     file: &File,
-    module: &Module,
+    module: Module,
     target: &Target,
-) -> Result<(Module, Arc<Mapped>, Range<usize>), String> {
-    let verified = verify(module).map_err(|e| e[0].to_string())?;
-    target.check(verified).map_err(|e| e[0].to_string())?;
+) -> Result<(VerifiedModule, Arc<Mapped>, Range<usize>), String> {
+    let module = VerifiedModule::new(module).map_err(|e| e[0].to_string())?;
+    target.check(&module).map_err(|e| e[0].to_string())?;
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
     let contents = Contents(&file.weights);
-    let emission = emit(verified, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
+    let emission = emit(&module, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
     let emission = emission.map_err(|e| e.to_string())?;
     let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
     Ok((emission.module, mapped, section))
@@ -62,10 +62,10 @@ pub(crate) fn emitted(
 pub(crate) fn run(file: &File, isa: Isa) -> Result<(), String> {
     let target = TARGETS.iter().find(|t| t.name == "cpu").expect("there is a CPU target");
     let module = program(&file.module, target, &[BUCKET]).map_err(|e| e.to_string())?;
-    let (emitted, mapped, section) = emitted(file, &module, target)?;
-    let stored = verify(&emitted).map_err(|e| e[0].to_string())?;
+    let (stored, mapped, section) = emitted(file, module, target)?;
     let options = CpuOptions { threads: 2, isa: Some(isa) };
-    let mut executor = CpuExecutor::new(stored, mapped, section, options).map_err(|e| e.to_string())?;
+    let mut executor = CpuExecutor::new(&stored, mapped, section, options).map_err(|e| e.to_string())?;
+    executor.reserve(SLOTS).map_err(|e| e.to_string())?;
     for call in file.calls.iter().filter(|c| is_entry(&c.graph) && c.error.is_none()) {
         check(&mut executor, call).map_err(|e| format!("@{}\n{e}", call.line))?;
     }
@@ -92,7 +92,9 @@ pub(crate) fn program(module: &Module, target: &Target, buckets: &[usize]) -> Re
     let sizes = buckets.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
     let sizes: Vec<String> = names.iter().map(|n| format!("{n}={sizes}")).collect();
     let pipeline = format!("lower{{{}}},specialize{{{}}},plan-memory", target.lowering, sizes.join(", "));
-    run_pipeline(&mut module, &parse_pipeline(&pipeline)?, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+    let module = VerifiedModule::new(module).map_err(Error::first_of)?;
+    let outcome = run_pipeline(module, &parse_pipeline(&pipeline)?, &mut |_, _, _| Ok(()));
+    let mut module = outcome.map_err(|f| f.error)?.0.into_inner();
     if module.states.iter().all(|(_, s)| s.ty.dims.len() != 3) {
         let layouts = if target.name == "cpu" { ["cpu.k16", "cpu.v"] } else { ["wgpu.rows"; 2] };
         for (name, layout) in ["spare.k", "spare.v"].into_iter().zip(layouts) {
@@ -139,7 +141,7 @@ fn check(executor: &mut CpuExecutor, call: &Call) -> Result<(), String> {
     let mut results = Vec::new();
     if call.graph.starts_with("step") {
         let step = call.step()?;
-        executor.step_observed(step, usize::MAX, &mut observe).map_err(|e| e.to_string())?;
+        executor.step_observed(&step, usize::MAX, &mut observe).map_err(|e| e.to_string())?;
     } else {
         let rows = call.rows()?;
         if call.graph.starts_with("head") {

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeMap;
 
-use dlx_ir::{DType, Data, Module, Tensor, parse};
-use dlx_runtime::exec::{RowStats, StepCall};
+use dlx_ir::{DType, Data, MAX_SPANS, Module, SPAN_FIELDS, SpanRows, Tensor, parse};
+use dlx_runtime::exec::{RowStats, Span};
 
 /// A conformance file.
 pub(crate) struct File {
@@ -22,6 +22,9 @@ pub(crate) struct File {
     pub(crate) weights: BTreeMap<String, Vec<f32>>,
     pub(crate) calls: Vec<Call>,
 }
+
+/// Sequences that the caches of a file hold.
+pub(crate) const SLOTS: usize = 2;
 
 /// A call and what must come out.
 pub(crate) struct Call {
@@ -39,9 +42,18 @@ impl Call {
     }
 
     /// The call of a step entry as an executor takes it.
-    pub(crate) fn step(&self) -> Result<StepCall<'_>, String> {
-        let row = |i: usize| Ok::<_, String>(usize::try_from(self.ints(i)?[0]).expect("cache rows are not negative"));
-        Ok(StepCall { ids: self.ints(0)?, pos: self.ints(1)?, at: row(2)?, from: row(4)?, visible: row(5)? })
+    pub(crate) fn step(&self) -> Result<Vec<Span<'_>>, String> {
+        let (ids, pos) = (self.ints(0)?, self.ints(1)?);
+        let spans = SpanRows::read(self.ints(2)?, ids.len())?.into_iter();
+        let span = |SpanRows { rows, slot, at, from, visible }: SpanRows| Span {
+            slot,
+            ids: &ids[rows.clone()],
+            pos: &pos[rows],
+            at,
+            from,
+            visible,
+        };
+        Ok(spans.map(span).collect())
     }
 
     /// The rows that a head or logits entry is asked for.
@@ -119,9 +131,15 @@ fn check(text: &str) -> Result<Check, String> {
     Ok(Check { name, expected, tolerance, cpu_tolerance })
 }
 
-/// Reads a tensor and gives what is behind it.
+/// Reads a tensor and gives what is behind it. `spans(2 0 4 0 6; 1 1 0 0 1)` is a table of spans: rows, slot, at, from, visible.
 fn tensor(text: &str) -> Result<(Tensor, &str), String> {
     let text = text.trim_start();
+    if let Some((table, rest)) = text.strip_prefix("spans(").and_then(|t| t.split_once(')')) {
+        let numbers: Result<Vec<i32>, _> = table.split([' ', ';']).filter(|n| !n.is_empty()).map(str::parse).collect();
+        let mut numbers = numbers.map_err(|e| format!("`{table}`: {e}"))?;
+        numbers.resize(MAX_SPANS * SPAN_FIELDS, 0);
+        return Ok((Tensor::i32(&[MAX_SPANS, SPAN_FIELDS], numbers), rest));
+    }
     let end = text.find([',', '[']).unwrap_or(text.len());
     if !text[end..].starts_with('[') {
         let scalar = text[..end].trim().parse().map_err(|e| format!("`{}`: {e}", &text[..end]))?;

@@ -47,7 +47,7 @@ fn reference() {
     let run = |file: &File| -> Result<(), String> {
         verify(&file.module).map_err(|e| e[0].to_string())?;
         let source = |name: &str| file.weights.get(name).cloned().ok_or(format!("@{name} has no contents"));
-        let mut evaluator = Evaluator::new(&file.module, &source);
+        let mut evaluator = Evaluator::new(&file.module, &source, format::SLOTS);
         for call in &file.calls {
             let mut seen = Vec::new();
             let outcome =

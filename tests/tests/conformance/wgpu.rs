@@ -4,13 +4,13 @@
 //! compiled a second time, in a larger bucket, and that copy is cut off behind the value. A value inside a logits entry is
 //! judged by the logits that follow from it.
 
-use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite, verify};
+use dlx_ir::{Module, Node, Op, Operand, Rewrite, Tensor, rewrite};
 use dlx_runtime::exec::{Executor, RowStats};
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
 use dlx_targets::{TARGETS, wgpu};
 
 use crate::cpu::{BUCKET, emitted, is_entry, program};
-use crate::format::{Call, File, compare, tensors};
+use crate::format::{Call, File, SLOTS, compare, tensors};
 
 /// Rows of the copies that are cut off.
 const CUT: usize = BUCKET + 1;
@@ -39,12 +39,13 @@ fn load(file: &File, value: Option<&str>) -> Result<WgpuExecutor, String> {
     if let (Some(value), Some(index)) = (value, module.graphs.iter().position(|g| g.name == format!("step_{CUT}"))) {
         cut(&mut module, index, value)?;
     }
-    let (emitted, mapped, section) = emitted(file, &module, target)?;
-    let stored = verify(&emitted).map_err(|e| e[0].to_string())?;
-    let profile = wgpu::profiles().into_iter().find(|p| p.name == "plain").ok_or("there is no profile `plain`")?;
-    let plan = wgpu::plan(stored, &profile).map_err(|e| e.to_string())?;
+    let (stored, mapped, section) = emitted(file, module, target)?;
+    let profile = wgpu::profile("plain").map_err(|e| e.to_string())?;
+    let plan = wgpu::plan(&stored, &profile).map_err(|e| e.to_string())?;
     let options = WgpuOptions { device: Some("0".into()) };
-    WgpuExecutor::new(plan, &mapped, section, &options).map_err(|e| e.to_string())
+    let mut executor = WgpuExecutor::new(plan, &mapped, section, &options).map_err(|e| e.to_string())?;
+    executor.reserve(SLOTS).map_err(|e| e.to_string())?;
+    Ok(executor)
 }
 
 /// Drops the nodes of a graph behind the one that computes a value, and makes that its last.
@@ -70,9 +71,9 @@ fn check(executor: &mut WgpuExecutor, call: &Call, value: Option<&str>) -> Resul
     if call.graph.starts_with("step") {
         let step = call.step()?;
         if value.is_some() {
-            seen = Some(executor.probe_step(CUT, step).map_err(|e| e.to_string())?);
+            seen = Some(executor.probe_step(CUT, &step).map_err(|e| e.to_string())?);
         }
-        executor.step(step).map_err(|e| e.to_string())?;
+        executor.step(&step).map_err(|e| e.to_string())?;
     } else {
         let rows = call.rows()?;
         if call.graph.starts_with("head") {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
-use dlx_runtime::exec::{Executor, StepCall};
+use dlx_runtime::exec::{Executor, Span};
 use dlx_runtime::session::Session;
 use dlx_runtime::wgpu::plan::{Binding, Plan};
 use dlx_runtime::{LoadOptions, Model, load_cpu};
@@ -41,8 +41,7 @@ fn open(sections: &Sections, self_test: bool) -> Result<Session, String> {
     std::fs::write(&path, sign(sections).unwrap()).unwrap();
     let artifact = Artifact::open(&path).map_err(|e| e.to_string())?;
     let model = Model::load(&artifact, &options(self_test)).map_err(|e| e.to_string())?;
-    let policy = model.manifest.policy.clone();
-    Session::new(Box::new(model.executor), model.tokenizer, model.template, policy).map_err(|e| e.to_string())
+    Session::new(model).map_err(|e| e.to_string())
 }
 
 #[track_caller]
@@ -86,11 +85,13 @@ fn every_index_of_a_program_is_a_parameter() {
     let error = |edits: &[(&str, &str)]| edited(&base, edits);
     contains(&error(&[("embed %ids", "embed %pos")]), "must be the parameter %ids");
     contains(&error(&[("rope_table %pos", "rope_table %ids")]), "must be the parameter %pos");
-    contains(&error(&[("%at, %end\n", "%end, %at\n")]), "must be the parameter %at");
-    contains(&error(&[("%at, %end\n", "%at, %visible\n")]), "must be the parameter %end");
-    contains(&error(&[("%at, %from, %visible {", "%from, %at, %visible {")]), "must be the parameter %at");
-    contains(&error(&[("%at, %from, %visible {", "%at, %visible, %visible {")]), "must be the parameter %from");
-    contains(&error(&[("%at, %from, %visible {", "%at, %from, %end {")]), "must be the parameter %visible");
+    // No op computes a table of spans, and no entry may take a second one.
+    contains(&error(&[("@kv.0.v, %spans\n", "@kv.0.v, %ids\n")]), "not i32[64, 5]");
+    contains(&error(&[("@kv.0.v, %spans {", "@kv.0.v, %pos {")]), "not i32[64, 5]");
+    contains(
+        &error(&[("%spans: i32[64, 5] at", "%other: i32[64, 5] at 4194304, %spans: i32[64, 5] at")]),
+        "parameters",
+    );
     let rows = "    store_rows %l3.out, @hidden\n    return\n  }\n\n  graph @step_16(";
     let taken = "    %y = take_rows @hidden, %ids: f32[4, 192] at 65536\n";
     contains(&error(&[(rows, &format!("{taken}{rows}"))]), "a step cannot read rows");
@@ -113,10 +114,8 @@ fn every_index_of_a_program_is_a_parameter() {
     results.push(("return %best, %stats", "return %rows, %stats"));
     contains(&error(&results), "one head_stats");
     contains(&error(&[("return %best, %stats", "return %stats, %best")]), "declares");
-    contains(&error(&[("@kv.0.k, @kv.0.v, %at, %from", "@kv.0.k, @kv.1.v, %at, %from")]), "no earlier kv_write");
-    assert!(
-        error(&[("kv_write %l0.k_rope, %l0.v, @kv.0.k, @kv.0.v, %at, %end\n", "")]).contains("no earlier kv_write")
-    );
+    contains(&error(&[("@kv.0.k, @kv.0.v, %spans {", "@kv.0.k, @kv.1.v, %spans {")]), "no earlier kv_write");
+    assert!(error(&[("kv_write %l0.k_rope, %l0.v, @kv.0.k, @kv.0.v, %spans\n", "")]).contains("no earlier kv_write"));
 }
 
 #[test]
@@ -318,20 +317,20 @@ fn an_executor_survives_a_panic_in_a_step() {
     let (mut whole, mut hurt): (CpuExecutor, CpuExecutor) = (load(&path), load(&path));
     let ids: Vec<i32> = (5..21).collect();
     let pos: Vec<i32> = (0..16).collect();
-    let prompt = StepCall { ids: &ids[..12], pos: &pos[..12], at: 0, from: 0, visible: 12 };
-    let next = StepCall { ids: &ids[12..], pos: &pos[12..], at: 12, from: 0, visible: 16 };
+    let prompt = [Span::new(&ids[..12], &pos[..12], 0)];
+    let next = [Span::new(&ids[12..], &pos[12..], 12)];
     let logits = |executor: &mut CpuExecutor| {
         let mut out = vec![0.0; 4 * executor.vocab()];
-        executor.step(next).unwrap();
+        executor.step(&next).unwrap();
         executor.logits(&[0, 1, 2, 3], &mut out).unwrap();
         out
     };
-    whole.step(prompt).unwrap();
-    hurt.step(prompt).unwrap();
+    whole.step(&prompt).unwrap();
+    hurt.step(&prompt).unwrap();
     for after in [1, 7, 20] {
         let mut nodes = 0;
         let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            hurt.step_observed(next, usize::MAX, &mut |_| {
+            hurt.step_observed(&next, usize::MAX, &mut |_| {
                 nodes += 1;
                 assert!(nodes < after, "on purpose");
             })
@@ -355,7 +354,10 @@ fn a_plan_is_that_of_its_program() {
         change(&mut plan);
         plan.check(weights).and_then(|()| plan.check_program(&program)).unwrap_err()
     };
-    assert!(refused(&|p| p.max_seq = 97).contains("cache rows"));
+    assert!(refused(&|p| p.max_seq /= 2).contains("cache rows"));
+    assert!(refused(&|p| p.max_seq = 97).contains("are no 97 rows"));
+    assert!(refused(&|p| p.states[0].cache ^= true).contains("states"));
+    assert!(refused(&|p| p.prefix_unit = Some(1)).contains("mask"));
     assert!(refused(&|p| p.states[0].bytes *= 2).contains("states"));
     assert!(refused(&|p| p.states.push(p.states[0].clone())).contains("states"));
     assert!(refused(&|p| drop(p.entries.pop())).contains("entries"));

@@ -171,9 +171,7 @@ fn ask(path: &Path, self_test: bool) -> Result<String, String> {
         }
         None => Prompt::Text("The capital of France is".into()),
     };
-    let policy = model.manifest.policy.clone();
-    let mut session =
-        Session::new(Box::new(model.executor), model.tokenizer, model.template, policy).map_err(|e| e.to_string())?;
+    let mut session = Session::new(model).map_err(|e| e.to_string())?;
     let report = session.generate(&Request::new(prompt, MAX_NEW), &mut |_| ControlFlow::Continue(()));
     let report = report.map_err(|e| e.to_string())?;
     Ok(format!("{:?} {:?} {:?}", report.text, report.ids, report.finish))

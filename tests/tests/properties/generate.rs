@@ -3,7 +3,10 @@
 //! Invariant: every list of numbers gives a module that the verifier accepts; a shorter list gives a smaller module, so
 //! that proptest can shrink. Patterns that passes look for are more frequent than chance would make them.
 
-use dlx_ir::{DType, Dim, Graph, Mask, Module, Op, Operand, Post, Tensor, Type, ValueId, WeightDef};
+use dlx_ir::{
+    DType, Dim, Graph, MAX_SPANS, Mask, Module, Op, Operand, Post, SPAN_FIELDS, Tensor, Type, ValueId, WeightDef,
+    spans_type,
+};
 
 /// Rows of a call; also the size that named rows get.
 pub(crate) const ROWS: usize = 3;
@@ -18,7 +21,7 @@ struct Generator<'c> {
     graph: Graph,
     rows: Dim,
     ids: ValueId,
-    positions: [Operand; 3],
+    spans: Operand,
     /// `f32[rows, width]` values, oldest first.
     floats: Vec<(ValueId, usize)>,
     ints: Vec<ValueId>,
@@ -30,11 +33,11 @@ pub(crate) fn module(choices: &[u32]) -> Module {
     let rows = if choices.first().is_some_and(|c| c % 2 == 0) { Dim::from("T") } else { Dim::Fixed(ROWS) };
     let ids = graph.param("ids", Type::new(DType::I32, [rows.clone()]));
     let x = graph.param("x", Type::new(DType::F32, [rows.clone(), Dim::Fixed(2 * HEAD)]));
-    let positions = ["at", "from", "visible"].map(|n| Operand::Value(graph.param(n, Type::scalar(DType::I32))));
+    let spans = Operand::Value(graph.param("spans", spans_type()));
     let choices = choices.iter();
     let floats = vec![(x, 2 * HEAD)];
     let module = Module::new("random");
-    let mut g = Generator { choices, module, graph, rows, ids, positions, floats, ints: Vec::new() };
+    let mut g = Generator { choices, module, graph, rows, ids, spans, floats, ints: Vec::new() };
     while g.choices.len() > 0 {
         g.step();
     }
@@ -284,13 +287,13 @@ impl Generator<'_> {
         let dtype = [DType::F32, DType::F16][self.pick(2)];
         let ty = Type::new(dtype, [STATE_ROWS, 1, HEAD]);
         let states = ["k", "v"].map(|s| self.state(&format!("kv.{dtype}.{s}"), ty.clone()));
-        let [at, from, visible] = self.positions;
+        let spans = self.spans;
         if self.pick(4) > 0 {
-            self.emit(Op::KvWrite {}, vec![k, v, states[0], states[1], at, visible]);
+            self.emit(Op::KvWrite {}, vec![k, v, states[0], states[1], spans]);
         }
         let mask = self.mask();
         let op = Op::CachedAttention { head_dim: HEAD as u32, mask };
-        self.emit(op, vec![q, states[0], states[1], at, from, visible]);
+        self.emit(op, vec![q, states[0], states[1], spans]);
     }
 
     /// A node that is there already, for `cse`.
@@ -310,9 +313,10 @@ pub(crate) fn weight(name: &str, len: usize) -> Vec<f32> {
 
 /// Arguments of call `call` of two.
 pub(crate) fn arguments(call: usize) -> Vec<Tensor> {
-    let scalar = |v: usize| Tensor::i32(&[], vec![v as i32]);
     let ids = (0..ROWS).map(|i| ((i * 2 + call) % 5) as i32).collect();
     let x = weight(&format!("x{call}"), ROWS * 2 * HEAD);
     let at = call * ROWS;
-    vec![Tensor::i32(&[ROWS], ids), Tensor::f32(&[ROWS, 2 * HEAD], x), scalar(at), scalar(call), scalar(at + ROWS)]
+    let mut spans = vec![ROWS as i32, 0, at as i32, call as i32, (at + ROWS) as i32];
+    spans.resize(MAX_SPANS * SPAN_FIELDS, 0);
+    vec![Tensor::i32(&[ROWS], ids), Tensor::f32(&[ROWS, 2 * HEAD], x), Tensor::i32(&[MAX_SPANS, SPAN_FIELDS], spans)]
 }

@@ -5,7 +5,7 @@ mod meaning;
 mod plan;
 mod text;
 
-use dlx_ir::{Error, Module};
+use dlx_ir::{Error, Module, VerifiedModule};
 use dlx_passes::{parse_pipeline, run_pipeline};
 use proptest::prelude::*;
 
@@ -20,8 +20,8 @@ fn config(cases: u32) -> ProptestConfig {
 
 /// The module after a pipeline.
 fn after(module: &Module, pipeline: &str) -> Result<Module, Error> {
-    let mut module = module.clone();
+    let module = VerifiedModule::new(module.clone()).map_err(Error::first_of)?;
     let steps = parse_pipeline(pipeline)?;
-    run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
-    Ok(module)
+    let outcome = run_pipeline(module, &steps, &mut |_, _, _| Ok(()));
+    outcome.map(|(module, _)| module.into_inner()).map_err(|f| f.error)
 }

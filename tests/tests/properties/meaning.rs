@@ -28,7 +28,7 @@ fn results(m: &Module, graph: &str) -> Result<Option<Vec<Tensor>>, TestCaseError
         let id = m.weight(name).ok_or("no such weight")?;
         Ok(weight(name, m.weights[id].ty.elements().ok_or("no static size")?))
     };
-    let mut evaluator = Evaluator::new(m, &source);
+    let mut evaluator = Evaluator::new(m, &source, 1);
     let (mut all, mut in_range) = (Vec::new(), true);
     for call in 0..2 {
         let outcome = evaluator.run(graph, &arguments(call), &mut |_, value| {

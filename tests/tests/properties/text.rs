@@ -1,6 +1,6 @@
 //! Text: printing round-trips, and no text makes the parser, the verifier, a pass or the evaluator panic.
 
-use dlx_ir::{DType, Data, Dim, Evaluator, Module, Tensor, parse, verify};
+use dlx_ir::{DType, Data, Dim, Evaluator, Module, Tensor, VerifiedModule, parse, verify};
 use dlx_passes::{PASSES, parse_pipeline, run_pipeline};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -169,7 +169,7 @@ fn evaluate(module: &Module) {
         let id = module.weight(name).ok_or("no such weight")?;
         Ok(weight(name, module.weights[id].ty.elements().ok_or("no static size")?))
     };
-    let mut evaluator = Evaluator::new(module, &source);
+    let mut evaluator = Evaluator::new(module, &source, 1);
     for graph in &module.graphs {
         let argument = |v: &dlx_ir::ValueId| {
             let ty = &graph.values[*v].ty;
@@ -245,8 +245,8 @@ proptest! {
             let again = parse_pipeline(&printed.join(",")).map_err(|e| TestCaseError::fail(e.to_string()))?;
             let again: Vec<String> = again.iter().map(ToString::to_string).collect();
             prop_assert_eq!(printed, again);
-            let mut module = module(&[0, 12, 1, 2, 3]);
-            let _ = run_pipeline(&mut module, &steps, &mut |_, _, _| Ok(()));
+            let module = VerifiedModule::new(module(&[0, 12, 1, 2, 3])).expect("generated modules are valid");
+            let _ = run_pipeline(module, &steps, &mut |_, _, _| Ok(()));
         }
     }
 }

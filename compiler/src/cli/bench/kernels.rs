@@ -100,5 +100,5 @@ fn product(ctx: &Ctx<'_>, format: DType, rows: usize, bytes: &[u8], seconds: f64
         Ok::<_, std::convert::Infallible>(start.elapsed())
     });
     let Ok(timing) = timing;
-    (timing, Work { weight_bytes, products: (rows * n * k) as u64 })
+    (timing, Work { weight_bytes: weight_bytes as u64, products: (rows * n * k) as u64 })
 }

@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use dlx_ir::Op;
+use dlx_ir::{Cost, Op, SpanRows, attended};
 use dlx_runtime::cpu::{CpuExecutor, Observe, Seen, read_once};
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 
 use super::Args;
 
@@ -54,7 +54,7 @@ impl Timing {
 /// What an entry has to do at least.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Work {
-    pub(super) weight_bytes: usize,
+    pub(super) weight_bytes: u64,
     /// Multiplications.
     pub(super) products: u64,
 }
@@ -134,7 +134,7 @@ pub(super) fn line(
     })?;
     let read_gbs = weights.len() as f64 / Timing::of(reads).median.as_secs_f64() / 1e9;
     let mut work = Work::default();
-    feed.run(executor, &mut |seen| work.add(matrix_work(&seen)))?;
+    feed.run(executor, &mut |seen| work.add(matrix_work(seen.cost, rows)))?;
     let split = if args.ops { Some(split(executor, &feed, args.seconds)?) } else { None };
     let all: Vec<usize> = (0..rows).collect();
     let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
@@ -145,8 +145,7 @@ pub(super) fn line(
     })?;
     let mut logits = vec![0.0; vocab];
     executor.logits_observed(&[0], &mut logits, &mut |seen| {
-        let one = matrix_work(&seen);
-        work.add(Work { products: one.products * rows as u64, ..one });
+        work.add(matrix_work(seen.cost, rows));
     })?;
     Ok(Line { rows, depth, threads: executor.threads(), step, head, read_gbs, work, split })
 }
@@ -166,38 +165,38 @@ impl Feed {
         Feed { ids: ids.collect(), pos: pos.collect(), at }
     }
 
-    fn visible(&self) -> usize {
-        self.at.saturating_add(self.ids.len())
-    }
-
     fn run(&self, executor: &mut CpuExecutor, observe: Observe<'_>) -> Result<(), ExecError> {
-        let call = StepCall { ids: &self.ids, pos: &self.pos, at: self.at, from: 0, visible: self.visible() };
-        executor.step_observed(call, usize::MAX, observe)
+        executor.step_observed(&[Span::new(&self.ids, &self.pos, self.at)], usize::MAX, observe)
     }
 
-    /// Multiplications of a node that is attention: one per feature of a query with each key, and with each value.
-    fn attention_products(&self, seen: &Seen<'_>) -> Option<u64> {
-        let Op::CachedAttention { mask, .. } = seen.op else { return None };
-        let rows = self.ids.len();
-        let keys: usize = (self.at..self.visible()).map(|row| mask.end(row).min(self.visible())).sum();
-        Some(2 * (seen.value.len() / rows.max(1)) as u64 * keys as u64)
+    /// Cache rows that a node attends.
+    fn attended(&self, op: &Op) -> u64 {
+        let Op::CachedAttention { mask, .. } = op else { return 0 };
+        let (at, rows) = (self.at, 0..self.ids.len());
+        attended(*mask, &SpanRows { visible: at.saturating_add(rows.len()), rows, slot: 0, at, from: 0 })
+    }
+
+    fn work(&self, seen: &Seen<'_>) -> Work {
+        let products = seen.cost.products(self.ids.len() as u64, self.attended(seen.op));
+        Work { weight_bytes: seen.cost.weight_bytes, products }
     }
 }
 
-fn matrix_work(seen: &Seen<'_>) -> Work {
-    Work { weight_bytes: seen.weight_bytes, products: seen.products }
+/// Work of the matrix products of `rows` rows.
+fn matrix_work(cost: Cost, rows: usize) -> Work {
+    Work { weight_bytes: cost.weight_bytes, products: cost.row_products * rows as u64 }
 }
 
 /// Times every node for about `seconds`, in at least six runs.
 fn split(executor: &mut CpuExecutor, feed: &Feed, seconds: f64) -> Result<Split, ExecError> {
     let mut nodes: Vec<OpTime> = Vec::new();
     feed.run(executor, &mut |seen| {
-        let attention = feed.attention_products(&seen);
-        let (kind, work) = match attention {
-            Some(products) => (OpKind::Attention, Work { weight_bytes: 0, products }),
-            None if seen.products > 0 => (OpKind::Matrix, matrix_work(&seen)),
-            None => (OpKind::Other, Work::default()),
+        let kind = match seen.cost {
+            Cost { key_products: 1.., .. } => OpKind::Attention,
+            Cost { row_products: 1.., .. } => OpKind::Matrix,
+            Cost { .. } => OpKind::Other,
         };
+        let work = feed.work(&seen);
         let role = seen.name.split_once('.').map_or(seen.name, |(_, role)| role);
         nodes.push(OpTime { name: format!("{} {role}", seen.op.name()), kind, nodes: 1, time: Duration::ZERO, work });
     })?;

@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use dlx_ir::Error;
+use dlx_ir::{EntryKind, Error};
 use dlx_runtime::artifact::Artifact;
-use dlx_runtime::exec::{ExecError, Executor, RowStats, StepCall};
-use dlx_runtime::wgpu::plan::{Binding, EntryKind, Plan};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
+use dlx_runtime::wgpu::plan::{Binding, Plan};
 use dlx_runtime::wgpu::{Counters, WgpuExecutor};
 use dlx_runtime::{LoadOptions, load_wgpu};
 use serde_json::json;
@@ -121,14 +121,14 @@ fn measure(executor: &mut WgpuExecutor, rows: usize, depth: usize, seconds: f64)
         let n = largest.min(depth - at);
         let ids: Vec<i32> = (at..at + n).map(id).collect();
         let pos: Vec<i32> = (at..at + n).map(|p| i32::try_from(p).unwrap_or(i32::MAX)).collect();
-        executor.step(StepCall { ids: &ids, pos: &pos, at, from: 0, visible: at + n })?;
+        executor.step(&[Span::new(&ids, &pos, at)])?;
     }
     let ids: Vec<i32> = (0..rows).map(id).collect();
     let pos: Vec<i32> = (depth..depth + rows).map(|p| i32::try_from(p).unwrap_or(i32::MAX)).collect();
     let all: Vec<usize> = (0..rows).collect();
     let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
     let mut once = |executor: &mut WgpuExecutor| {
-        executor.step(StepCall { ids: &ids, pos: &pos, at: depth, from: 0, visible: depth + rows })?;
+        executor.step(&[Span::new(&ids, &pos, depth)])?;
         executor.head(&all, &mut stats)
     };
     executor.finish()?;

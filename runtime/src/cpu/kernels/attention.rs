@@ -14,6 +14,7 @@ use super::parallel::{Ctx, SharedMut, prefetch_line};
 use super::tiles::RowTiles;
 use super::{FloatKind, FmaArgs, KEY_BLOCK};
 use dlx_ir::{DType, Mask};
+use std::ops::Range;
 
 /// Rows of keys that are interleaved.
 const KEY_LANES: usize = 16;
@@ -82,6 +83,15 @@ pub fn k_state_bytes(shape: KvShape) -> Option<usize> {
 /// Bytes of a layer's value state; `None` on overflow or for another element type.
 pub fn v_state_bytes(shape: KvShape) -> Option<usize> {
     state_bytes(shape, shape.head_dim.checked_next_multiple_of(KEY_LANES)?)
+}
+
+/// Where a head of `head_bytes` bytes, of keys or of values, holds its first `rows` rows: the elements and, behind those of
+/// all rows, the scales. Keys are interleaved, so whole tiles of rows are named.
+pub(in crate::cpu) fn kv_row_parts(shape: KvShape, head_bytes: usize, rows: usize) -> [Range<usize>; 2] {
+    let all = shape.max_seq.next_multiple_of(KEY_LANES);
+    let scale = if shape.dtype == DType::CACHE_Q8 { SCALE_BYTES } else { 0 };
+    let (rows, elements) = (rows.next_multiple_of(KEY_LANES), head_bytes / all - scale);
+    [0..rows * elements, all * elements..all * elements + rows * scale]
 }
 
 /// Writes new rows of keys and values, each `[rows, kv_heads * head_dim]`, to cache rows `at..`.

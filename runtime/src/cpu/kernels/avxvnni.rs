@@ -3,10 +3,10 @@
 //! Invariant: codes are unsigned bytes as they are stored, and `vpdpbusd` sums their products exactly.
 
 use super::DotArgs;
-use super::avx2::MAX_ROWS;
-use super::dot256::dot256;
-use crate::cpu::pack::BLOCK;
-use std::arch::x86_64::*;
+use super::avx2::*;
+use super::dot::{dot, quads};
+use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
+use std::arch::x86_64::__m256i;
 
 /// The kernel as a module, for one spelling of the instruction.
 macro_rules! kernel {
@@ -14,37 +14,15 @@ macro_rules! kernel {
         mod $name {
             use super::*;
 
-            dot256!($features, 4);
-
             const MOVED: bool = false;
+
+            dot!($features, 1 => 2, 2 => 2, 3 => 2, 4 => 2);
+            quads!($features, add, __m256i, 8);
 
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn add<const R: usize, const H: usize, const NIBBLES: bool>(
-                sum: &mut [[__m256i; H]; R],
-                mut codes: *const u8,
-                mut act: *const u32,
-                rounds: usize,
-            ) {
-                // SAFETY: the caller has the codes and the activations of so many k.
-                unsafe {
-                    let low = _mm256_set1_epi8(15);
-                    for _ in 0..rounds * if NIBBLES { 4 } else { 8 } {
-                        let w = load::<H>(codes);
-                        codes = codes.add(64);
-                        let second = w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), low));
-                        let both = if NIBBLES { [w.map(|w| _mm256_and_si256(w, low)), second] } else { [w; 2] };
-                        for w in &both[..if NIBBLES { 2 } else { 1 }] {
-                            for r in 0..R {
-                                let a = _mm256_set1_epi32(*act.add(r) as i32);
-                                for h in 0..H {
-                                    sum[r][h] = $dpbusd(sum[r][h], w[h], a);
-                                }
-                            }
-                            act = act.add(R);
-                        }
-                    }
-                }
+            fn multiply<const NIBBLES: bool>(sum: __m256i, codes: __m256i, act: __m256i) -> __m256i {
+                std::arch::x86_64::$dpbusd(sum, codes, act)
             }
         }
     };

@@ -28,7 +28,7 @@ pub enum Epilogue<'a> {
 }
 
 /// Most weights that share one input.
-const MAX_WEIGHTS: usize = 3;
+pub const MAX_WEIGHTS: usize = 3;
 /// Most rows per group, and the share of L2 that a group's activations may take.
 const MAX_GROUP_ROWS: usize = 128;
 const GROUP_ACT_WORDS: usize = 128 * 1024;

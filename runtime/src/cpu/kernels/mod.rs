@@ -1,8 +1,9 @@
 //! The kernel table: one row of function pointers per instruction set, and the ops built on them.
 //!
-//! Two kernels are written per instruction set with intrinsics: [`DotArgs`] (packed integer weights × int8 activations)
-//! and [`FmaArgs`] (float weights, attention scores, attention values). Everything else is one portable body over
-//! 16-lane chunks ([`body`]), compiled once per instruction set.
+//! Two kernels are compiled from intrinsics: [`DotArgs`] (packed integer weights × int8 activations) and [`FmaArgs`] (float
+//! weights, attention scores, attention values). Their loops are macros (`dot.rs`, `fma.rs`), to which an instruction set
+//! brings its register and a few operations. Everything else is one portable body over 16-lane chunks ([`body`]), compiled
+//! once per instruction set.
 //!
 //! Invariant: a [`Kernels`] exists only for an instruction set that this CPU has ([`kernels`] is the only way to get
 //! one), so calling its pointers is sound. Kernels trust the pointers in their arguments; the ops in this folder
@@ -18,9 +19,11 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod body;
-#[cfg(target_arch = "x86_64")]
-mod dot256;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod dot;
 pub(crate) mod elementwise;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod fma;
 pub(crate) mod head;
 pub(crate) mod limits;
 pub(crate) mod linear;
@@ -80,11 +83,11 @@ table! {
     Avx512(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512);
     // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
     #[cfg(target_arch = "aarch64")]
-    Neon(neon::MAX_ROWS, neon::dot, neon::fma, body::SCALAR);
+    Neon(neon::MAX_ROWS, neon::mull::dot, neon::fma, body::SCALAR);
     #[cfg(target_arch = "aarch64")]
-    NeonDot(neon::MAX_ROWS, neon::dot_sdot, neon::fma, body::SCALAR);
+    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::fma, body::SCALAR);
     #[cfg(target_arch = "aarch64")]
-    NeonI8mm(neon::MAX_ROWS, neon::dot_usmmla, neon::fma, body::SCALAR);
+    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::fma, body::SCALAR);
 }
 
 /// The kernels of an instruction set.

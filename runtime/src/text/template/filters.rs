@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, State};
 
-use super::budget::{self, pay, pay_walks, refused};
+use super::budget::{self, pay_walks};
+use super::meter::{pay, refused};
 use super::{format, python};
 
 /// Arguments by place or by name.

@@ -8,7 +8,7 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, State};
 
-use super::budget::{pay, refused};
+use super::meter::{pay, refused};
 use super::python;
 
 /// Widest field, and most digits behind a point, that a format may ask for.

@@ -8,9 +8,9 @@ use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::budget::{pay, refused};
 use super::filters::Args;
 use super::format;
+use super::meter::{pay, refused};
 
 /// Calls `value.method(args)`.
 pub(super) fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {

@@ -5,7 +5,7 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, State};
 
-use super::budget::{DEPTH, VALUE, left, pay, refused};
+use super::meter::{DEPTH, VALUE, left, pay, refused};
 
 /// Widest step of an indentation.
 const MAX_INDENT: usize = 1000;

@@ -1,9 +1,13 @@
 //! Broken plans.
 
+use dlx_ir::EntryKind;
+
 use super::super::plan::{
-    Access, Binding, Dispatch, Entry, EntryKind, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
+    Access, Binding, Dispatch, Entry, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
 };
 
+/// Bytes of the words of a call.
+const CALL: u64 = super::CALL_WORDS as u64 * 4;
 /// Bytes of the weights section.
 const WEIGHTS: u64 = 4096;
 
@@ -14,7 +18,7 @@ fn range(offset: u64, bytes: u64) -> Range {
 /// A plan with one of everything.
 fn plan() -> Plan {
     let bindings = [
-        (Access::Uniform, Binding::Input(range(0, 32))),
+        (Access::Uniform, Binding::Input(range(0, CALL))),
         (Access::Read, Binding::Input(range(256, 16))),
         (Access::Read, Binding::Weight(range(64, 1024))),
         (Access::ReadWrite, Binding::Arena(range(0, 256))),
@@ -33,7 +37,7 @@ fn plan() -> Plan {
         dispatches: dispatches.clone(),
         first_layer: None,
     };
-    let mut step = entry(EntryKind::Step, &[range(0, 32), range(256, 16), range(512, 16)], &[]);
+    let mut step = entry(EntryKind::Step, &[range(0, CALL), range(2304, 16), range(2560, 16)], &[]);
     step.first_layer = Some(Probe { after: 1, value: range(0, 64) });
     Plan {
         profile: Profile {
@@ -52,16 +56,18 @@ fn plan() -> Plan {
             bindings: bindings.iter().map(|b| b.0).collect(),
             variants: vec![variant(&[Feature::F16]), variant(&[])],
         }],
-        inputs: 2048,
+        inputs: 8192,
         arena: 512,
         outputs: 1024,
-        states: vec![State { name: "hidden".into(), bytes: 256 }],
+        states: vec![State { name: "hidden".into(), bytes: 256, cache: false }],
+        hidden: Some(0),
         entries: vec![
             step,
-            entry(EntryKind::Head, &[range(768, 32), range(1024, 16)], &[range(0, 16), range(256, 48)]),
-            entry(EntryKind::Logits, &[range(1280, 32), range(1536, 16)], &[range(512, 128)]),
+            entry(EntryKind::Head, &[range(3072, CALL), range(5376, 16)], &[range(0, 16), range(256, 48)]),
+            entry(EntryKind::Logits, &[range(5632, CALL), range(7936, 16)], &[range(512, 128)]),
         ],
         max_seq: 64,
+        prefix_unit: Some(1),
         vocab: 8,
     }
 }
@@ -88,6 +94,7 @@ fn indices_name_something() {
     refused("there is no kernel 7", |p| p.entries[0].dispatches[0].kernel = 7);
     refused("there is no shader 1", |p| p.kernels[0].variants[1].shader = 1);
     refused("there is no such state", |p| p.entries[1].dispatches[0].bindings[5] = Binding::State(1));
+    refused("a state that it does not have", |p| p.hidden = Some(1));
     refused("7 are wanted", |p| p.entries[0].dispatches[0].bindings.truncate(6));
     refused("no step entry", |p| drop(p.entries.remove(0)));
     refused("same number of rows", |p| p.entries.push(p.entries[0].clone()));
@@ -98,7 +105,7 @@ fn indices_name_something() {
 #[test]
 fn ranges_lie_in_their_buffers() {
     let bind = |at: usize, binding| move |p: &mut Plan| p.entries[0].dispatches[0].bindings[at] = binding;
-    for (offset, bytes) in [(256, 4096), (256, 0), (256, 6), (128, 16), (u64::MAX - 255, 256), (0, u64::MAX - 3)] {
+    for (offset, bytes) in [(256, 16384), (256, 0), (256, 6), (128, 16), (u64::MAX - 255, 256), (0, u64::MAX - 3)] {
         refused("binding 3", bind(3, Binding::Arena(range(offset, bytes))));
         refused("binding 1", bind(1, Binding::Input(range(offset, bytes))));
         refused("binding 6", bind(6, Binding::Output(range(offset, bytes))));
@@ -136,8 +143,10 @@ fn sizes_are_sane() {
     refused("output buffer", |p| p.outputs = 1022);
     refused("cannot be bound", |p| p.states[0].bytes = 0);
     refused("cannot be bound", |p| p.states[0].bytes = (1 << 20) + 4);
-    refused("do not fit caches", |p| p.entries[0].rows = 65);
-    refused("do not fit caches", |p| p.entries[1].rows = 0);
+    refused("parameters", |p| p.entries[0].rows = 65);
+    refused("it has 0 rows", |p| p.entries[1].rows = 0);
+    refused("are no 64 rows", |p| (p.states[0].cache, p.states[0].bytes) = (true, 260));
+    refused("no unit", |p| p.prefix_unit = Some(0));
     refused("vocabulary", |p| p.vocab = 1);
     refused("results", |p| p.vocab = 1 << 20);
     refused("bindings are too many", |p| p.kernels[0].bindings = vec![Access::Read; 65]);

@@ -1,3 +1,5 @@
+{% include "stats.wgsl" %}
+
 var<workgroup> parts: array<Stats, THREADS>;
 
 @compute @workgroup_size(THREADS)

@@ -1,3 +1,7 @@
+{% include "stats.wgsl" %}
+
+{% include "product.wgsl" %}
+
 var<workgroup> logits: array<f32, LOGITS>;
 var<workgroup> parts: array<Stats, PARTS>;
 
@@ -13,10 +17,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var pass_index = 0u; pass_index < PASSES; pass_index++) {
         let tile = (chunk * PASSES + pass_index) * SIDE;
         let base = min(tile + thread / 16u % SIDE, TILES - 1u) * TILE_WORDS;
-        PRODUCT
+{% include "product_sums.wgsl" %}
         if (slice == 0u) {
             let to = pass_index * COLUMNS + thread;
-            KEEP
+{% for g in range(GROUPS) %}
+{% for c in "xyzw" %}
+            logits[{{ g * 4 + loop.index0 }}u * CHUNK + to] = acc0_{{ g }}.{{ c }};
+{% endfor %}
+{% endfor %}
         }
     }
     workgroupBarrier();

@@ -1,16 +1,14 @@
-const FLOAT_BLOCK: u32 = 32u;
-
-var<workgroup> pool: array<vec4<u32>, POOL>;
-
-fn row_value(row: u32, k: u32) -> f32 {
-    return select(0.0, activations[min(row, ROWS - 1u) * K + min(k, K - 1u)], k < K);
-}
-
-fn four_rows(row: u32, k: u32) -> vec4<u32> {
-    return bitcast<vec4<u32>>(vec4<f32>(
-        row_value(row, k),
-        row_value(row + 1u, k),
-        row_value(row + 2u, k),
-        row_value(row + 3u, k),
-    ));
-}
+{# A block of the product with a float matrix. #}
+        let first = (step * SLICES + slice) * FLOAT_BLOCK;
+        let count = select(0u, min(FLOAT_BLOCK, K - first), first < K);
+        for (var i = 0u; i < count; i++) {
+{% for w in range(weights) %}
+            let value{{ w }} = element(weight{{ w }}[word_of(base, first + i, column)], column);
+{% endfor %}
+{% for g in range(GROUPS) %}
+            let act{{ g }} = bitcast<vec4<f32>>(pool[((slice * FLOAT_BLOCK + i) * GROUPS + {{ g }}u)]);
+{% for w in range(weights) %}
+            acc{{ w }}_{{ g }} = fma(act{{ g }}, vec4<f32>(value{{ w }}), acc{{ w }}_{{ g }});
+{% endfor %}
+{% endfor %}
+        }

@@ -1,3 +1,11 @@
+{% set width = "K" %}
+{% set folds = [] %}
+{% include "norm.wgsl" if with_norm else "thread.wgsl" %}
+fn input(first: u32, k: u32, factor: f32) -> f32 {
+    let at = min(k, K - 1u);
+    return select(0.0, {{ "norm[at] * (x[first + at] * factor)" if with_norm else "x[first + at]" }}, k < K);
+}
+
 var<workgroup> peaks: array<f32, THREADS>;
 var<workgroup> sums: array<i32, THREADS>;
 
@@ -10,15 +18,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, thread: Thread) {
     if (row >= call.live) {
         return;
     }
-    let factor = row_factor(row, thread);
+    let first = row * K;
+    let factor = {{ "norm_factor(first, thread)" if with_norm else "1.0" }};
     // Every thread takes four values, a team of 32 a block of 128.
     let block = group.x * (THREADS / 32u) + thread.index / 32u;
     let k = block * 128u + thread.index % 32u * 4u;
     let y = vec4<f32>(
-        input(row, k, factor),
-        input(row, k + 1u, factor),
-        input(row, k + 2u, factor),
-        input(row, k + 3u, factor),
+        input(first, k, factor),
+        input(first, k + 1u, factor),
+        input(first, k + 2u, factor),
+        input(first, k + 3u, factor),
     );
     let high = max(abs(y.xy), abs(y.zw));
     peaks[thread.index] = max(high.x, high.y);

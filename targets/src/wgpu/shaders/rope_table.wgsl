@@ -4,6 +4,7 @@ const QUARTER_HIGH: f32 = 1.5703125;
 const QUARTER_MIDDLE: f32 = 4.837512969970703125e-4;
 const QUARTER_LOW: f32 = 7.549789948768648e-8;
 const QUARTERS_PER_RADIAN: f32 = 0.63661977236758134;
+const FREQUENCIES = array<f32, HALF>({{ frequencies | join(", ") }});
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -1,0 +1,123 @@
+//! What a compile writes: the manifest, and the sections in their order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dlx_ir::{Error, Module, WeightDef};
+use dlx_runtime::manifest::{Manifest, Memory, ModelInfo};
+use dlx_runtime::{TextSection, artifact};
+use dlx_targets::artifact_writer::ArtifactWriter;
+use dlx_targets::{Product, Settings};
+
+use super::Compile;
+use super::input::Input;
+use super::programs::{Golden, Program};
+use crate::checkpoint::TextFiles;
+
+impl Compile<'_> {
+    /// Everything about the artifact but its bytes.
+    pub(super) fn manifest(
+        &self,
+        input: &Input,
+        settings: &Settings,
+        programs: &[Program],
+        golden: &Golden,
+    ) -> Manifest {
+        let imported = &input.imported;
+        let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+        let config = std::fs::read(self.model.join("config.json")).unwrap_or_default();
+        let stored = || programs.iter().map(|p| &p.stored);
+        let again = stored().skip(1).filter(|s| s.bytes > 0).map(|s| {
+            let (name, bytes) = (s.target.name, s.bytes);
+            format!("target {name} lays {bytes} bytes of weights out in its own way; they are stored once more")
+        });
+        Manifest {
+            compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
+            model: ModelInfo {
+                family: imported.family.into(),
+                parameters: parameters(&imported.module),
+                vocab: imported.vocab,
+                max_seq: settings.max_seq,
+                config_hash: hash(&config),
+                tokenizer_hash: hash(&input.text.tokenizer),
+            },
+            options: self.manifest_options(settings, programs),
+            pipelines: stored().map(|s| (s.target.name.to_owned(), s.pipeline.clone())).collect(),
+            targets: stored().map(|s| s.target.name.into()).collect(),
+            memory: memory(programs, golden),
+            policy: imported.policy.clone(),
+            notes: imported.facts.notes.iter().cloned().chain(again).collect(),
+            quality: None,
+        }
+    }
+
+    fn manifest_options(&self, settings: &Settings, programs: &[Program]) -> BTreeMap<String, String> {
+        let keep: Vec<_> = self.options.keep.iter().map(|(name, format)| format!("{name}={format}")).collect();
+        let planned = programs.iter().any(|p| matches!(p.product, Product::Planned { .. }));
+        let options = [
+            ("quant", self.options.quant.to_string()),
+            ("keep", keep.join(",")),
+            ("kv", settings.kv.to_string()),
+            ("max_seq", settings.max_seq.to_string()),
+            ("block", self.options.block.map_or_else(String::new, |b| b.to_string())),
+            ("sampler", self.options.sampler.clone().unwrap_or_default()),
+            ("profile", if planned { settings.profile.clone() } else { String::new() }),
+        ];
+        options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
+    }
+}
+
+/// What a session of the first target needs. A target without a plan runs as the recorder did.
+fn memory(programs: &[Program], golden: &Golden) -> Memory {
+    let weights = programs.iter().map(|p| p.stored.bytes).sum();
+    match programs.first().map(|p| &p.product) {
+        Some(&Product::Planned { states, arena, .. }) => Memory { weights, states, arena },
+        Some(Product::Program) | None => Memory { weights, states: golden.states, arena: golden.arena },
+    }
+}
+
+/// Adds the sections to the weights and finishes the file. Returns its length.
+pub(super) fn write(
+    mut writer: ArtifactWriter,
+    manifest: &Manifest,
+    text: TextFiles,
+    programs: &[Program],
+    golden: &Golden,
+) -> Result<u64, Error> {
+    let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
+    let add_bos_token = text.add_bos_token()?;
+    let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens, add_bos_token };
+    writer.section(artifact::MANIFEST, json(serde_json::to_vec_pretty(manifest))?);
+    for program in programs {
+        let stored = &program.stored;
+        writer.section(artifact::program_section(stored.target.name), stored.module.to_string());
+    }
+    for program in programs {
+        if let Product::Planned { plan, .. } = &program.product {
+            writer.section(artifact::plan_section(program.stored.target.name), plan.as_slice());
+        }
+    }
+    writer.section(artifact::TOKENIZER, text.tokenizer);
+    writer.section(artifact::TEXT, json(serde_json::to_vec(&texts))?);
+    writer.section(artifact::GOLDEN, json(serde_json::to_vec(&golden.vectors))?);
+    writer.finish()
+}
+
+fn parameters(module: &Module) -> u64 {
+    let sources = module.weights.iter().filter(|(_, w)| w.def == WeightDef::Source);
+    sources.filter_map(|(_, w)| w.ty.elements()).map(|n| n as u64).sum()
+}
+
+/// Bytes of weights by element type.
+pub(super) fn weight_sizes(programs: &[Program]) -> BTreeMap<String, u64> {
+    let mut sizes = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for (_, w) in programs.iter().flat_map(|p| p.stored.module.weights.iter()) {
+        match w.def {
+            WeightDef::Stored { offset, bytes, .. } if seen.insert(offset) => {
+                *sizes.entry(w.ty.dtype.to_string()).or_default() += bytes;
+            }
+            _ => {}
+        }
+    }
+    sizes
+}

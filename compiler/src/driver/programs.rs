@@ -1,0 +1,220 @@
+//! One program per target, on its way from the imported module to what the target's executor is given.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use dlx_ir::{Error, Module, VerifiedModule};
+use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
+use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
+use dlx_runtime::selftest::{self, GoldenVectors};
+use dlx_targets::artifact_writer::ArtifactWriter;
+use dlx_targets::{Product, Settings, TARGETS, Target, WeightSource, emit};
+
+use super::Compile;
+use crate::checkpoint::Checkpoint;
+use crate::options::CompileOptions;
+
+/// Passes in order, with the target that they ran for.
+type Passes = Vec<(&'static str, Report)>;
+
+/// A program behind its target's passes.
+pub(super) struct Lowered {
+    target: &'static Target,
+    pipeline: String,
+    module: VerifiedModule,
+}
+
+/// A program whose weights are in the artifact.
+pub(super) struct Stored {
+    pub(super) target: &'static Target,
+    pub(super) pipeline: String,
+    pub(super) module: VerifiedModule,
+    /// Bytes of weights that no program before it has.
+    pub(super) bytes: u64,
+}
+
+/// A finished program.
+pub(super) struct Program {
+    pub(super) stored: Stored,
+    pub(super) product: Product,
+}
+
+/// What a run of the stored weights tells.
+pub(super) struct Golden {
+    pub(super) vectors: GoldenVectors,
+    /// Bytes of the states, and of everything else that a session of the recorder holds besides the weights.
+    pub(super) states: u64,
+    pub(super) arena: u64,
+}
+
+/// The target whose executor records the golden vectors of every artifact.
+const RECORDER: &str = "cpu";
+
+impl Compile<'_> {
+    /// Runs each target's pipeline on a copy of the imported module.
+    pub(super) fn lower(
+        &self,
+        targets: &[&'static Target],
+        imported: &VerifiedModule,
+        settings: &Settings,
+    ) -> Result<(Vec<Lowered>, Passes), Error> {
+        let mut lowered = Vec::new();
+        let mut passes = Vec::new();
+        for &target in targets {
+            let pipeline = self.options.pipeline.clone().map_or_else(|| (target.pipeline)(settings), Ok)?;
+            // One directory per target as soon as there are several.
+            let dump = self.options.dump.as_ref();
+            let dump = dump.map(|d| if targets.len() > 1 { d.join(target.name) } else { d.clone() });
+            let (module, reports) = self.run_passes(imported.clone(), &pipeline, dump.as_deref())?;
+            target.check(&module).map_err(Error::first_of)?;
+            passes.extend(reports.into_iter().map(|r| (target.name, r)));
+            lowered.push(Lowered { target, pipeline, module });
+        }
+        Ok((lowered, passes))
+    }
+
+    /// Runs a pipeline with the dumps and prints asked for.
+    fn run_passes(
+        &self,
+        module: VerifiedModule,
+        pipeline: &str,
+        dump: Option<&Path>,
+    ) -> Result<(VerifiedModule, Vec<Report>), Error> {
+        let steps = parse_pipeline(pipeline)?;
+        for pass in &self.options.print_after {
+            if !steps.iter().any(|s| s.pass.name == pass) {
+                return Err(Error::new("--print-after", format!("`{pass}` is not in the pipeline"))
+                    .help(format!("the pipeline is {pipeline}")));
+            }
+        }
+        if let Some(dir) = dump {
+            std::fs::create_dir_all(dir).map_err(|e| Error::new(dir.display(), format!("cannot be made: {e}")))?;
+            write_text(&dir.join("00-import.dlx"), &module.to_string())?;
+        }
+        let outcome = run_pipeline(module, &steps, &mut |number, report, module| {
+            let name = report.name;
+            if self.options.print_after.iter().any(|p| p == name) {
+                self.watch.print(name, &module.to_string());
+            }
+            match dump {
+                Some(dir) if report.changes > 0 => {
+                    write_text(&dir.join(format!("{number:02}-{name}.dlx")), &module.to_string())
+                }
+                _ => Ok(()),
+            }
+        });
+        outcome.map_err(|failure| with_repro(*failure, dump))
+    }
+
+    /// Writes the weights of each program, but for those that one before it has in the same layout.
+    pub(super) fn store(
+        &self,
+        lowered: Vec<Lowered>,
+        checkpoint: &Checkpoint,
+        writer: &mut ArtifactWriter,
+    ) -> Result<Vec<Stored>, Error> {
+        let source = Weights { checkpoint, allow_nonfinite: self.options.allow_nonfinite };
+        let progress = |done, total| self.watch.progress(done, total);
+        let mut stored: Vec<Stored> = Vec::new();
+        for Lowered { target, pipeline, module } in lowered {
+            let before: Vec<&Module> = stored.iter().map(|s| &*s.module).collect();
+            let emission = emit(&module, &source, writer, &before, self.cancel, &progress)?;
+            stored.push(Stored { target, pipeline, module: emission.module, bytes: emission.bytes });
+        }
+        Ok(stored)
+    }
+
+    /// Runs the probes of the self-test on the weights just written. The CPU's executor records them for every target. A
+    /// program of another target becomes its own by taking the layouts of its caches: every target reads the weights
+    /// that the CPU reads, so nothing is written for it.
+    pub(super) fn record(&self, stored: &[Stored], writer: &ArtifactWriter) -> Result<Golden, Error> {
+        let recorder = find_target(RECORDER)?;
+        let program = stored.iter().find(|s| s.target.name == RECORDER).or(stored.first());
+        let program = program.ok_or_else(|| Error::new("--target", "names no target"))?;
+        let passes = if program.target.name == RECORDER { String::new() } else { recorder.lower_pass() };
+        let outcome = run_pipeline(program.module.clone(), &parse_pipeline(&passes)?, &mut |_, _, _| Ok(()));
+        let (module, _) = outcome.map_err(|failure| failure.error)?;
+
+        let (file, weights) = writer.map_weights()?;
+        let cpu = CpuOptions { threads: self.options.threads.unwrap_or(0), isa: None };
+        let failed = |e: String| Error::new(self.output.display(), e);
+        let mut executor = CpuExecutor::new(&module, file, weights, cpu).map_err(|e| failed(e.to_string()))?;
+        let vectors = selftest::record(&mut executor).map_err(|e| failed(e.to_string()))?;
+        let (states, arena) = executor.session_bytes();
+        Ok(Golden { vectors, states: states as u64, arena: arena as u64 })
+    }
+}
+
+/// What each target's executor is given.
+pub(super) fn products(stored: Vec<Stored>, settings: &Settings) -> Result<Vec<Program>, Error> {
+    let finish = |stored: Stored| {
+        let product = (stored.target.product)(&stored.module, settings)?;
+        Ok(Program { stored, product })
+    };
+    stored.into_iter().map(finish).collect()
+}
+
+/// The targets asked for, in that order.
+pub(super) fn find_targets(options: &CompileOptions) -> Result<Vec<&'static Target>, Error> {
+    let targets = options.targets.iter().map(|t| find_target(t)).collect::<Result<Vec<_>, _>>()?;
+    let distinct: BTreeSet<_> = targets.iter().map(|t| t.name).collect();
+    if targets.is_empty() || distinct.len() != targets.len() {
+        return Err(Error::new("--target", "names no target, or one twice").help("give each once, such as cpu,wgpu"));
+    }
+    if targets.len() > 1 && options.pipeline.is_some() {
+        return Err(Error::new("--passes", "is the pipeline of one target").help("compile for one --target at a time"));
+    }
+    Ok(targets)
+}
+
+/// The target of that name.
+///
+/// # Errors
+/// There is none.
+pub fn find_target(name: &str) -> Result<&'static Target, Error> {
+    TARGETS.iter().find(|t| t.name == name).ok_or_else(|| {
+        let known: Vec<_> = TARGETS.iter().map(|t| t.name).collect();
+        Error::new("--target", format!("there is no target `{name}`")).help(format!("use one of {}", known.join(", ")))
+    })
+}
+
+/// Reads rows of the checkpoint and refuses what is not finite.
+struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    allow_nonfinite: bool,
+}
+
+impl WeightSource for Weights<'_> {
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        let first = rows.start;
+        self.checkpoint.read_rows(name, rows, out)?;
+        if self.allow_nonfinite { Ok(()) } else { self.checkpoint.check_finite(name, first, out) }
+    }
+
+    fn release_rows(&self, name: &str, rows: Range<usize>) {
+        self.checkpoint.release_rows(name, rows);
+    }
+}
+
+/// Writes the failing pass's repro file and says where it is.
+fn with_repro(failure: Failure, dump: Option<&Path>) -> Error {
+    let dir = dump.map_or_else(std::env::temp_dir, PathBuf::from);
+    let path = dir.join("dlxc-repro.dlx");
+    let error = failure.error;
+    match std::fs::write(&path, failure.repro) {
+        Ok(()) => {
+            let help = format!(
+                "{}\nthe failing pass and its input are in {}; its first line reproduces this with dlxc opt",
+                error.help,
+                path.display()
+            );
+            error.help(help.trim().to_owned())
+        }
+        Err(_) => error,
+    }
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text).map_err(|e| Error::new(path.display(), format!("cannot be written: {e}")))
+}

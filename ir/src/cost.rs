@@ -1,0 +1,135 @@
+//! What a node costs: multiply-adds of matrix products and attention, and the bytes of the matrices that they read.
+//!
+//! Counts are those of the mathematics, whatever a kernel does: rows that fill up a bucket, tiles and padding are not in
+//! them. Elementwise work, norms and rows that are gathered from a table are left out: they are small beside it.
+
+use crate::attr::Mask;
+use crate::module::{Graph, Module, Node, Operand, Weight, WeightDef};
+use crate::op::Op;
+use crate::spans::SpanRows;
+use crate::types::{DType, Type};
+
+/// What a node costs, as far as it does not depend on a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cost {
+    /// Multiply-adds of matrix products for one row.
+    pub row_products: u64,
+    /// Multiply-adds of attention for one row and one cache row that it attends; see [`attended`].
+    pub key_products: u64,
+    /// Bytes of the matrices that the products read, once for all rows.
+    pub weight_bytes: u64,
+}
+
+impl Cost {
+    /// The cost of a node; `None` while a size that it depends on is a name.
+    pub fn of(module: &Module, graph: &Graph, node: &Node) -> Option<Self> {
+        let matrices = match &node.op {
+            Op::Linear { n, .. } => node.inputs.get(1..1 + *n as usize)?,
+            Op::HeadStats { .. } | Op::Matmul {} => node.inputs.get(1..2)?,
+            Op::Attention { .. } | Op::CachedAttention { .. } => {
+                let q = module.operand_type(graph, *node.inputs.first()?);
+                let features = q.dims.last()?.fixed()? as u64;
+                // One with a key, one with its value.
+                return Some(Cost { key_products: features.saturating_mul(2), ..Cost::default() });
+            }
+            _ => return Some(Cost::default()),
+        };
+        let mut cost = Cost::default();
+        for &matrix in matrices {
+            let elements = module.operand_type(graph, matrix).elements()? as u64;
+            cost.row_products = cost.row_products.saturating_add(elements);
+            if let Operand::Weight(w) = matrix {
+                cost.weight_bytes = cost.weight_bytes.saturating_add(weight_bytes(&module.weights[w])?);
+            }
+        }
+        Some(cost)
+    }
+
+    /// Multiply-adds of a call: of this many rows, which attend `attended` cache rows in all.
+    pub fn products(&self, rows: u64, attended: u64) -> u64 {
+        let matrix = self.row_products.saturating_mul(rows);
+        matrix.saturating_add(self.key_products.saturating_mul(attended))
+    }
+}
+
+/// Cache rows that the rows of a span attend, added up. A whole sequence is one span from row 0.
+pub fn attended(mask: Mask, span: &SpanRows) -> u64 {
+    let keys = |row: usize| mask.end(row).min(span.visible).saturating_sub(span.from) as u64;
+    (span.at..span.at.saturating_add(span.rows.len())).map(keys).fold(0, u64::saturating_add)
+}
+
+/// Bytes of a weight: those in the artifact if it is stored, else those of its codes and scales without padding. `None`
+/// while a size is a name, or when it overflows.
+pub fn weight_bytes(weight: &Weight) -> Option<u64> {
+    match weight.def {
+        WeightDef::Stored { bytes, .. } => Some(bytes),
+        WeightDef::Source | WeightDef::Literal(_) | WeightDef::Expr(..) => type_bytes(&weight.ty),
+    }
+}
+
+fn type_bytes(ty: &Type) -> Option<u64> {
+    let DType::Quant(format) = ty.dtype else { return ty.bytes().map(|b| b as u64) };
+    let (k, rows) = ty.dims.split_last()?;
+    let k = k.fixed()?;
+    let rows = rows.iter().try_fold(1u64, |n, d| n.checked_mul(d.fixed()? as u64))?;
+    let codes = (k as u64).checked_mul(u64::from(format.bits))?.div_ceil(8);
+    let tables = (format.groups(k) as u64).checked_mul(if format.min { 4 } else { 2 })?;
+    rows.checked_mul(codes.checked_add(tables)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::parse;
+
+    fn costs(text: &str) -> Vec<Option<Cost>> {
+        let module = parse(text).unwrap();
+        let graph = &module.graphs[0];
+        graph.nodes.iter().map(|n| Cost::of(&module, graph, n)).collect()
+    }
+
+    #[test]
+    fn matrices_cost_their_elements_for_each_row() {
+        let found = costs(
+            "module @m {
+               weight @w: f16[8, 4]
+               weight @q: q4g32m[6, 40] = quantize @w {to=q4g32m}
+               weight @s: q8[6, 40] @n16 = stored {offset=0, bytes=999}
+               graph @g(%x: f32[T, 4], %y: f32[4, T], %z: f32[2, 40]) -> () {
+                 %a, %b = linear %x, @w, @w {n=2}: f32[T, 8], f32[T, 8]
+                 %c = linear %z, @q: f32[2, 6]
+                 %i, %t = head_stats %z, @s: i32[2], f32[2, 3]
+                 %d = silu %a: f32[T, 8]
+                 %e = matmul %x, %y: f32[T, T]
+                 return
+               }
+             }",
+        );
+        let cost = |row_products, weight_bytes| Some(Cost { row_products, key_products: 0, weight_bytes });
+        // Of 40 numbers: 20 bytes of codes, and a scale and a minimum for each of two groups.
+        assert_eq!(found, [cost(64, 128), cost(240, 6 * (20 + 8)), cost(240, 999), cost(0, 0), None]);
+        assert_eq!(found[0].unwrap().products(3, 0), 3 * 64);
+    }
+
+    #[test]
+    fn attention_costs_two_products_for_each_feature_and_attended_row() {
+        let found = costs(
+            "module @m {
+               graph @g(%q: f32[T, 8], %k: f32[T, 4]) -> () {
+                 %a = attention %q, %k, %k {head_dim=4, mask=causal}: f32[T, 8]
+                 return
+               }
+             }",
+        );
+        let cost = found[0].unwrap();
+        assert_eq!(cost, Cost { key_products: 16, ..Cost::default() });
+        let span = |rows, at, from, visible| SpanRows { rows, slot: 0, at, from, visible };
+        assert_eq!(attended(Mask::Full, &span(0..3, 5, 0, 8)), 24);
+        assert_eq!(attended(Mask::Full, &span(2..5, 5, 2, 8)), 18);
+        assert_eq!(attended(Mask::Causal, &span(0..3, 0, 0, 3)), 1 + 2 + 3);
+        // Rows 5, 6 and 7 are in blocks that end at 8, of which the span sees 7.
+        assert_eq!(attended(Mask::BlockCausal(4), &span(0..3, 5, 4, 7)), 9);
+        assert_eq!(attended(Mask::Causal, &span(0..1, 0, 4, 7)), 0);
+        assert_eq!(cost.products(3, 6), 96);
+    }
+}

@@ -1,0 +1,190 @@
+//! Literal weights: a few numbers that stand in the program itself.
+//!
+//! Invariant: a literal that [`Literal::check`] accepts prints to text that parses back to the same bits. Larger data
+//! belongs in a checkpoint, which is read a few rows at a time; a program is read whole.
+
+use crate::attr::float_text;
+use crate::lex::{MAX_LIST, list_text};
+use crate::types::{DType, Type};
+use std::fmt;
+
+/// Most elements of a literal weight.
+pub const MAX_LITERAL: usize = MAX_LIST;
+
+/// The contents of a literal weight, in row-major order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Literal {
+    /// Of a float type: numbers that the type holds exactly. Infinities are numbers here, as masks use them.
+    F32(Vec<f32>),
+    /// Of an integer type.
+    I32(Vec<i32>),
+}
+
+impl Literal {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Literal::F32(x) => x.len(),
+            Literal::I32(x) => x.len(),
+        }
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether this is what a weight of a type may hold.
+    ///
+    /// # Errors
+    /// What does not fit: the kind of type, the number of elements, or the first number that the type does not hold.
+    pub fn check(&self, ty: &Type) -> Result<(), String> {
+        if self.len() > MAX_LITERAL {
+            let help = "leave it in the checkpoint, as a source weight";
+            return Err(format!("a literal has at most {MAX_LITERAL} elements, not {}; {help}", self.len()));
+        }
+        let fits = match self {
+            Literal::F32(_) => ty.dtype.is_float(),
+            Literal::I32(_) => ty.dtype == DType::I32,
+        };
+        if !fits || ty.layout.is_some() {
+            return Err("a literal has plain elements: f32, f16, bf16 or i32".into());
+        }
+        if ty.elements() != Some(self.len()) {
+            return Err(format!("{} elements do not fill {ty}", self.len()));
+        }
+        let Literal::F32(x) = self else { return Ok(()) };
+        match x.iter().find(|v| ty.dtype.round(**v) != **v) {
+            None => Ok(()),
+            Some(v) if v.is_nan() => Err("a literal cannot be NaN".into()),
+            Some(&v) => {
+                let near = float_text(ty.dtype.round(v));
+                Err(format!("{} is no {} number; the nearest is {near}", float_text(v), ty.dtype))
+            }
+        }
+    }
+
+    /// The literal of these words for elements of a type.
+    pub(crate) fn parse(words: &[&str], dtype: DType) -> Result<Self, String> {
+        fn numbers<T: std::str::FromStr>(words: &[&str], dtype: DType) -> Result<Vec<T>, String> {
+            let number = |word: &&str| word.parse().map_err(|_| format!("`{word}` is not a number of type {dtype}"));
+            words.iter().map(number).collect()
+        }
+        match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => numbers(words, dtype).map(Literal::F32),
+            DType::I32 => numbers(words, dtype).map(Literal::I32),
+            DType::Bool | DType::Quant(_) => Err("a literal has plain elements: f32, f16, bf16 or i32".into()),
+        }
+    }
+}
+
+impl fmt::Display for Literal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Literal::F32(x) => list_text(x.iter().copied().map(float_text)),
+            Literal::I32(x) => list_text(x),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::{Data, Evaluator};
+    use crate::module::{Module, WeightDef};
+    use crate::{parse, verify};
+
+    fn module(weight: &str) -> String {
+        format!("module @m {{\n  weight @w: {weight}\n}}\n")
+    }
+
+    /// A small generator of bits; what it says does not matter, only that it says much.
+    fn noise(seed: u32) -> impl FnMut() -> u32 {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        }
+    }
+
+    #[test]
+    fn any_literal_comes_back_from_its_text() {
+        for seed in 0..300 {
+            let mut next = noise(seed);
+            let len = next() as usize % 40 + 1;
+            let dtype = [DType::F32, DType::F16, DType::BF16, DType::I32][next() as usize % 4];
+            let literal = match dtype {
+                DType::I32 => Literal::I32((0..len).map(|_| next() as i32).collect()),
+                _ => {
+                    let number = |bits| if f32::from_bits(bits).is_nan() { 0.0 } else { f32::from_bits(bits) };
+                    Literal::F32((0..len).map(|_| dtype.round(number(next()))).collect())
+                }
+            };
+            let mut m = Module::new("m");
+            let id = m.add_weight("w", Type::new(dtype, [len]), WeightDef::Literal(literal.clone()));
+            verify(&m).unwrap();
+            let again = parse(&m.to_string()).unwrap();
+            assert_eq!(again, m);
+            assert_eq!(again.to_string(), m.to_string());
+            let no_source = |_: &str| Err::<Vec<f32>, _>("no source".to_owned());
+            let tensor = Evaluator::new(&again, &no_source, 1).weight(id).unwrap();
+            match (&tensor.data, &literal) {
+                (Data::F32(found), Literal::F32(x)) => {
+                    assert!(found.iter().zip(x).all(|(a, b)| a.to_bits() == b.to_bits()));
+                }
+                (Data::I32(found), Literal::I32(x)) => assert_eq!(found, x),
+                _ => panic!("{dtype} became {tensor:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn text_is_as_documented() {
+        for weight in ["f32[2] = [1, 0.5]", "i32[] = [-7]", "f16[1, 2] = [-inf, 65504]", "i32[2, 2] = [0, 1, 2, 3]"] {
+            let text = module(weight);
+            let module = parse(&text).unwrap();
+            verify(&module).unwrap();
+            assert_eq!(module.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_a_type_does_not_hold_is_refused() {
+        for (weight, message) in [
+            ("i32[1] = [1.5]", "`1.5` is not a number of type i32"),
+            ("i32[1] = [2147483648]", "`2147483648` is not a number of type i32"),
+            ("q8[1, 1] = [1]", "a literal has plain elements"),
+            ("bool[1] = [1]", "a literal has plain elements"),
+            ("f32[1] = 1", "there is no op `1`"),
+        ] {
+            let e = parse(&module(weight)).unwrap_err().to_string();
+            assert!(e.starts_with("line 2, column ") && e.contains(message), "{weight}: {e}");
+        }
+        for (weight, message) in [
+            ("f32[3] = [1, 2]", "2 elements do not fill f32[3]"),
+            ("f32[] = []", "0 elements do not fill f32[]"),
+            ("f32[1] @n16 = [1]", "a literal has plain elements"),
+            ("f32[1] = [NaN]", "a literal cannot be NaN"),
+            ("f16[1] = [0.1]", "0.1 is no f16 number; the nearest is 0.099975586"),
+            ("f16[1] = [1e9]", "the nearest is inf"),
+        ] {
+            let errors = verify(&parse(&module(weight)).unwrap()).map(|_| ()).unwrap_err();
+            assert!(errors.iter().any(|e| e.message.contains(message)), "{weight}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let of = |n: usize| Literal::I32(vec![1; n]);
+        let ty = |n: usize| Type::new(DType::I32, [n]);
+        assert_eq!(of(MAX_LITERAL).check(&ty(MAX_LITERAL)), Ok(()));
+        let n = MAX_LITERAL + 1;
+        assert!(
+            of(n).check(&ty(n)).unwrap_err().contains("at most 4096 elements, not 4097; leave it in the checkpoint")
+        );
+        let text = module(&format!("i32[{n}] = {}", of(n)));
+        assert!(parse(&text).unwrap_err().message.contains("at most 4096 elements"));
+    }
+}

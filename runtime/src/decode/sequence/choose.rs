@@ -1,0 +1,132 @@
+//! From what a pass said of its rows to tokens: guidance, choosing, revealing.
+
+use super::super::error::DecodeError;
+use super::super::noise::NoiseRow;
+use super::super::pass::{Pass, Rows};
+use super::super::policy::{ConfidenceStage, Lead};
+use super::super::resolve::Resolved;
+use super::super::reveal::{self, Candidate, Change};
+use super::super::sample::{Choice, Drawn, Needs};
+use super::super::schedule::Due;
+use super::super::trace::Moment;
+use super::{Halt, Observer, Sequence};
+use crate::exec::RowStats;
+
+impl Sequence {
+    /// With guidance, the logits that both sequences together give, in the place of the second's.
+    pub(super) fn guided<'r>(&self, pass: &Pass, rows: Rows<'r>) -> Result<Rows<'r>, Halt> {
+        match rows {
+            Rows::Logits(logits) if pass.fed.len() > 1 => {
+                let scale = self.policy.policy.cfg_scale;
+                let (conditional, unconditional) = logits.split_at_mut(logits.len() / 2);
+                for (u, c) in unconditional.iter_mut().zip(conditional) {
+                    *u += (scale + 1.0) * (*c - *u);
+                    if !u.is_finite() {
+                        return Err(DecodeError::Guidance { scale }.into());
+                    }
+                }
+                Ok(Rows::Logits(unconditional))
+            }
+            rows => Ok(rows),
+        }
+    }
+
+    /// Gives the position that a pass leads to the token that its last row decides.
+    pub(super) fn lead(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
+        let Some(&position) = pass.positions.first() else { return Ok(()) };
+        let most_likely = self.policy.policy.lead == Lead::MostLikely;
+        let choice = if most_likely { Choice::MostLikely } else { Choice::AsPolicy };
+        let chosen = self.choose(&[position], rows, choice, Needs::NOTHING, None)?;
+        self.passes.head += 1;
+        self.change(Change { position, token: chosen[0].stats.best });
+        self.tell(observer, |ids| Moment::Revealed { ids, start: position, end: position + 1 })
+    }
+
+    /// One denoising step: the pass may change the positions that it looked at.
+    pub(super) fn denoise(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
+        let masked = &pass.positions[..];
+        let candidates = self.candidates(pass, rows)?;
+        let steps = &mut self.steps;
+        let due = steps.due.get(steps.taken).copied().unwrap_or(Due::Part(1.0));
+        let carried = if self.policy.rule.carries { steps.left } else { 0 };
+        let (quota, part) = (due.count(masked.len()) + carried, due.part(masked.len()));
+        let mut changes = Vec::new();
+        if steps.taken < steps.limit {
+            let pass = reveal::Pass { candidates: &candidates, quota, part, params: &self.policy.params };
+            (self.policy.rule.reveal)(&pass, &mut changes);
+        } else {
+            changes.extend(candidates.iter().map(|c| Change { position: c.position, token: c.token }));
+        }
+        steps.taken += 1;
+        steps.left = quota.saturating_sub(changes.len());
+        for change in changes {
+            self.change(change);
+        }
+        let cells = self.current().cells.clone();
+        self.tell(observer, |ids| Moment::Revealed { ids, start: cells.start, end: cells.end })
+    }
+
+    /// What the model proposes for the positions of a pass.
+    fn candidates(&mut self, pass: &Pass, rows: Rows<'_>) -> Result<Vec<Candidate>, Halt> {
+        let random = self.policy.rule.random || self.policy.confidence.random;
+        let at = self.passes.head;
+        let needs = self.policy.needs;
+        // Taken for the call, so that the sampler may be changed meanwhile.
+        let before = std::mem::take(&mut self.before);
+        let first = Self::borrows_first(&before, &pass.window, &pass.positions).then_some(&before[..]);
+        let chosen = self.choose(&pass.positions, rows, Choice::AsPolicy, needs, first);
+        self.before = before;
+        let chosen = chosen?;
+        self.passes.head += 1;
+        let of = self.policy.confidence.of;
+        let rows = pass.positions.iter().zip(chosen).map(|(&position, drawn)| {
+            let noise = if random { self.noise.of_position(NoiseRow { pass: at, position }) } else { Some(1.0) };
+            let noise = noise.ok_or(DecodeError::BadRow { position })?;
+            let confidence = of(&drawn.stats, noise);
+            if confidence.is_nan() || (needs.row_entropy && drawn.entropy.is_nan()) {
+                return Err(DecodeError::BadRow { position }.into());
+            }
+            Ok(Candidate { position, token: drawn.stats.best, confidence, entropy: drawn.entropy, noise })
+        });
+        rows.collect()
+    }
+
+    /// Chooses a token for every one of `positions` from their rows; `first` stands for the row of the first one.
+    fn choose(
+        &mut self,
+        positions: &[usize],
+        rows: Rows<'_>,
+        choice: Choice,
+        needs: Needs,
+        first: Option<&[f32]>,
+    ) -> Result<Vec<Drawn>, Halt> {
+        let Self { policy: Resolved { policy, .. }, sampler, noise, vocab, passes, .. } = self;
+        let vocab = *vocab;
+        let chosen: Vec<Drawn> = match rows {
+            Rows::Logits(logits) => {
+                let rows = first.into_iter().chain(logits.chunks_exact(vocab));
+                let drawn = rows.zip(positions).map(|(row, &position)| {
+                    let at = NoiseRow { pass: passes.head, position };
+                    sampler.choose(row, policy, choice, needs, noise, at).ok_or(DecodeError::BadRow { position })
+                });
+                drawn.collect::<Result<_, _>>()?
+            }
+            Rows::Stats(stats) => {
+                let certain = policy.top_k == 1 && policy.confidence_stage == ConfidenceStage::AfterFilters;
+                let drawn = stats.iter().map(|&stats| {
+                    let entropy = stats.entropy;
+                    let sure = RowStats { prob: 1.0, margin: 1.0, entropy: 0.0, ..stats };
+                    Drawn { stats: if certain { sure } else { stats }, entropy }
+                });
+                drawn.collect()
+            }
+        };
+        for (drawn, &position) in chosen.iter().zip(positions) {
+            let token = drawn.stats.best;
+            if usize::try_from(token).map_or(true, |token| token >= vocab) || token == policy.mask_id {
+                return Err(DecodeError::BadRow { position }.into());
+            }
+        }
+        Ok(chosen)
+    }
+}
