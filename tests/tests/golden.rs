@@ -39,8 +39,8 @@ fn main() -> ExitCode {
         add("evaluator", Box::new(move || cases(family, &evaluator)));
         add("naive", Box::new(move || cases(family, &naive)));
         add("wgpu", Box::new(move || on_device(&|| cases(family, &wgpu))));
-        add("side by side", Box::new(move || beside(family, "cpu")));
-        add("side by side wgpu", Box::new(move || on_device(&|| beside(family, "wgpu"))));
+        add("artifact side by side", Box::new(move || beside(family, "cpu")));
+        add("wgpu side by side", Box::new(move || on_device(&|| beside(family, "wgpu"))));
         if !family.starts_with("a2d") {
             let tokenizer = move || summary(check_family(family, |c| c.kind() == "tokenizer", run_tokenizer));
             add("tokenizer", Box::new(tokenizer));

@@ -14,6 +14,7 @@ mod pipelines;
 pub mod plan;
 #[cfg(feature = "wgpu")]
 mod probes;
+#[cfg(feature = "wgpu")]
 mod replaced;
 #[cfg(feature = "wgpu")]
 mod weights;

@@ -11,6 +11,7 @@ use super::super::schedule::Due;
 use super::super::trace::Moment;
 use super::{Halt, Observer, Sequence};
 use crate::exec::RowStats;
+use std::time::Instant;
 
 impl Sequence {
     /// With guidance, the logits that both sequences together give, in the place of the second's.
@@ -100,7 +101,8 @@ impl Sequence {
         needs: Needs,
         first: Option<&[f32]>,
     ) -> Result<Vec<Drawn>, Halt> {
-        let Self { policy: Resolved { policy, .. }, sampler, noise, vocab, passes, .. } = self;
+        let begin = Instant::now();
+        let Self { policy: Resolved { policy, .. }, sampler, noise, vocab, passes, times, .. } = self;
         let vocab = *vocab;
         let chosen: Vec<Drawn> = match rows {
             Rows::Logits(logits) => {
@@ -121,6 +123,7 @@ impl Sequence {
                 drawn.collect()
             }
         };
+        times.head += begin.elapsed();
         for (drawn, &position) in chosen.iter().zip(positions) {
             let token = drawn.stats.best;
             if usize::try_from(token).map_or(true, |token| token >= vocab) || token == policy.mask_id {
