@@ -47,6 +47,9 @@ fn the_conversation_can_be_forgotten_and_the_system_message_changed() {
     let forgotten = "the conversation is forgotten";
     let said = [forgotten, "there is no system message", "the system message is set", "Answer in digits.", forgotten];
     assert_eq!(err, said.join("\n"));
+    let lines = ["/system \"\"", "/system", QUESTION];
+    let (out, err) = chat(dir.path(), "sdar-tiny", &["--json", "--system", "Be brief."], &lines);
+    assert_eq!((prompts(&out)[0], err.lines().count()), (tokens[0], 2), "{err}");
     let (out, _) = chat(dir.path(), "sdar-tiny", &["--json", "--system", "Be brief."], &["/reset", QUESTION]);
     assert!(prompts(&out)[0] > tokens[0], "the system message of the command line is kept");
 }

@@ -71,7 +71,12 @@ impl Literal {
             words.iter().map(number).collect()
         }
         match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => numbers(words, dtype).map(Literal::F32),
+            DType::F32 | DType::F16 | DType::BF16 => {
+                let values: Vec<f32> = numbers(words, dtype)?;
+                let large = words.iter().zip(&values).find(|(word, v)| v.is_infinite() && !word.contains("inf"));
+                large
+                    .map_or(Ok(Literal::F32(values.clone())), |(word, _)| Err(format!("`{word}` is no {dtype} number")))
+            }
             DType::I32 => numbers(words, dtype).map(Literal::I32),
             DType::Bool | DType::Quant(_) => Err("a literal has plain elements: f32, f16, bf16 or i32".into()),
         }
@@ -152,6 +157,8 @@ mod tests {
 
     #[test]
     fn what_a_type_does_not_hold_is_refused() {
+        let large = parse(&module("f32[1] = [1e999]")).unwrap_err();
+        assert!(large.message.contains("`1e999` is no f32 number"), "{large}");
         for (weight, message) in [
             ("i32[1] = [1.5]", "`1.5` is not a number of type i32"),
             ("i32[1] = [2147483648]", "`2147483648` is not a number of type i32"),

@@ -162,7 +162,7 @@ ops! {
         "cached_attention" CachedAttention { head_dim: u32, mask: Mask }
             "`cached_attention %q, @k, @v, %spans {head_dim, mask}` – attention of each span's rows, which stand at cache rows `at…` of its slot, over rows `from…visible` of that slot under the mask, whose blocks count from the slot's first row. Rows of no span get zeros.";
         "kv_write" KvWrite {}
-            "`kv_write %k, %v, @k, @v, %spans` – writes each span's rows of keys and values to cache rows `at…` of its slot. Rows of no span are not written.";
+            "`kv_write %k, %v, @k, @v, %spans` – writes each span's rows of keys and values to cache rows `at…` of its slot. A row of `%spans: i32[64, 5]` is a span: rows, slot, at, from, visible. Rows of no span are not written.";
         "store_rows" StoreRows {} "`store_rows %x, @state` – keeps x in the first rows of a state.";
         "take_rows" TakeRows {} "`take_rows @state, %rows` – chosen rows of a state, as f32.";
     }

@@ -47,7 +47,11 @@ pub(crate) fn entries(settings: &Settings, lowering: &str, piece: Option<u64>) -
     }
     let steps = steps(settings)?;
     let largest = steps.iter().copied().max().unwrap_or(block);
-    let heads: Vec<usize> = steps.iter().copied().filter(|s| *s <= LARGEST_HEAD.max(block)).collect();
+    let head = LARGEST_HEAD.max(block);
+    let mut heads: Vec<usize> = steps.iter().copied().filter(|s| *s <= head).collect();
+    if heads.is_empty() {
+        heads.push(head);
+    }
     let ban = settings.ban.map_or_else(String::new, |id| format!(", ban={id}"));
     let join = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
     let mut quantize: Vec<String> = settings.quant.map(|d| format!("to={d}")).into_iter().collect();
@@ -124,6 +128,13 @@ mod tests {
         assert_eq!(steps(&Settings { block: 1024, ..settings() }).unwrap(), [1024]);
         assert_eq!(steps(&Settings { whole_sequence: true, block: 600, ..settings() }).unwrap(), [600, 2400, 4096]);
         assert_eq!(steps(&Settings { buckets: vec![64, 8, 8], ..settings() }).unwrap(), [8, 64]);
+    }
+
+    #[test]
+    fn a_head_has_at_most_its_own_rows() {
+        let text = |buckets: &[usize]| entries(&Settings { buckets: buckets.into(), ..settings() }, "", None).unwrap();
+        assert!(text(&[16, 256]).contains("T=16:256, R=16"));
+        assert!(text(&[128, 256]).contains("T=128:256, R=64"));
     }
 
     #[test]

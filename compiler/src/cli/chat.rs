@@ -119,6 +119,10 @@ impl<'a> Conversation<'a> {
                 terminal::note("the conversation is forgotten");
             }
             Line::System(None) => terminal::note(self.system.as_deref().unwrap_or("there is no system message")),
+            Line::System(Some(text)) if text == commands::NOTHING => {
+                self.system = None;
+                terminal::note("there is no system message any more");
+            }
             Line::System(text) => {
                 self.system = text;
                 terminal::note("the system message is set");
@@ -209,7 +213,10 @@ impl<'a> Conversation<'a> {
         let report = match self.generate(&request)? {
             Ok(report) => report,
             Err(e) => {
-                let error = Error::new(args.model.display(), e.to_string());
+                let mut error = Error::new(args.model.display(), e.to_string());
+                if !self.messages.is_empty() {
+                    error = error.help("the prompt is the whole conversation: /reset forgets what was said so far");
+                }
                 if !args.chat || !e.is_about_prompt() {
                     return Err(error.into());
                 }
@@ -237,6 +244,9 @@ impl<'a> Conversation<'a> {
             terminal::note(&format!(
                 "note: the prompt begins with {prefix}, as the tokenizer says; --no-bos leaves it out"
             ));
+        }
+        if report.finish == FinishReason::ContextFull {
+            terminal::note("note: the answer ends because the caches are full; compile with a larger --max-seq");
         }
         let statistics = format!("{}; on {}", statistics(&report), self.device);
         if args.stats {

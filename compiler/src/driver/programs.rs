@@ -1,6 +1,7 @@
 //! One program per target, on its way from the imported module to what the target's executor is given.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -200,10 +201,15 @@ impl WeightSource for Weights<'_> {
 /// Writes the failing pass's repro file and says where it is.
 fn with_repro(failure: Failure, dump: Option<&Path>) -> Error {
     let dir = dump.map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = dir.join("dlxc-repro.dlx");
     let error = failure.error;
-    match std::fs::write(&path, failure.repro) {
-        Ok(()) => {
+    // A file of its own: others may have made one of any name in a shared directory.
+    let file = tempfile::Builder::new().prefix("dlxc-repro-").suffix(".dlx").tempfile_in(dir);
+    let written = file.and_then(|mut file| {
+        file.write_all(failure.repro.as_bytes())?;
+        Ok(file.keep()?.1)
+    });
+    match written {
+        Ok(path) => {
             let help = format!(
                 "{}\nthe failing pass and its input are in {}; its first line reproduces this with dlxc opt",
                 error.help,

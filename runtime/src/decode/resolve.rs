@@ -194,6 +194,7 @@ fn out_of_range(field: &'static str, range: &'static str) -> PolicyError {
 }
 
 fn unknown(what: &'static str, name: &str, known: String) -> PolicyError {
+    let known = if known.is_empty() { "none at all".to_owned() } else { known };
     PolicyError::Unknown { what, name: name.to_owned(), known }
 }
 

@@ -333,7 +333,11 @@ impl Sequence {
         if masked > 0 {
             let Resolved { policy, schedule, schedule_params: params, .. } = &self.policy;
             let plan = schedule::Plan { masked, block: cells.len(), steps: policy.steps, params };
-            let due = (schedule.due)(&plan);
+            let mut due = (schedule.due)(&plan);
+            // A rule that draws reveals nothing in a step that is due nothing; behind the last one it reveals the rest.
+            while self.policy.rule.random && due.last() == Some(&Due::Count(0)) {
+                due.pop();
+            }
             let limit = due.len() + cells.len();
             self.steps = Steps { due, taken: 0, left: 0, limit };
             let opens = matches!(policy.cache, CacheMode::Prefix | CacheMode::Dual);

@@ -11,7 +11,7 @@ use dlx_ir::Error;
 pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("/help", "", "list the commands and settings"),
     ("/reset", "", "forget the conversation, keep the system message and the settings"),
-    ("/system", "[TEXT]", "set the system message, or show it"),
+    ("/system", "[TEXT]", "set the system message (\"\" removes it), or show it"),
     ("/set", "[NAME [VALUE]]", "change a setting (default: back to the model's own), or show those in use"),
     ("/stats", "", "statistics of the last answer"),
     ("/save", "FILE", "save the conversation and the settings as JSON"),
@@ -21,6 +21,9 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
 
 /// How to send what looks like a command.
 pub const ESCAPE: &str = "//text sends /text as a message";
+
+/// What stands for no text.
+pub const NOTHING: &str = "\"\"";
 
 /// A line that was understood.
 #[derive(Debug, PartialEq)]

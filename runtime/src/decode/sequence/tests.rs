@@ -123,6 +123,16 @@ fn a_schedule_shorter_than_the_rule_needs_still_finishes_the_block() {
 }
 
 #[test]
+fn a_rule_that_draws_ends_where_its_schedule_is_due_nothing() {
+    let policy = DecodePolicy { steps: 1 << 16, reveal: Reveal::new("random"), ..greedy() };
+    for curve in ["even", "even-block", "linear"] {
+        let policy = DecodePolicy { schedule: crate::decode::Schedule::new(curve), ..policy.clone() };
+        let decoded = run(&mut Mock::new(64, 32, &[8]), &policy, &[5; 4], 12).unwrap();
+        assert!(decoded.passes.denoise <= 3 * 5, "{curve}: {:?}", decoded.passes);
+    }
+}
+
+#[test]
 fn a_rule_that_never_reveals_is_overruled() {
     static IDLE: RevealRule = RevealRule {
         name: "idle",
