@@ -117,9 +117,8 @@ impl Case {
         let ids = self.tensors.iter().filter(|(name, _)| name.ends_with("_ids") && *name != "position_ids");
         let sequences: usize = ids.map(|(_, tensor)| tensor.shape.last().copied().unwrap_or(0)).sum();
         let states = self.tensors.get("states").and_then(|tensor| tensor.shape.last().copied()).unwrap_or(0);
-        // Guidance keeps two sequences; a block-causal canvas is rounded up to whole blocks.
-        let twice = if self.param("cfg_scale").is_ok() { 2 } else { 1 };
-        (twice * sequences.max(states)).next_multiple_of(self.block().unwrap_or(1))
+        // A block-causal canvas is rounded up to whole blocks.
+        sequences.max(states).next_multiple_of(self.block().unwrap_or(1))
     }
 
     fn text(&self, key: &str) -> &str {

@@ -47,7 +47,7 @@ pub struct Args {
     /// Element type of the KV caches: f32, f16 or int8; f32 for unquantized models and f16 otherwise if not given.
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
-    /// Rows of the compiled steps, smallest first; a call runs in the next larger one.
+    /// Rows of the compiled steps, smallest first; a call runs in the next larger one, and may serve several sequences.
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = size(1 << 16))]
     pub buckets: Vec<u32>,
     /// Passes to run instead of the target's own; see `dlxc passes`.

@@ -84,7 +84,7 @@ pub struct Decode {
     /// Cache of models with full attention: none, prefix or dual. The last two are faster and approximate.
     #[arg(long, value_name = "CACHE", value_parser = cache_mode)]
     pub cache: Option<CacheMode>,
-    /// Classifier-free guidance away from the answer without the prompt; 0 is off.
+    /// Classifier-free guidance away from the answer without the prompt; 0 is off. It needs a second set of caches.
     #[arg(long, value_name = "W", value_parser = temperature)]
     pub cfg: Option<f32>,
     /// Randomness; 0 always takes the most likely token.

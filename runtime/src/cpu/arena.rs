@@ -83,7 +83,7 @@ impl Scratch {
 pub(super) struct Slot {
     /// First byte.
     pub offset: usize,
-    /// Elements per row; 1 for a vector or scalar.
+    /// Elements per row, 1 for a vector; of a table of spans, all of them.
     pub width: usize,
     /// Whether it has the rows of the call; the table of spans does not.
     pub rows: bool,
