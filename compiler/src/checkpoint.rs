@@ -24,6 +24,7 @@ use dlx_ir::{DType, Error};
 
 pub use config::Config;
 pub use convert::first_nonfinite;
+pub(crate) use kinds::{by_content, check_is_file, unreadable};
 use quantized::Declared;
 use shard::{Entry, Shard};
 pub use text::TextFiles;
@@ -137,17 +138,38 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, or the rows or `out` do not fit it.
     pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        let (dtype, bytes) = self.bytes_of(name, &rows, |size| out.len().checked_mul(size))?;
+        convert::to_f32(dtype, bytes, out);
+        Ok(())
+    }
+
+    /// Reads rows of a tensor as the bytes that the file has.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or the rows or `out` do not fit it.
+    pub fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        let (_, bytes) = self.bytes_of(name, &rows, |_| Some(out.len()))?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Element type and bytes of rows, which must be as many as `wanted` makes of the size of an element.
+    fn bytes_of(
+        &self,
+        name: &str,
+        rows: &Range<usize>,
+        wanted: impl Fn(usize) -> Option<usize>,
+    ) -> Result<(DType, &[u8]), Error> {
         let (shard, entry) = self.entry(name).ok_or_else(|| self.missing(name))?;
-        let bytes = entry.row_bytes(&rows).and_then(|r| shard.bytes(entry).get(r));
-        let fits = |b: &&[u8]| entry.dtype.size().and_then(|s| out.len().checked_mul(s)) == Some(b.len());
-        let bytes = bytes.filter(fits).ok_or_else(|| {
+        let bytes = entry.row_bytes(rows).and_then(|r| shard.bytes(entry).get(r));
+        let wanted = entry.dtype.size().and_then(wanted);
+        let bytes = bytes.filter(|b| wanted == Some(b.len())).ok_or_else(|| {
             Error::new(
                 format_args!("{}: `{name}`", shard.path().display()),
-                format!("rows {rows:?} of shape {:?} do not fit a buffer of {} values", entry.shape, out.len()),
+                format!("rows {rows:?} of shape {:?} do not fit the buffer for them", entry.shape),
             )
         })?;
-        convert::to_f32(entry.dtype, bytes, out);
-        Ok(())
+        Ok((entry.dtype, bytes))
     }
 
     /// Asks the system to read rows ahead. Only a hint.

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod lists;
 pub mod opt;
 pub mod run;
+pub mod run_graph;
 pub mod synth;
 pub mod table;
 pub mod terminal;
@@ -73,6 +74,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.";
 enum Command {
     Compile(compile::Args),
     Run(run::Args),
+    RunGraph(run_graph::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
     Eval(eval::Args),
@@ -80,8 +82,12 @@ enum Command {
     Synth(synth::Args),
     /// List the passes that pipelines are made of
     Passes,
-    /// List the operations of the IR
-    Ops,
+    /// List the operations of the IR, or the ONNX operators that become them
+    Ops {
+        /// List ONNX operators.
+        #[arg(long)]
+        onnx: bool,
+    },
     Devices(devices::Args),
     /// List what models can be compiled for
     Targets,
@@ -103,6 +109,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => chat::run(&args),
+        Command::RunGraph(args) => run_graph::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -110,7 +117,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Opt(args) => opt::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
-        Command::Ops => lists::run(lists::List::Ops),
+        Command::Ops { onnx } => lists::run(if onnx { lists::List::OnnxOps } else { lists::List::Ops }),
         Command::Targets => lists::run(lists::List::Targets),
         Command::Families => lists::run(lists::List::Families),
     };

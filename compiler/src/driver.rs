@@ -1,8 +1,10 @@
-//! The driver: one compile, from a checkpoint directory to an artifact.
+//! The driver: one compile, from a checkpoint directory to an artifact; or from portable graphs to one (`graph.rs`).
 //!
 //! The stages are those of `Compile::run`, each a function of what the stages before it made. What differs between
 //! targets, from the choice of passes to the bytes that only one executor reads, is the targets' business.
 
+mod foreign;
+mod graph;
 mod input;
 mod output;
 mod programs;
@@ -19,6 +21,9 @@ use dlx_runtime::manifest::Manifest;
 use dlx_targets::artifact_writer::ArtifactWriter;
 
 use crate::options::CompileOptions;
+use foreign::{Foreign, is_onnx};
+pub use foreign::{compile_file, is_graph};
+pub use graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
 use input::Input;
 pub use programs::find_target;
 use programs::{find_targets, products};
@@ -59,9 +64,13 @@ pub fn compile(
     watch: &dyn Watch,
     cancel: &AtomicBool,
 ) -> Result<Summary, Error> {
+    in_pool(options, || Compile { model, output, options, watch, cancel }.run())
+}
+
+/// Does something on the threads that the options ask for.
+fn in_pool<T: Send>(options: &CompileOptions, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.unwrap_or(0)).build();
-    let pool = pool.map_err(|e| Error::new("threads", e.to_string()))?;
-    pool.install(|| Compile { model, output, options, watch, cancel }.run())
+    pool.map_err(|e| Error::new("threads", e.to_string()))?.install(work)
 }
 
 struct Compile<'a> {
@@ -74,17 +83,23 @@ struct Compile<'a> {
 
 impl Compile<'_> {
     fn run(&self) -> Result<Summary, Error> {
-        let mut clock = Clock { since: Instant::now(), stages: Vec::new() };
+        let mut clock = Clock::start();
         let targets = find_targets(self.options)?;
-        let input = Input::read(self.model, self.options)?;
+        let foreign = is_onnx(self.model).then(|| Foreign::read(self.model, self.options)).transpose()?;
+        let input = match &foreign {
+            Some(foreign) => foreign.input()?,
+            None => Input::read(self.model, self.options)?,
+        };
         let settings = settings(self.options, &input.imported);
         clock.stage("import");
 
-        let (lowered, passes) = self.lower(&targets, &input.imported.module, &settings)?;
+        let (lowered, mut passes) = self.lower(&targets, &input.imported.module, &settings)?;
+        let raised = foreign.iter().flat_map(|f| f.reports()).map(|r| ("onnx", r.clone()));
+        passes.splice(0..0, raised);
         clock.stage("passes");
 
         let mut writer = ArtifactWriter::create(self.output)?;
-        let stored = self.store(lowered, &input.checkpoint, &mut writer)?;
+        let stored = self.store(lowered, &*input.weights, &mut writer)?;
         clock.stage("weights");
 
         let golden = self.record(&stored, &writer)?;
@@ -108,6 +123,10 @@ struct Clock {
 }
 
 impl Clock {
+    fn start() -> Self {
+        Clock { since: Instant::now(), stages: Vec::new() }
+    }
+
     /// Ends a stage.
     fn stage(&mut self, name: &'static str) {
         self.stages.push((name, std::mem::replace(&mut self.since, Instant::now()).elapsed()));

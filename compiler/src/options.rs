@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use dlx_ir::{DType, QuantFormat};
 
+use crate::hf::Source;
+
 /// How the weights of a model, or some of them, are stored in the artifact.
 ///
 /// Text: `none`, `f16`, `bf16`, `int8[:GROUP][:min]`, `int4[:GROUP][:min]` with a group of 32, 64 or 128. `int8` alone has
@@ -131,6 +133,18 @@ pub struct CompileOptions {
     pub block: Option<usize>,
     /// Sampler, for checkpoints that do not say which one they were trained for.
     pub sampler: Option<String>,
+    /// Family of an ONNX file that has no `config.json`.
+    pub family: Option<String>,
+    /// Mask token, instead of what the model's files say.
+    pub mask_id: Option<i32>,
+    /// Directory of an ONNX file's `config.json`, if not its own.
+    pub config: Option<PathBuf>,
+    /// Directory of an ONNX file's tokenizer files, if not that of its config.
+    pub tokenizer: Option<PathBuf>,
+    /// Whether an ONNX file is compiled as the graph that it is, even if it is known to generate text.
+    pub graph: bool,
+    /// Sizes of an ONNX file's dynamic dimensions by name; one graph for each combination.
+    pub dims: Vec<(String, Vec<usize>)>,
     /// Element type of the KV caches: f32, f16 or [`DType::CACHE_Q8`]; f32 for unquantized models and f16 otherwise if not given.
     pub kv: Option<DType>,
     /// Rows of the compiled steps; chosen by the block length if empty.
@@ -147,6 +161,13 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
 }
 
+impl CompileOptions {
+    /// What the files of a model say, and what was asked for instead.
+    pub fn source<'a>(&'a self, files: Source<'a>) -> Source<'a> {
+        Source { mask_id: self.mask_id, block: self.block, sampler: self.sampler.as_deref(), ..files }
+    }
+}
+
 impl Default for CompileOptions {
     /// The CPU target, int4, and everything else left to the model.
     fn default() -> Self {
@@ -158,6 +179,12 @@ impl Default for CompileOptions {
             max_seq: None,
             block: None,
             sampler: None,
+            family: None,
+            mask_id: None,
+            config: None,
+            tokenizer: None,
+            graph: false,
+            dims: Vec::new(),
             kv: None,
             buckets: Vec::new(),
             pipeline: None,

@@ -5,6 +5,9 @@
 //! size; a directory appears only when it is complete. The weights look like those of a freshly initialized model (normal,
 //! standard deviation 0.02; norms 1), so the text that such a model writes is noise.
 
+mod graph;
+mod numbers;
+mod onnx;
 mod shapes;
 mod tokenizer;
 
@@ -15,19 +18,23 @@ use std::path::Path;
 
 use dlx_ir::Error;
 use dlx_targets::artifact_writer::write_all_at;
-use half::bf16;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use numbers::{BATCH, CHUNK, Numbers};
 use shapes::Tensor;
 pub use shapes::{SHAPES, Shape};
 
 /// Largest shard, as the public repositories cut them.
 const MAX_SHARD: u64 = 5_000_000_000;
-/// Elements that one task makes at a time.
-const CHUNK: usize = 1 << 20;
-/// Chunks between two reports of progress.
-const BATCH: usize = 32;
+/// What weights are written as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// bf16, as the public repositories have them.
+    Safetensors,
+    /// A graph with the same numbers as f32 in a file beside it, as PyTorch exports them.
+    Onnx,
+}
 
 /// Writes the checkpoint `shape` into the new directory `dir`.
 ///
@@ -41,6 +48,7 @@ pub fn generate(
     dir: &Path,
     seed: u64,
     layers: Option<usize>,
+    form: Form,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let Some(found) = SHAPES.iter().find(|s| s.name == shape) else {
@@ -51,16 +59,15 @@ pub fn generate(
     if !(1..=1024).contains(&layers) {
         return Err(Error::new(shape, format!("{layers} layers cannot be made")).help("use 1 to 1024"));
     }
-    write_checkpoint(&Shape { layers, ..*found }, dir, seed, MAX_SHARD, progress)
+    let shape = Shape { layers, ..*found };
+    write_directory(&shape, dir, &mut |dir| match form {
+        Form::Safetensors => write_weights(&shape, dir, seed, MAX_SHARD, progress),
+        Form::Onnx => onnx::write(&shape, dir, seed, progress),
+    })
 }
 
-fn write_checkpoint(
-    shape: &Shape,
-    dir: &Path,
-    seed: u64,
-    max_shard: u64,
-    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<(), Error> {
+/// Writes the texts of a shape and what `weights` writes into a new directory.
+fn write_directory(shape: &Shape, dir: &Path, weights: &mut dyn FnMut(&Path) -> io::Result<()>) -> Result<(), Error> {
     let failed = |e: io::Error| {
         let error = Error::new(dir.display(), format!("cannot write the checkpoint: {e}"));
         match e.kind() {
@@ -84,7 +91,7 @@ fn write_checkpoint(
         let text = serde_json::to_vec_pretty(&value).expect("values made here can always be written");
         std::fs::write(temp.path().join(name), text).map_err(failed)?;
     }
-    write_weights(shape, temp.path(), seed, max_shard, progress).map_err(failed)?;
+    weights(temp.path()).map_err(failed)?;
     // An empty directory in the way does not stop a rename on Unix; elsewhere it has to go first.
     if dir.is_dir() {
         std::fs::remove_dir(dir).map_err(failed)?;
@@ -186,10 +193,9 @@ fn write_shard(
             offset += 2 * len as u64;
         }
     }
-    let table = normal_table();
     for batch in chunks.chunks(BATCH) {
         batch.par_iter().try_for_each_init(Vec::new, |buffer, chunk| {
-            fill(chunk, seed, &table, buffer);
+            fill(chunk, seed, buffer);
             write_all_at(&file, buffer, chunk.offset)
         })?;
         if progress(batch.iter().map(|c| 2 * c.len as u64).sum()).is_break() {
@@ -200,65 +206,17 @@ fn write_shard(
 }
 
 /// The bf16 values of a chunk, little-endian.
-fn fill(chunk: &Chunk<'_>, seed: u64, table: &[[u8; 2]; 4096], buffer: &mut Vec<u8>) {
+fn fill(chunk: &Chunk<'_>, seed: u64, buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.resize(2 * chunk.len, 0);
-    if chunk.tensor.ones {
-        buffer.as_chunks_mut().0.fill(bf16::ONE.to_le_bytes());
-        return;
-    }
-    let key = mix(seed ^ mix(hash(&chunk.tensor.name)));
-    let mut counter = (chunk.first / 4) as u64;
-    let four = |counter: u64| {
-        let bits = mix(key.wrapping_add(counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        let value = |lane: u32| table[(bits >> (16 * lane + 4)) as usize & 4095];
-        let ([a, b], [c, d], [e, f], [g, h]) = (value(0), value(1), value(2), value(3));
-        [a, b, c, d, e, f, g, h]
-    };
+    let numbers = Numbers::new(chunk.tensor, seed);
+    let mut counter = chunk.first / 4;
     let (whole, rest) = buffer.as_chunks_mut::<8>();
     for out in whole {
-        *out = four(counter);
+        *out = numbers.four(counter);
         counter += 1;
     }
-    rest.copy_from_slice(&four(counter)[..rest.len()]);
-}
-
-/// A bijective scrambling of 64 bits (the finalizer of splitmix64).
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// FNV-1a.
-fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
-}
-
-/// 4096 equally likely bf16 values with a bell-shaped distribution of standard deviation 0.02: the quantiles of the sum of
-/// four uniform bytes. Only integers decide which, so every machine gets the same table.
-fn normal_table() -> [[u8; 2]; 4096] {
-    let mut counts = vec![1u64];
-    for _ in 0..4 {
-        let mut next = vec![0; counts.len() + 255];
-        for (i, count) in counts.iter().enumerate() {
-            next[i..i + 256].iter_mut().for_each(|n| *n += count);
-        }
-        counts = next;
-    }
-    // Standard deviation of the sum: sqrt(4 · (256² − 1) / 12).
-    const SCALE: f32 = 0.02 / 147.800_77;
-    let mut table = [[0; 2]; 4096];
-    let (mut below, mut sum) = (0, 0);
-    for (i, entry) in table.iter_mut().enumerate() {
-        let middle = ((i as u64) << 20) + (1 << 19);
-        while below + counts[sum] <= middle {
-            below += counts[sum];
-            sum += 1;
-        }
-        *entry = bf16::from_f32((sum as f32 - 510.0) * SCALE).to_le_bytes();
-    }
-    table
+    rest.copy_from_slice(&numbers.four(counter)[..rest.len()]);
 }
 
 #[cfg(test)]

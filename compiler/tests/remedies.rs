@@ -136,7 +136,10 @@ const SOURCES: &[(&str, &str)] = &[
 
 /// Advice that is followed elsewhere, or cannot be here.
 const ELSEWHERE: &[&str] = &[
-    "leave it out",                                          // of an option
+    "leave it out",            // of an option
+    "put it beside the model", // `onnx.rs`, as the next two
+    "use one of ",
+    "give the id of the mask token",
     "check its permissions",                                 // root lists everything
     "check the file and its permissions",                    // root reads everything
     "download the file again: the copy that the link meant", // `reports.rs` makes the links

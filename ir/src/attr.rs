@@ -16,6 +16,8 @@ pub enum Mask {
     Causal,
     /// Rows of blocks of this size up to and including the block of `i`.
     BlockCausal(u32),
+    /// Rows that are at most half of this window away from `i`.
+    Local(u32),
 }
 
 impl Mask {
@@ -26,7 +28,13 @@ impl Mask {
             Mask::Full => None,
             Mask::Causal => Some(1),
             Mask::BlockCausal(block) => usize::try_from(block).ok(),
+            Mask::Local(_) => None,
         }
+    }
+
+    /// Whether a query may attend every row before the last one that it may attend: what kernels and caches rely on.
+    pub fn is_prefix(self) -> bool {
+        !matches!(self, Mask::Local(_))
     }
 
     /// One past the last row that a query at absolute row `row` may attend, before the visible range cuts it.
@@ -35,7 +43,14 @@ impl Mask {
             Mask::Full => usize::MAX,
             Mask::Causal => row + 1,
             Mask::BlockCausal(b) => (row / b as usize + 1) * b as usize,
+            Mask::Local(window) => row + window as usize / 2 + 1,
         }
+    }
+
+    /// Whether a query at absolute row `row` may attend row `key`.
+    pub fn sees(self, row: usize, key: usize) -> bool {
+        let start = if let Mask::Local(window) = self { row.saturating_sub(window as usize / 2) } else { 0 };
+        (start..self.end(row)).contains(&key)
     }
 }
 
@@ -45,6 +60,7 @@ impl fmt::Display for Mask {
             Mask::Full => write!(f, "full"),
             Mask::Causal => write!(f, "causal"),
             Mask::BlockCausal(b) => write!(f, "block_causal:{b}"),
+            Mask::Local(window) => write!(f, "local:{window}"),
         }
     }
 }
@@ -56,10 +72,13 @@ impl FromStr for Mask {
         match s {
             "full" => Ok(Mask::Full),
             "causal" => Ok(Mask::Causal),
-            _ => match s.strip_prefix("block_causal:").and_then(|b| b.parse().ok()) {
-                Some(b) if b > 0 => Ok(Mask::BlockCausal(b)),
-                _ => Err(format!("`{s}` is not a mask; use full, causal or block_causal:N")),
-            },
+            _ => {
+                let number = |kind: &str| s.strip_prefix(kind).and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+                let block = number("block_causal:").map(Mask::BlockCausal);
+                block
+                    .or_else(|| number("local:").map(Mask::Local))
+                    .ok_or_else(|| format!("`{s}` is not a mask; use full, causal, block_causal:N or local:N"))
+            }
         }
     }
 }
@@ -135,6 +154,15 @@ impl AttrValue for u32 {
             0 => Err("must be positive".into()),
             n => Ok(n),
         }
+    }
+}
+
+impl AttrValue for i64 {
+    fn print(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+    fn parse(text: Option<&str>) -> Result<Self, String> {
+        required(text, "a whole number")
     }
 }
 

@@ -8,6 +8,7 @@ mod model;
 mod source;
 mod state;
 mod tensor;
+mod view;
 mod weight;
 
 pub use data::{Data, Tensor};
@@ -15,13 +16,17 @@ pub use source::{Contents, Source};
 
 use crate::arena::{ValueId, WeightId};
 use crate::error::Error;
-use crate::literal::Literal;
+use crate::infer::{Arg, ArgKind, infer};
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
 use crate::op::{Level, Op};
+use crate::types::Type;
 use data::{accepts, fits, rounded};
 use state::{Bound, States};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+/// Most elements of a result.
+const MAX_ELEMENTS: usize = 1 << 31;
 
 /// A module being evaluated: its weights, computed once, and its states, which live from call to call.
 pub struct Evaluator<'m> {
@@ -57,7 +62,7 @@ impl<'m> Evaluator<'m> {
         for (&p, arg) in graph.params.iter().zip(args) {
             let value = &graph.values[p];
             accepts(&value.ty, arg, &mut sizes).map_err(|e| Error::new(format!("{place}: %{}", value.name), e))?;
-            env.insert(p, Rc::new(arg.clone()));
+            env.insert(p, Rc::new(rounded(arg.clone(), value.ty.dtype)));
         }
         for node in &graph.nodes {
             let outs = self.node(graph, node, &env).map_err(|e| Error::new(self.module.node_text(graph, node), e))?;
@@ -84,16 +89,12 @@ impl<'m> Evaluator<'m> {
             WeightDef::Source => source::tensor(self.source, w, shape)?,
             WeightDef::Literal(literal) => {
                 literal.check(&w.ty)?;
-                let data = match literal {
-                    Literal::F32(x) => Data::F32(x.clone()),
-                    Literal::I32(x) => Data::I32(x.clone()),
-                };
-                Tensor { shape, data }
+                Tensor { dtype: w.ty.dtype, shape, data: literal.clone() }
             }
             WeightDef::Expr(op, inputs) => {
                 let args = inputs.iter().map(|&i| self.weight(i)).collect::<Result<Vec<_>, _>>()?;
                 let args: Vec<&Tensor> = args.iter().map(|t| &**t).collect();
-                rounded(compute(op, &args, None)?.pop().ok_or("a weight expression needs a result")?, w.ty.dtype)
+                rounded(evaluate(op, &args, None)?.pop().ok_or("a weight expression needs a result")?, w.ty.dtype)
             }
             WeightDef::Stored { .. } => {
                 return Err(format!("@{} is packed; evaluate the module before emission", w.name));
@@ -116,7 +117,7 @@ impl<'m> Evaluator<'m> {
         }
         let args: Vec<&Tensor> = args.iter().map(|t| &**t).collect();
         let bound = if node.op.touches_state() { Some(self.states.bind(&states)?) } else { None };
-        let outs = compute(&node.op, &args, bound)?;
+        let outs = evaluate(&node.op, &args, bound)?;
         // A symbolic dimension may meet a wrong argument; the written rank and sizes must hold.
         for (out, &id) in outs.iter().zip(&node.outputs) {
             fits(out, &graph.values[id].ty)?;
@@ -126,13 +127,38 @@ impl<'m> Evaluator<'m> {
 }
 
 /// Evaluates an op; `states` are those that its node names, in order.
-fn compute(op: &Op, args: &[&Tensor], states: Option<Bound<'_, '_>>) -> Result<Vec<Tensor>, String> {
+fn evaluate(op: &Op, args: &[&Tensor], states: Option<Bound<'_, '_>>) -> Result<Vec<Tensor>, String> {
     match op.level() {
-        Level::Tensor => tensor::compute(op, args),
-        Level::Model => model::compute(op, args),
         Level::State => states.ok_or_else(|| format!("{} needs a state", op.name()))?.compute(op, args),
-        Level::Weight => weight::compute(op, args),
+        _ => pure(op, args),
     }
+}
+
+/// Evaluates an op that touches no state, on tensors that may be anything.
+fn pure(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+    let types: Vec<Type> = args.iter().map(|t| t.checked()).collect::<Result<_, _>>()?;
+    let operands: Vec<_> = types.iter().map(|ty| Arg { kind: ArgKind::Constant, ty }).collect();
+    let results = infer(op, &operands)?;
+    if let Some(ty) = results.iter().find(|ty| ty.elements().is_none_or(|n| n > MAX_ELEMENTS)) {
+        return Err(format!("the result would be {ty}; at most {MAX_ELEMENTS} elements are computed at a time"));
+    }
+    let outs = match op.level() {
+        Level::Tensor => return tensor::compute(op, args, &results),
+        Level::Model => model::compute(op, args),
+        Level::State => not_computed(op),
+        Level::Weight => weight::compute(op, args),
+    }?;
+    Ok(outs.into_iter().zip(results).map(|(out, ty)| rounded(out, ty.dtype)).collect())
+}
+
+/// What an op without states makes of tensors, each result of the type that inference gives it: what constants fold by.
+/// Tensors stand for values or for weights, as the op wants them.
+///
+/// # Errors
+/// Operands that do not fit the op or are not what their type says, values that it has no result for, and results of more
+/// than 2³¹ elements.
+pub fn compute(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+    pure(op, args)
 }
 
 /// An op that the file of its level does not compute.
@@ -185,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_weight_expression_has_no_state() {
-        let outcome = compute(&Op::TakeRows {}, &[], None);
+        let outcome = evaluate(&Op::TakeRows {}, &[], None);
         assert_eq!(outcome.unwrap_err(), "take_rows needs a state");
     }
 }

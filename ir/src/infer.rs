@@ -56,10 +56,28 @@ mod tests {
             ("eps", "1e-6"),
             ("theta", "1e4"),
             ("layout", "n16"),
+            ("axis", "0"),
+            ("axes", "[0]"),
+            ("batch", "0"),
+            ("dims", "[1]"),
+            ("starts", "[0]"),
+            ("ends", "[1]"),
+            ("steps", "[1]"),
+            ("scale", "1"),
+        ];
+        let kinds = [
+            ("binary", "sub"),
+            ("compare", "eq"),
+            ("normalize", "rms"),
+            ("reduce", "sum"),
+            ("scatter", "set"),
+            ("scatter_nd", "set"),
+            ("unary", "neg"),
         ];
         for info in OPS {
-            let known = values.iter().filter(|(name, _)| info.attrs.contains(name));
-            let attrs = known.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let known = values.iter().filter(|(name, _)| info.attrs.contains(name)).copied();
+            let kind = kinds.iter().find(|(op, _)| *op == info.name).map(|(_, kind)| ("kind", *kind));
+            let attrs = known.chain(kind).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
             let op = Op::parse(info.name, &attrs).unwrap_or_else(|e| panic!("{}: {e}", info.name));
             let error = infer(&op, &[]).unwrap_err();
             assert!(!error.contains("has no typing rule"), "{error}");

@@ -90,7 +90,7 @@ pub fn tile_bytes(dtype: DType, k: usize) -> Option<usize> {
             k.checked_mul(TILE_COLUMNS)?.checked_mul(dtype.size()?)?.checked_next_multiple_of(64)
         }
         DType::Quant(fmt) => Some(QuantTile::new(fmt, k)?.bytes),
-        DType::I32 | DType::Bool => None,
+        _ => None,
     }
 }
 

@@ -4,8 +4,8 @@ use crate::error::Error;
 use crate::name::plain_name_char;
 use std::fmt::{self, Write};
 
-/// Most elements of a list, in an attribute or as a weight's contents.
-pub(crate) const MAX_LIST: usize = 4096;
+/// Most elements of a list in an attribute.
+const MAX_LIST: usize = 4096;
 
 /// The canonical text of a list.
 pub(crate) fn list_text<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
@@ -130,15 +130,15 @@ impl<'t> Lexer<'t> {
         Ok(word.to_owned())
     }
 
-    /// The words of `[a, b, …]`, at most [`MAX_LIST`].
-    pub(crate) fn list(&mut self, wanted: &str) -> Result<Vec<&'t str>, Error> {
+    /// The words of `[a, b, …]`, at most so many.
+    pub(crate) fn list(&mut self, wanted: &str, limit: usize) -> Result<Vec<&'t str>, Error> {
         self.punct('[')?;
         let mut items = Vec::new();
         while !self.eat(']') {
             let Token::Word(word) = self.current else { return Err(self.unexpected(wanted)) };
             self.take();
-            if items.len() == MAX_LIST {
-                return Err(self.error(format!("a list has at most {MAX_LIST} elements")));
+            if items.len() == limit {
+                return Err(self.error(format!("a list has at most {limit} elements")));
             }
             items.push(word);
             if !self.eat(',') && self.current != Token::Punct(']') {
@@ -151,7 +151,7 @@ impl<'t> Lexer<'t> {
     /// Attribute text: a list, or a word, possibly with `:`-separated parts. Lists come out as they are printed.
     pub(crate) fn attr_text(&mut self) -> Result<String, Error> {
         if self.current == Token::Punct('[') {
-            return Ok(list_text(self.list("an element of the list")?));
+            return Ok(list_text(self.list("an element of the list", MAX_LIST)?));
         }
         let mut text = self.word("an attribute value")?;
         while self.eat(':') {

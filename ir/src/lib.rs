@@ -8,11 +8,14 @@
 
 mod arena;
 mod attr;
+mod bytes;
 mod cost;
 mod entry;
 mod error;
 mod eval;
+mod float;
 mod infer;
+mod kinds;
 pub mod layout;
 mod lex;
 mod literal;
@@ -32,12 +35,14 @@ mod view;
 
 pub use arena::{Arena, Id, Named, SideTable, StateId, ValueId, WeightId};
 pub use attr::{Mask, Post};
+pub use bytes::held_bytes;
 pub use cost::{Cost, attended, weight_bytes};
 pub use entry::{Entry, EntryKind, first_layer, hidden_state};
 pub use error::Error;
-pub use eval::{Contents, Data, Evaluator, Source, Tensor};
+pub use eval::{Contents, Data, Evaluator, Source, Tensor, compute};
 pub use infer::{Arg, ArgKind, SHARD_ROWS, infer};
-pub use literal::{Literal, MAX_LITERAL};
+pub use kinds::{Binary, Compare, Norm, Reduce, Scatter, Unary};
+pub use literal::MAX_LITERAL;
 pub use module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 pub use op::{Level, OPS, Op, OpInfo};
 pub use origin::{MAX_ORIGIN, Origin};

@@ -1,40 +1,18 @@
 //! Literal weights: a few numbers that stand in the program itself.
 //!
-//! Invariant: a literal that [`Literal::check`] accepts prints to text that parses back to the same bits. Larger data
+//! Invariant: a literal that [`Data::check`] accepts prints to text that parses back to the same bits. Larger data
 //! belongs in a checkpoint, which is read a few rows at a time; a program is read whole.
 
 use crate::attr::float_text;
-use crate::lex::{MAX_LIST, list_text};
+use crate::eval::Data;
+use crate::lex::list_text;
 use crate::types::{DType, Type};
-use std::fmt;
 
-/// Most elements of a literal weight.
-pub const MAX_LITERAL: usize = MAX_LIST;
+/// Most elements of a literal weight: a mask or a table of angles for a thousand positions.
+pub const MAX_LITERAL: usize = 1 << 20;
 
-/// The contents of a literal weight, in row-major order.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Literal {
-    /// Of a float type: numbers that the type holds exactly. Infinities are numbers here, as masks use them.
-    F32(Vec<f32>),
-    /// Of an integer type.
-    I32(Vec<i32>),
-}
-
-impl Literal {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Literal::F32(x) => x.len(),
-            Literal::I32(x) => x.len(),
-        }
-    }
-
-    /// Whether there is no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether this is what a weight of a type may hold.
+impl Data {
+    /// Whether this is what a literal weight of a type may hold.
     ///
     /// # Errors
     /// What does not fit: the kind of type, the number of elements, or the first number that the type does not hold.
@@ -43,24 +21,27 @@ impl Literal {
             let help = "leave it in the checkpoint, as a source weight";
             return Err(format!("a literal has at most {MAX_LITERAL} elements, not {}; {help}", self.len()));
         }
-        let fits = match self {
-            Literal::F32(_) => ty.dtype.is_float(),
-            Literal::I32(_) => ty.dtype == DType::I32,
-        };
-        if !fits || ty.layout.is_some() {
-            return Err("a literal has plain elements: f32, f16, bf16 or i32".into());
+        if !self.holds(ty.dtype) || ty.layout.is_some() || matches!(ty.dtype, DType::Quant(_)) {
+            return Err("a literal has plain elements, such as f32, bf16, i32 or bool".into());
         }
         if ty.elements() != Some(self.len()) {
             return Err(format!("{} elements do not fill {ty}", self.len()));
         }
-        let Literal::F32(x) = self else { return Ok(()) };
-        match x.iter().find(|v| ty.dtype.round(**v) != **v) {
-            None => Ok(()),
-            Some(v) if v.is_nan() => Err("a literal cannot be NaN".into()),
-            Some(&v) => {
-                let near = float_text(ty.dtype.round(v));
-                Err(format!("{} is no {} number; the nearest is {near}", float_text(v), ty.dtype))
-            }
+        match self {
+            Data::F32(x) => match x.iter().find(|v| ty.dtype.round(**v) != **v) {
+                None => Ok(()),
+                Some(v) if v.is_nan() => Err("a literal cannot be NaN".into()),
+                Some(&v) => {
+                    let near = float_text(ty.dtype.round(v));
+                    Err(format!("{} is no {} number; the nearest is {near}", float_text(v), ty.dtype))
+                }
+            },
+            Data::F64(x) if x.iter().any(|v| v.is_nan()) => Err("a literal cannot be NaN".into()),
+            Data::I64(x) => match x.iter().find(|v| ty.dtype.wrap(**v) != **v) {
+                None => Ok(()),
+                Some(v) => Err(format!("{v} is no {} number", ty.dtype)),
+            },
+            Data::F64(_) | Data::I32(_) | Data::Bool(_) => Ok(()),
         }
     }
 
@@ -71,31 +52,38 @@ impl Literal {
             words.iter().map(number).collect()
         }
         match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => {
+            DType::F64 => numbers(words, dtype).map(Data::F64),
+            dtype if dtype.is_float() || dtype.is_small_float() => {
                 let values: Vec<f32> = numbers(words, dtype)?;
                 let large = words.iter().zip(&values).find(|(word, v)| v.is_infinite() && !word.contains("inf"));
-                large
-                    .map_or(Ok(Literal::F32(values.clone())), |(word, _)| Err(format!("`{word}` is no {dtype} number")))
+                match large {
+                    None => Ok(Data::F32(values)),
+                    Some((word, _)) => Err(format!("`{word}` is no {dtype} number")),
+                }
             }
-            DType::I32 => numbers(words, dtype).map(Literal::I32),
-            DType::Bool | DType::Quant(_) => Err("a literal has plain elements: f32, f16, bf16 or i32".into()),
+            DType::I32 => numbers(words, dtype).map(Data::I32),
+            DType::Bool => numbers(words, dtype).map(Data::Bool),
+            dtype if dtype.is_int() => numbers(words, dtype).map(Data::I64),
+            _ => Err("a literal has plain elements, such as f32, bf16, i32 or bool".into()),
         }
     }
-}
 
-impl fmt::Display for Literal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&match self {
-            Literal::F32(x) => list_text(x.iter().copied().map(float_text)),
-            Literal::I32(x) => list_text(x),
-        })
+    /// The canonical text of a literal.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Data::F64(x) => list_text(x.iter().map(|v| format!("{v:e}"))),
+            Data::F32(x) => list_text(x.iter().copied().map(float_text)),
+            Data::I32(x) => list_text(x),
+            Data::I64(x) => list_text(x),
+            Data::Bool(x) => list_text(x),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{Data, Evaluator};
+    use crate::eval::Evaluator;
     use crate::module::{Module, WeightDef};
     use crate::{parse, verify};
 
@@ -121,10 +109,10 @@ mod tests {
             let len = next() as usize % 40 + 1;
             let dtype = [DType::F32, DType::F16, DType::BF16, DType::I32][next() as usize % 4];
             let literal = match dtype {
-                DType::I32 => Literal::I32((0..len).map(|_| next() as i32).collect()),
+                DType::I32 => Data::I32((0..len).map(|_| next() as i32).collect()),
                 _ => {
                     let number = |bits| if f32::from_bits(bits).is_nan() { 0.0 } else { f32::from_bits(bits) };
-                    Literal::F32((0..len).map(|_| dtype.round(number(next()))).collect())
+                    Data::F32((0..len).map(|_| dtype.round(number(next()))).collect())
                 }
             };
             let mut m = Module::new("m");
@@ -136,10 +124,10 @@ mod tests {
             let no_source = |_: &str| Err::<Vec<f32>, _>("no source".to_owned());
             let tensor = Evaluator::new(&again, &no_source, 1).weight(id).unwrap();
             match (&tensor.data, &literal) {
-                (Data::F32(found), Literal::F32(x)) => {
+                (Data::F32(found), Data::F32(x)) => {
                     assert!(found.iter().zip(x).all(|(a, b)| a.to_bits() == b.to_bits()));
                 }
-                (Data::I32(found), Literal::I32(x)) => assert_eq!(found, x),
+                (Data::I32(found), Data::I32(x)) => assert_eq!(found, x),
                 _ => panic!("{dtype} became {tensor:?}"),
             }
         }
@@ -163,7 +151,7 @@ mod tests {
             ("i32[1] = [1.5]", "`1.5` is not a number of type i32"),
             ("i32[1] = [2147483648]", "`2147483648` is not a number of type i32"),
             ("q8[1, 1] = [1]", "a literal has plain elements"),
-            ("bool[1] = [1]", "a literal has plain elements"),
+            ("bool[1] = [1]", "`1` is not a number of type bool"),
             ("f32[1] = 1", "there is no op `1`"),
         ] {
             let e = parse(&module(weight)).unwrap_err().to_string();
@@ -184,14 +172,17 @@ mod tests {
 
     #[test]
     fn size_is_bounded() {
-        let of = |n: usize| Literal::I32(vec![1; n]);
+        let of = |n: usize| Data::I32(vec![1; n]);
         let ty = |n: usize| Type::new(DType::I32, [n]);
         assert_eq!(of(MAX_LITERAL).check(&ty(MAX_LITERAL)), Ok(()));
         let n = MAX_LITERAL + 1;
         assert!(
-            of(n).check(&ty(n)).unwrap_err().contains("at most 4096 elements, not 4097; leave it in the checkpoint")
+            of(n)
+                .check(&ty(n))
+                .unwrap_err()
+                .contains("at most 1048576 elements, not 1048577; leave it in the checkpoint")
         );
-        let text = module(&format!("i32[{n}] = {}", of(n)));
-        assert!(parse(&text).unwrap_err().message.contains("at most 4096 elements"));
+        let text = module(&format!("i32[{n}] = {}", of(n).text()));
+        assert!(parse(&text).unwrap_err().message.contains("at most 1048576 elements"));
     }
 }

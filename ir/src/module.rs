@@ -4,8 +4,8 @@
 
 use crate::arena::{Arena, Id, Named, StateId, ValueId, WeightId};
 use crate::error::Error;
+use crate::eval::Data;
 use crate::infer::{Arg, ArgKind, infer};
-use crate::literal::Literal;
 use crate::op::Op;
 use crate::origin::Origin;
 use crate::types::Type;
@@ -42,7 +42,7 @@ pub enum WeightDef {
     /// The tensor of that name in the checkpoint.
     Source,
     /// These numbers.
-    Literal(Literal),
+    Literal(Data),
     /// An op over earlier weights, computed when the artifact is emitted.
     Expr(Op, Vec<WeightId>),
     /// Bytes in the artifact's weight section.

@@ -4,9 +4,11 @@
 //! shape inference (`infer`) and the reference evaluator (`eval`) match the enum exhaustively. The table is ordered by
 //! [`Level`], which says who may be given an op.
 //!
-//! Activations are two-dimensional `[rows, features]`; heads are consecutive chunks of `head_dim` features.
+//! Ops of the tensor level take any number of dimensions. To all others, activations are two-dimensional `[rows, features]`,
+//! and heads are consecutive chunks of `head_dim` features.
 
 use crate::attr::{AttrValue, Mask, Post};
+use crate::kinds::{Binary, Compare, Norm, Reduce, Scatter, Unary};
 use crate::types::DType;
 use std::fmt;
 
@@ -62,7 +64,7 @@ pub(crate) type AttrList = Vec<(String, String)>;
 
 macro_rules! ops {
     ($($level:ident {
-        $($name:literal $variant:ident { $($attr:ident : $ty:ty $(= $default:literal)?),* } $doc:literal;)*
+        $($name:literal $variant:ident { $($attr:ident : $ty:ty $(= $default:expr)?),* } $doc:literal;)*
     })*) => {
         /// An operation with its attributes.
         #[derive(Clone, PartialEq, Debug)]
@@ -130,15 +132,41 @@ macro_rules! ops {
 
 ops! {
     Tensor {
-        "add" Add {} "`add %a, %b` – element-wise sum of equal types.";
-        "cast" Cast { to: DType } "`cast %x {to}` – converts to another float type, rounding to nearest even.";
-        "concat" Concat {} "`concat @a, @b, …` – joins along the first dimension.";
-        "matmul" Matmul {} "`matmul %a, %b` – `[M, K] · [K, N]`.";
-        "mul" Mul {} "`mul %a, %b` – element-wise product of equal types.";
+        "add" Add {} "`add %a, %b` – element-wise sum; sizes of 1 repeat as numpy has it, integers wrap.";
+        "arg_max" ArgMax { axis: i64, min: bool, last: bool }
+            "`arg_max %x {axis, min, last}` – where the largest element (the smallest with `min`) of each row along an axis is: `i64`, size 1 there. Of equals the first one, or the `last`.";
+        "binary" Binary { kind: Binary } "`binary %a, %b {kind}` – element-wise function of two; sizes of 1 repeat.";
+        "bitcast" Bitcast { to: DType } "`bitcast %x {to}` – the same bits as another type of that size.";
+        "cast" Cast { to: DType, wrap: bool }
+            "`cast %x {to, wrap}` – converts to another type: to floats to the nearest, ties to even; floats to integers toward zero. Small floats take their largest number for what is larger, or with `wrap` their infinity or NaN.";
+        "compare" Compare { kind: Compare } "`compare %a, %b {kind}` – `bool` of each two elements; sizes of 1 repeat.";
+        "concat" Concat { axis: i64 = 0 } "`concat %a, %b, … {axis}` – joins along a dimension.";
+        "cumulate" Cumulate { axis: i64, prod: bool, exclusive: bool, reverse: bool }
+            "`cumulate %x {axis, prod, exclusive, reverse}` – sum (or product) of all elements up to and including each, along a dimension.";
+        "expand" Expand { dims: Vec<i64> } "`expand %x {dims}` – repeats sizes of 1, and the whole in front, until the sizes are these.";
+        "gather" Gather { axis: i64 } "`gather %x, %i {axis}` – slices of x along a dimension, which the dimensions of i replace; negative indices count from the end.";
+        "gather_elements" GatherElements { axis: i64 } "`gather_elements %x, %i {axis}` – for each element of i the one of x in the same place but along the axis, where i says.";
+        "gather_nd" GatherNd { batch: i64 } "`gather_nd %x, %i {batch}` – slices of x at the coordinates in the last dimension of i; the first `batch` dimensions are in common.";
+        "matmul" Matmul {} "`matmul %a, %b` – `[…, M, K] · […, K, N]`; the dimensions in front repeat as in `add`.";
+        "mul" Mul {} "`mul %a, %b` – element-wise product; sizes of 1 repeat, integers wrap.";
+        "normalize" Normalize { kind: Norm, eps: f32 } "`normalize %x {kind, eps}` – each row of the last dimension without its mean (`layer`) over its root mean square; statistics in f32 or wider.";
+        "reduce" Reduce { kind: Reduce, axes: Vec<i64> } "`reduce %x {kind, axes}` – over some dimensions, whose sizes become 1.";
+        "reshape" Reshape { dims: Vec<i64> } "`reshape %x {dims}` – the same elements in the same order under other sizes.";
+        "rotary" Rotary { interleaved: bool }
+            "`rotary %x, %cos, %sin {interleaved}` – rotary embedding of `[B, H, T, D]` by tables `[B or 1, T, R/2]`: of the first R features of each head, the pairs are (i, i + R/2), or `interleaved` (2i, 2i + 1).";
         "scale" Scale { by: f32 } "`scale %x {by}` – multiplies by a constant.";
+        "scatter" Scatter { axis: i64, kind: Scatter } "`scatter %x, %i, %u {axis, kind}` – x with the elements of u put where `gather_elements` would read.";
+        "scatter_nd" ScatterNd { kind: Scatter } "`scatter_nd %x, %i, %u {kind}` – x with the slices of u put where `gather_nd` would read.";
+        "sdpa" Sdpa { scale: f32, cap: Option<f32>, mask: Option<Mask> }
+            "`sdpa %q, %k, %v[, %m] {scale, cap, mask}` – scaled dot-product attention of `[B, H, T, D]` with `[B, G, S, D]` and `[B, G, S, E]`, H a multiple of G. The scores, scaled and then `cap · tanh(s / cap)`, are masked by a rule and by m, which repeats to `[B, H, T, S]`: bool (true = may attend) or added. A row that sees nothing gives zeros.";
+        "select" Select {} "`select %c, %a, %b` – a where c, else b; sizes of 1 repeat.";
         "silu" Silu {} "`silu %x` – `x · sigmoid(x)`.";
+        "slice" Slice { starts: Vec<i64>, ends: Vec<i64>, steps: Vec<i64> }
+            "`slice %x {starts, ends, steps}` – every step-th index from start to before end, for each dimension; a negative step walks down, and `end = −1` then includes index 0.";
         "softmax" Softmax {} "`softmax %x` – along the last dimension.";
-        "transpose" Transpose {} "`transpose %x` – swaps the two dimensions.";
+        "sort" Sort { axis: i64, descending: bool } "`sort %x {axis, descending}` – sorted along a dimension, and the `i64` index that each came from; equals keep their order.";
+        "transpose" Transpose { perm: Vec<i64> = vec![1, 0] } "`transpose %x {perm}` – dimension i of the result is dimension perm[i] of x.";
+        "unary" Unary { kind: Unary } "`unary %x {kind}` – function of each element.";
     }
 
     Model {
@@ -185,7 +213,7 @@ impl Op {
         matches!(self, Op::KvWrite {} | Op::StoreRows {})
     }
 
-    /// Operand whose bytes result 0 may take over when nothing reads the operand afterwards.
+    /// Operand whose bytes result 0 may take over when nothing reads the operand afterwards and it has the result's type.
     pub fn may_alias(&self) -> Option<usize> {
         match self {
             Op::Add {} | Op::Mul {} | Op::Silu {} | Op::Scale { .. } | Op::Rope { .. } => Some(0),

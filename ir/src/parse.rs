@@ -17,8 +17,9 @@
 
 use crate::arena::{StateId, ValueId, WeightId};
 use crate::error::Error;
+use crate::eval::Data;
 use crate::lex::{Lexer, Token};
-use crate::literal::Literal;
+use crate::literal::MAX_LITERAL;
 use crate::module::{Graph, Module, Node, Operand, State, Value, Weight, WeightDef};
 use crate::op::{AttrList, Op};
 use crate::origin::{MAX_ORIGIN, Origin};
@@ -98,8 +99,8 @@ impl Parser<'_> {
 
     fn weight_def(&mut self, ty: &Type) -> Result<WeightDef, Error> {
         if self.lex.peek() == &Token::Punct('[') {
-            let words = self.lex.list("a number")?;
-            return Literal::parse(&words, ty.dtype).map(WeightDef::Literal).map_err(|e| self.lex.error(e));
+            let words = self.lex.list("a number", MAX_LITERAL)?;
+            return Data::parse(&words, ty.dtype).map(WeightDef::Literal).map_err(|e| self.lex.error(e));
         }
         let op = self.lex.word("an op, a list or `stored`")?;
         let op_at = self.lex.last();

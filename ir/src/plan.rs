@@ -68,7 +68,7 @@ fn taken_over(graph: &Graph, at: usize, out: ValueId, live: &[(usize, usize)]) -
     let node = &graph.nodes[at];
     let old = node.inputs.get(node.op.may_alias()?)?.value()?;
     let reads = node.inputs.iter().filter(|i| i.value() == Some(old)).count();
-    let fits = graph.values[old].ty.bytes() == graph.values[out].ty.bytes();
+    let fits = graph.values[old].ty == graph.values[out].ty;
     (node.outputs.first() == Some(&out) && reads == 1 && live[old.index()].1 == at + 1 && fits).then_some(old)
 }
 

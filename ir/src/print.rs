@@ -29,7 +29,7 @@ impl Module {
         match &w.def {
             WeightDef::Source => {}
             WeightDef::Literal(literal) => {
-                let _ = write!(s, " = {literal}");
+                let _ = write!(s, " = {}", literal.text());
             }
             WeightDef::Expr(op, inputs) => {
                 let inputs: Vec<_> = inputs.iter().map(|&i| name('@', &self.weights[i].name)).collect();

@@ -39,12 +39,20 @@ impl QuantizedRow {
 
     /// The weights that the codes stand for.
     pub fn dequantize(&self, format: QuantFormat) -> Vec<f32> {
-        let (len, zero) = (format.group_len(self.codes.len()), f32::from(zero_point(format)));
-        let weight = |(i, &c): (usize, &u8)| {
-            let g = i / len;
-            self.scales[g].to_f32().mul_add(f32::from(c) - zero, self.mins[g].to_f32())
-        };
-        self.codes.iter().enumerate().map(weight).collect()
+        let wide = |x: &[f16]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+        let mut out = vec![0.0; self.codes.len()];
+        dequantize_row(format, &self.codes, &wide(&self.scales), &wide(&self.mins), &mut out);
+        out
+    }
+}
+
+/// The weights that the codes of a row stand for. There is a scale per group, and a minimum per group of formats that have
+/// them; other minima are not read.
+pub fn dequantize_row(format: QuantFormat, codes: &[u8], scales: &[f32], mins: &[f32], out: &mut [f32]) {
+    let (len, zero) = (format.group_len(codes.len()), f32::from(zero_point(format)));
+    for (g, (out, codes)) in out.chunks_mut(len).zip(codes.chunks(len)).enumerate() {
+        let min = if format.min { mins[g] } else { 0.0 };
+        out.iter_mut().zip(codes).for_each(|(v, &c)| *v = scales[g].mul_add(f32::from(c) - zero, min));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::module::{Graph, Module, Node, Operand, WeightDef};
 use crate::op::Op;
 use crate::origin::Origin;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to do with a node.
 pub enum Rewrite {
@@ -40,6 +40,8 @@ pub struct Rewriter<'m> {
     pub old: &'m Graph,
     /// Index of the current node in the old graph.
     pub index: usize,
+    /// For each value of the old graph, what stands for it.
+    map: SideTable<ValueId, Option<ValueId>>,
     defs: Vec<Option<usize>>,
     old_uses: Vec<usize>,
     old_defs: Vec<Option<usize>>,
@@ -48,7 +50,7 @@ pub struct Rewriter<'m> {
 }
 
 /// A fusion takes in at most this many nodes in a row.
-const DEPTH: usize = 4;
+const DEPTH: usize = 32;
 
 impl Rewriter<'_> {
     /// The node of the new graph that defines a value, unless it is a parameter or the node touches a state.
@@ -71,6 +73,11 @@ impl Rewriter<'_> {
     /// The node of the old graph that defines a value, unless it is a parameter.
     pub fn old_def(&self, old: ValueId) -> Option<&Node> {
         self.old_defs[old.index()].map(|i| &self.old.nodes[i])
+    }
+
+    /// The value of the new graph that stands for one of the old graph; none before its node, or when it was dropped.
+    pub fn mapped(&self, old: ValueId) -> Option<ValueId> {
+        self.map[old]
     }
 
     /// Appends a node; the results get inferred types and, in order, these names.
@@ -110,8 +117,9 @@ impl Rewriter<'_> {
     fn trace(&mut self, node: &Node, first: usize, values: &[ValueId]) {
         let reads: BTreeSet<Operand> = self.graph.nodes[first..].iter().flat_map(|n| &n.inputs).copied().collect();
         let mut origin = node.origin.clone();
+        let mut seen = BTreeMap::new();
         for input in &node.inputs {
-            self.take_in(*input, &reads, DEPTH, &mut origin);
+            self.take_in(*input, &reads, DEPTH, &mut seen, &mut origin);
         }
         let standing = values.iter().filter_map(|v| self.defs.get(v.index()).copied().flatten());
         for i in standing.chain(first..self.graph.nodes.len()).collect::<BTreeSet<_>>() {
@@ -120,9 +128,19 @@ impl Rewriter<'_> {
     }
 
     /// Joins the origins of the nodes and weight expressions that lie between `reads` and an operand, and says whether it depends on one of them.
-    fn take_in(&self, operand: Operand, reads: &BTreeSet<Operand>, depth: usize, origin: &mut Origin) -> bool {
+    fn take_in(
+        &self,
+        operand: Operand,
+        reads: &BTreeSet<Operand>,
+        depth: usize,
+        seen: &mut BTreeMap<Operand, bool>,
+        origin: &mut Origin,
+    ) -> bool {
         if reads.contains(&operand) {
             return true;
+        }
+        if let Some(depends) = seen.get(&operand) {
+            return *depends;
         }
         let Some(depth) = depth.checked_sub(1) else { return false };
         let (inputs, made_by) = match (operand, self.pure_def(operand)) {
@@ -135,7 +153,8 @@ impl Rewriter<'_> {
             (_, Some(node)) => (node.inputs.clone(), &node.origin),
             (_, None) => return false,
         };
-        let depends = inputs.iter().fold(false, |any, i| self.take_in(*i, reads, depth, origin) | any);
+        let depends = inputs.iter().fold(false, |any, i| self.take_in(*i, reads, depth, seen, origin) | any);
+        seen.insert(operand, depends);
         if depends {
             origin.join(made_by);
         }
@@ -158,7 +177,8 @@ pub fn rewrite(
     let old = std::mem::take(&mut module.graphs[index]);
     let (graph, old_uses, old_defs) = (Graph::new(old.name.clone()), old.use_counts(), old.definitions());
     let traced = old.nodes.iter().any(|n| !n.origin.is_empty());
-    let mut rw = Rewriter { module, graph, old: &old, index: 0, defs: Vec::new(), old_uses, old_defs, traced };
+    let map = old.values.side_table(None);
+    let mut rw = Rewriter { module, graph, old: &old, index: 0, map, defs: Vec::new(), old_uses, old_defs, traced };
     let outcome = copy(&mut rw, decide);
     let new = std::mem::take(&mut rw.graph);
     // A failing pass leaves the module as it was, so that the caller can write it to a repro file.
@@ -171,17 +191,16 @@ fn copy(
     decide: &mut dyn FnMut(&mut Rewriter<'_>, &Node) -> Result<Rewrite, Error>,
 ) -> Result<Rewritten, Error> {
     let old = rw.old;
-    let mut map: SideTable<ValueId, Option<ValueId>> = old.values.side_table(None);
     for &p in &old.params {
         let value = &old.values[p];
-        map[p] = Some(rw.graph.param(&value.name, value.ty.clone()));
+        rw.map[p] = Some(rw.graph.param(&value.name, value.ty.clone()));
     }
     let dropped = |v: ValueId| Error::new(format!("%{}", old.values[v].name), "a dropped value is still read");
     let mut changes = 0;
     for (i, node) in old.nodes.iter().enumerate() {
         rw.index = i;
         let new = |input: &Operand| match input {
-            Operand::Value(v) => map[*v].map(Operand::Value).ok_or(*v),
+            Operand::Value(v) => rw.map[*v].map(Operand::Value).ok_or(*v),
             other => Ok(*other),
         };
         let mapped = match node.inputs.iter().map(new).collect::<Result<Vec<_>, _>>() {
@@ -198,7 +217,7 @@ fn copy(
             Rewrite::Keep => {
                 let copies = node.outputs.iter().map(|&o| {
                     let copy = rw.graph.value(&old.values[o].name, old.values[o].ty.clone());
-                    map[o] = Some(copy);
+                    rw.map[o] = Some(copy);
                     copy
                 });
                 let outputs = copies.collect();
@@ -211,16 +230,16 @@ fn copy(
                     rw.trace(&mapped, first, &values);
                 }
                 for (&o, v) in node.outputs.iter().zip(values) {
-                    map[o] = Some(v);
+                    rw.map[o] = Some(v);
                 }
             }
             Rewrite::Drop => changes += 1,
         }
     }
     for &r in &old.results {
-        rw.graph.results.push(map[r].ok_or_else(|| dropped(r))?);
+        rw.graph.results.push(rw.map[r].ok_or_else(|| dropped(r))?);
     }
-    Ok(Rewritten { changes, values: map })
+    Ok(Rewritten { changes, values: rw.map.clone() })
 }
 
 #[cfg(test)]
@@ -330,7 +349,7 @@ mod tests {
         let [w, n] = ["w", "n"].map(|name| module.weight(name).unwrap());
         let mut expr = |inputs: Vec<WeightId>| {
             let ty = Type::new(DType::F32, [4usize, 2]);
-            let id = module.add_weight("e", ty, WeightDef::Expr(Op::Concat {}, inputs));
+            let id = module.add_weight("e", ty, WeightDef::Expr(Op::Concat { axis: 0 }, inputs));
             module.weights[id].origin.clone()
         };
         assert_eq!(expr(vec![n, w, w]), Origin::new(["w"]));

@@ -3,8 +3,8 @@
 //! Invariant: a [`Type`] prints to exactly the text that parses back to it. Nothing here knows about bytes in a file;
 //! the packed size of a laid-out weight is the layout's (`layout.rs`).
 
+use crate::float::Float;
 use crate::name::name;
-use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
@@ -78,14 +78,54 @@ impl FromStr for QuantFormat {
 /// Element type of a tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum DType {
+    /// 64-bit IEEE float.
+    F64,
     /// 32-bit IEEE float.
     F32,
     /// 16-bit IEEE float.
     F16,
     /// bfloat16.
     BF16,
+    /// 64-bit signed integer.
+    I64,
     /// 32-bit signed integer: token ids, positions, row numbers.
     I32,
+    /// 16-bit signed integer.
+    I16,
+    /// 8-bit signed integer.
+    I8,
+    /// 64-bit unsigned integer.
+    U64,
+    /// 32-bit unsigned integer.
+    U32,
+    /// 16-bit unsigned integer.
+    U16,
+    /// 8-bit unsigned integer.
+    U8,
+    /// 4-bit signed integer.
+    I4,
+    /// 4-bit unsigned integer.
+    U4,
+    /// 2-bit signed integer.
+    I2,
+    /// 2-bit unsigned integer.
+    U2,
+    /// 8-bit float with 3 bits of mantissa, without infinities (E4M3FN).
+    F8E4M3,
+    /// 8-bit float with 3 bits of mantissa, without infinities and minus zero (E4M3FNUZ).
+    F8E4M3Z,
+    /// 8-bit float with 2 bits of mantissa (E5M2).
+    F8E5M2,
+    /// 8-bit float with 2 bits of mantissa, without infinities and minus zero (E5M2FNUZ).
+    F8E5M2Z,
+    /// Power of two, from 2⁻¹²⁷ to 2¹²⁷: scales of groups.
+    F8E8M0,
+    /// 6-bit float with 3 bits of mantissa, numbers only.
+    F6E2M3,
+    /// 6-bit float with 2 bits of mantissa, numbers only.
+    F6E3M2,
+    /// 4-bit float with 1 bit of mantissa, numbers only.
+    F4E2M1,
     /// Boolean, one byte: attention masks (true = may attend).
     Bool,
     /// Group-quantized weights.
@@ -93,12 +133,17 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of one element, or `None` for quantized formats, whose size depends on the layout.
+    /// Bytes of one element, or `None` for quantized formats, whose size depends on the layout. An element of fewer than
+    /// eight bits takes a byte.
     pub fn size(self) -> Option<usize> {
         match self {
-            DType::F32 | DType::I32 => Some(4),
-            DType::F16 | DType::BF16 => Some(2),
-            DType::Bool => Some(1),
+            DType::F64 | DType::I64 | DType::U64 => Some(8),
+            DType::F32 | DType::I32 | DType::U32 => Some(4),
+            DType::F16 | DType::BF16 | DType::I16 | DType::U16 => Some(2),
+            DType::I8 | DType::U8 | DType::Bool => Some(1),
+            DType::I4 | DType::U4 | DType::I2 | DType::U2 => Some(1),
+            DType::F8E4M3 | DType::F8E4M3Z | DType::F8E5M2 | DType::F8E5M2Z | DType::F8E8M0 => Some(1),
+            DType::F6E2M3 | DType::F6E3M2 | DType::F4E2M1 => Some(1),
             DType::Quant(_) => None,
         }
     }
@@ -114,27 +159,114 @@ impl DType {
     /// The nearest number that an element of this type holds; itself for types without a rounding of their own.
     pub(crate) fn round(self, v: f32) -> f32 {
         match self {
-            DType::F16 => f16::from_f32(v).to_f32(),
-            DType::BF16 => bf16::from_f32(v).to_f32(),
-            DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => v,
+            DType::F32 => v,
+            _ => Float::of(self).map_or(v, |float| float.round(f64::from(v)) as f32),
         }
     }
 
-    /// Whether this is a floating-point type (quantized formats are not).
+    /// As [`round`](Self::round), from an f64.
+    pub(crate) fn round_f64(self, v: f64) -> f64 {
+        match self {
+            DType::F32 => f64::from(v as f32),
+            _ => Float::of(self).map_or(v, |float| float.round(v)),
+        }
+    }
+
+    /// An integer as this type holds it: its low bits, with or without a sign. Itself for u64, whose bits it is.
+    pub(crate) fn wrap(self, v: i64) -> i64 {
+        match self {
+            DType::I32 => i64::from(v as i32),
+            DType::I16 => i64::from(v as i16),
+            DType::I8 => i64::from(v as i8),
+            DType::U32 => i64::from(v as u32),
+            DType::U16 => i64::from(v as u16),
+            DType::U8 => i64::from(v as u8),
+            DType::I4 => v << 60 >> 60,
+            DType::U4 => v & 15,
+            DType::I2 => v << 62 >> 62,
+            DType::U2 => v & 3,
+            _ => v,
+        }
+    }
+
+    /// Whether this is a floating-point type that weights and caches may have: f32, f16 or bf16.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
+
+    /// Whether ops of the tensor level compute with it as a floating-point type.
+    pub fn is_real(self) -> bool {
+        self == DType::F64 || self.is_float()
+    }
+
+    /// Whether ops of the tensor level compute with it: a floating-point or an integer type.
+    pub fn is_numeric(self) -> bool {
+        self.is_real() || self.is_int()
+    }
+
+    /// Whether this is an integer type without a sign.
+    pub fn is_unsigned(self) -> bool {
+        use DType::{U2, U4, U8, U16, U32, U64};
+        matches!(self, U64 | U32 | U16 | U8 | U4 | U2)
+    }
+
+    /// Bits of one element, or `None` for quantized formats.
+    pub fn bits(self) -> Option<usize> {
+        match self {
+            DType::I4 | DType::U4 | DType::F4E2M1 => Some(4),
+            DType::I2 | DType::U2 => Some(2),
+            DType::F6E2M3 | DType::F6E3M2 => Some(6),
+            _ => self.size().map(|bytes| bytes * 8),
+        }
+    }
+
+    /// Whether this is a floating-point type of eight bits or fewer, which is stored and cast but not computed with.
+    pub fn is_small_float(self) -> bool {
+        Float::of(self).is_some() && !self.is_float()
+    }
+
+    /// Whether this is an integer type; a bool is none.
+    pub fn is_int(self) -> bool {
+        use DType::{I2, I4, I8, I16, I32, I64};
+        matches!(self, I64 | I32 | I16 | I8 | I4 | I2) || self.is_unsigned()
+    }
+
+    /// Plain types with their names in the text format.
+    const NAMES: [(DType, &'static str); 25] = [
+        (DType::F64, "f64"),
+        (DType::F32, "f32"),
+        (DType::F16, "f16"),
+        (DType::BF16, "bf16"),
+        (DType::I64, "i64"),
+        (DType::I32, "i32"),
+        (DType::I16, "i16"),
+        (DType::I8, "i8"),
+        (DType::U64, "u64"),
+        (DType::U32, "u32"),
+        (DType::U16, "u16"),
+        (DType::U8, "u8"),
+        (DType::I4, "i4"),
+        (DType::U4, "u4"),
+        (DType::I2, "i2"),
+        (DType::U2, "u2"),
+        (DType::F8E4M3, "f8e4m3"),
+        (DType::F8E4M3Z, "f8e4m3z"),
+        (DType::F8E5M2, "f8e5m2"),
+        (DType::F8E5M2Z, "f8e5m2z"),
+        (DType::F8E8M0, "f8e8m0"),
+        (DType::F6E2M3, "f6e2m3"),
+        (DType::F6E3M2, "f6e3m2"),
+        (DType::F4E2M1, "f4e2m1"),
+        (DType::Bool, "bool"),
+    ];
 }
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DType::F32 => write!(f, "f32"),
-            DType::F16 => write!(f, "f16"),
-            DType::BF16 => write!(f, "bf16"),
-            DType::I32 => write!(f, "i32"),
-            DType::Bool => write!(f, "bool"),
-            DType::Quant(q) => write!(f, "{q}"),
+        match (self, DType::NAMES.iter().find(|(dtype, _)| dtype == self)) {
+            (DType::Quant(q), _) => write!(f, "{q}"),
+            (_, Some((_, name))) => f.write_str(name),
+            (_, None) => unreachable!("every plain type is in the table"),
         }
     }
 }
@@ -143,19 +275,14 @@ impl FromStr for DType {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        Ok(match s {
-            "f32" => DType::F32,
-            "f16" => DType::F16,
-            "bf16" => DType::BF16,
-            "i32" => DType::I32,
-            "bool" => DType::Bool,
-            _ if s.starts_with('q') => DType::Quant(s.parse()?),
-            _ => {
-                return Err(format!(
-                    "`{s}` is not an element type; use f32, f16, bf16, i32, bool or a quantized format such as q4g64"
-                ));
-            }
-        })
+        if let Some((dtype, _)) = DType::NAMES.iter().find(|(_, name)| *name == s) {
+            return Ok(*dtype);
+        }
+        if s.starts_with('q') {
+            return s.parse().map(DType::Quant);
+        }
+        let names: Vec<_> = DType::NAMES.iter().map(|(_, name)| *name).collect();
+        Err(format!("`{s}` is not an element type; use {} or a quantized format such as q4g64", names.join(", ")))
     }
 }
 

@@ -239,7 +239,8 @@ impl<'m> Verifier<'m> {
                 let others = live.over(spans[out]).into_iter().chain(node.outputs[..i].iter().copied());
                 clashes.extend(others.filter(|&v| overlap(v, out)).map(|v| (v, out)));
                 let dying = reads.iter().copied().filter(|&v| overlap(v, out)).filter(|&v| {
-                    let in_place = i == 0 && may_take_over(node, v) && spans[v] == spans[out] && !live.has(v, spans[v]);
+                    let in_place =
+                        i == 0 && may_take_over(graph, node, v) && spans[v] == spans[out] && !live.has(v, spans[v]);
                     !in_place
                 });
                 clashes.extend(dying.map(|v| (v, out)));
@@ -290,11 +291,13 @@ impl Live {
     }
 }
 
-/// Whether result 0 of `node` may take over the bytes of `old`, which dies here.
-fn may_take_over(node: &Node, old: ValueId) -> bool {
+/// Whether result 0 of `node` may take over the bytes of `old`, which dies here. An operand that repeats is read again
+/// after results have been written: only one of the result's type is done with as it is overwritten.
+fn may_take_over(graph: &Graph, node: &Node, old: ValueId) -> bool {
     let operand = node.op.may_alias().and_then(|i| node.inputs.get(i));
     let reads = node.inputs.iter().filter(|i| **i == Operand::Value(old)).count();
-    operand == Some(&Operand::Value(old)) && reads == 1
+    let alike = node.outputs.first().is_some_and(|out| graph.values[*out].ty == graph.values[old].ty);
+    operand == Some(&Operand::Value(old)) && reads == 1 && alike
 }
 
 fn arg(kind: ArgKind, ty: &Type) -> Arg<'_> {

@@ -13,7 +13,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "block-attention",
     doc: "attention with a mask tensor made by a rule → attention with a static mask",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let (Op::Attention { head_dim, mask: None }, [q, k, v, mask]) = (&node.op, &node.inputs[..]) else {
                 return Ok(Rewrite::Keep);

@@ -22,7 +22,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let max_seq: usize = params.require("max_seq")?;
     let kv: DType = params.require("kv")?;
     let missing =

@@ -15,7 +15,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "cse",
     doc: "equal pure nodes and equal weight expressions → one",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         let mut changes = merge_weights(module);
         for g in 0..module.graphs.len() {
             // Nodes of the new graph by what they read.

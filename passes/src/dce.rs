@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub(crate) const PASS: PassInfo =
     PassInfo { name: "dce", doc: "removes nodes, weights and states that nothing reads", params: &[], run };
 
-fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
+fn run(module: &mut Module, _: &crate::Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let mut changes = 0;
     loop {
         let mut dropped = 0;

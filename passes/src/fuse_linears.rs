@@ -20,7 +20,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let max = params.optional("max")?.unwrap_or(usize::MAX);
     (0..module.graphs.len()).map(|g| fuse(module, g, max)).sum()
 }

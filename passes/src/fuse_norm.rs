@@ -14,7 +14,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-norm",
     doc: "rms_norm + linear or head_stats → one op with a norm prologue",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let Some(Op::RmsNorm { eps }) = node.inputs.first().and_then(|x| rw.pure_def(*x)).map(|d| &d.op) else {
                 return Ok(Rewrite::Keep);

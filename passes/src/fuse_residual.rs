@@ -14,7 +14,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-residual",
     doc: "linear + add → linear with a residual epilogue",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             if !matches!(node.op, Op::Add {}) {
                 return Ok(Rewrite::Keep);
@@ -22,7 +22,10 @@ pub(crate) const PASS: PassInfo = PassInfo {
             for (y, residual) in [(1, 0), (0, 1)] {
                 let Some(def) = rw.pure_def(node.inputs[y]).filter(|_| rw.read_once(y)) else { continue };
                 let Op::Linear { n: 1, bias, norm, post: Post::None } = def.op else { continue };
-                if !matches!(node.inputs[residual], Operand::Value(_)) {
+                // A residual that repeats is no residual.
+                let alike = rw.module.operand_type(&rw.graph, node.inputs[0]).dims
+                    == rw.module.operand_type(&rw.graph, node.inputs[1]).dims;
+                if !alike || !matches!(node.inputs[residual], Operand::Value(_)) {
                     continue;
                 }
                 let mut inputs = def.inputs.clone();

@@ -14,7 +14,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-rope",
     doc: "per-head rms_norm + rope → rope with a norm",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let Op::Rope { head_dim, norm: None } = node.op else { return Ok(Rewrite::Keep) };
             let Some(def) = rw.pure_def(node.inputs[0]).filter(|_| rw.read_once(0)) else { return Ok(Rewrite::Keep) };

@@ -15,7 +15,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-swiglu",
     doc: "silu(gate) · up after a linear of two weights → linear with a SwiGLU epilogue",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             if !matches!(node.op, Op::Mul {}) {
                 return Ok(Rewrite::Keep);
@@ -46,5 +46,7 @@ fn gated(rw: &Rewriter<'_>, silu: Operand, up: Operand) -> Option<(Op, Vec<Opera
     let Op::Linear { n: 2, bias, norm, post: Post::None } = linear.op else { return None };
     let gate = silu.inputs[0].value()?;
     let in_order = linear.outputs == [gate, up.value()?];
-    in_order.then(|| (Op::Linear { n: 2, bias, norm, post: Post::SwiGlu }, linear.inputs.clone()))
+    // One weight of a single output would repeat.
+    let alike = rw.graph.values[gate].ty == rw.graph.values[up.value()?].ty;
+    (in_order && alike).then(|| (Op::Linear { n: 2, bias, norm, post: Post::SwiGlu }, linear.inputs.clone()))
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub(crate) const PASS: PassInfo =
     PassInfo { name: "hoist-weights", doc: "nodes that read only weights → weight expressions", params: &[], run };
 
-fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
+fn run(module: &mut Module, _: &crate::Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let mut changes = 0;
     for g in 0..module.graphs.len() {
         let mut hoisted = BTreeMap::new();
@@ -27,7 +27,8 @@ fn run(module: &mut Module, _: &crate::Params) -> Result<usize, Error> {
                 }
             }
             let node = graph.nodes[i].clone();
-            let portable = matches!(node.op, Op::Cast { .. } | Op::Concat {} | Op::Scale { .. } | Op::Transpose {});
+            let portable =
+                matches!(node.op, Op::Cast { .. } | Op::Concat { .. } | Op::Scale { .. } | Op::Transpose { .. });
             let weights: Option<Vec<_>> = node.inputs.iter().map(|i| i.weight()).collect();
             let (true, Some(weights), [out]) = (portable, weights, &node.outputs[..]) else { continue };
             if returned.contains(out) {

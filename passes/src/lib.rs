@@ -18,11 +18,12 @@ mod lower;
 mod memory;
 mod pipeline;
 mod quantize;
+mod raise;
 mod shard_weights;
 mod specialize;
 mod split_head;
 
-pub use pipeline::{Failure, Params, PassInfo, Report, Step, parse_pipeline, run_pipeline};
+pub use pipeline::{Failure, Note, Params, PassInfo, Report, Step, parse_pipeline, run_pipeline};
 
 /// Every pass, alphabetically.
 pub const PASSES: &[PassInfo] = &[
@@ -40,6 +41,11 @@ pub const PASSES: &[PassInfo] = &[
     lower::PASS,
     memory::PASS,
     quantize::PASS,
+    raise::activation::PASS,
+    raise::attention::PASS,
+    raise::norm::PASS,
+    raise::rope::PASS,
+    raise::rows::PASS,
     shard_weights::PASS,
     specialize::PASS,
     split_head::PASS,

@@ -16,7 +16,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let pack: String = params.require("pack")?;
     let mut map: Vec<_> = module.weights.iter().map(|(id, _)| id).collect();
     let mut read = vec![false; map.len()];
@@ -36,7 +36,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
                 )
             }
             (1, DType::F16 | DType::BF16) => {
-                (Op::Cast { to: DType::F32 }, Type { dtype: DType::F32, ..w.ty.clone() }, "f32")
+                (Op::Cast { to: DType::F32, wrap: false }, Type { dtype: DType::F32, ..w.ty.clone() }, "f32")
             }
             _ => continue,
         };

@@ -7,7 +7,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "plan-memory",
     doc: "values → byte offsets in one arena, reusing what is dead",
     params: &[],
-    run: |module, _| {
+    run: |module, _, _| {
         for graph in &mut module.graphs {
             plan_memory(graph).map_err(|e| Error::new(format!("graph @{}", graph.name), e))?;
         }

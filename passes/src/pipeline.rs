@@ -17,8 +17,25 @@ pub struct PassInfo {
     pub doc: &'static str,
     /// Parameters that it knows; `*` allows any.
     pub params: &'static [&'static str],
-    /// Changes the module and says how many nodes, weights or graphs changed.
-    pub run: fn(&mut Module, &Params) -> Result<usize, Error>,
+    /// Changes the module, says how many nodes, weights or graphs changed, and notes what it left alone and why.
+    pub run: fn(&mut Module, &Params, &mut Vec<Note>) -> Result<usize, Error>,
+}
+
+/// Something that looked like what a pass is after and is not, or is left as it is, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// What the pass was after, such as `rotary`.
+    pub what: &'static str,
+    /// Text of the node, with what it comes from.
+    pub node: String,
+    /// Why not.
+    pub why: String,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.what, self.node, self.why)
+    }
 }
 
 /// Parameters of one pass, in the order written.
@@ -116,6 +133,8 @@ pub struct Report {
     pub pass: String,
     /// Nodes, weights or graphs that it changed.
     pub changes: usize,
+    /// What it left alone, and why.
+    pub notes: Vec<Note>,
     /// Time of the pass itself.
     pub time: Duration,
     /// Time of the verifier after it.
@@ -155,7 +174,8 @@ pub fn run_pipeline(
 fn run_step(before: &Module, step: &Step) -> Result<(VerifiedModule, Report), Error> {
     let mut module = before.clone();
     let start = Instant::now();
-    let changes = (step.pass.run)(&mut module, &step.params)?;
+    let mut notes = Vec::new();
+    let changes = (step.pass.run)(&mut module, &step.params, &mut notes)?;
     let time = start.elapsed();
     let start = Instant::now();
     let after = VerifiedModule::new(module).map_err(|errors| {
@@ -163,7 +183,7 @@ fn run_step(before: &Module, step: &Step) -> Result<(VerifiedModule, Report), Er
         Error { message: format!("invalid IR: {}", error.message), ..error }
     })?;
     let verify_time = start.elapsed();
-    Ok((after, Report { name: step.pass.name, pass: step.to_string(), changes, time, verify_time }))
+    Ok((after, Report { name: step.pass.name, pass: step.to_string(), changes, notes, time, verify_time }))
 }
 
 fn failure(step: &Step, before: &Module, error: Error) -> Box<Failure> {

@@ -8,7 +8,7 @@
 //!
 //! Parameters: `to` (a quantized format or float type; absent = as stored), and any number of `part-of-a-name=format`
 //! overrides (`none` = as stored), of which the last that matches counts; `head` and `embed` name the LM head and the
-//! embedding.
+//! embedding. Weights that come quantized stay as they are, whatever is asked for.
 
 use crate::pipeline::{Params, PassInfo, parse};
 use dlx_ir::{DType, Error, Module, Op, Type, WeightDef, WeightId};
@@ -21,7 +21,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let to: Option<DType> = params.optional("to")?;
     let mut roles: BTreeMap<WeightId, Vec<&str>> = BTreeMap::new();
     for node in module.graphs.iter().flat_map(|g| &g.nodes) {
@@ -54,7 +54,7 @@ fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
         let Some(format) = format.filter(|f| *f != w.ty.dtype && w.ty.dtype.is_float()) else { continue };
         let op = match format {
             DType::Quant(_) => Op::Quantize { to: format },
-            _ => Op::Cast { to: format },
+            _ => Op::Cast { to: format, wrap: false },
         };
         let (name, ty) = (format!("{}.{format}", w.name), Type { dtype: format, ..w.ty.clone() });
         map[dlx_ir::Id::index(id)] = module.add_weight(&name, ty, WeightDef::Expr(op, vec![id]));

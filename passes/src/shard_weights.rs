@@ -21,7 +21,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
 /// Rows for which the bytes of a shard are a multiple of what devices align bindings to.
 const ALIGNED_ROWS: u64 = 64;
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let limit: u64 = params.require("limit")?;
     let mut marks: Vec<(WeightId, u32)> = Vec::new();
     for (id, w) in module.weights.iter() {

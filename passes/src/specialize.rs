@@ -13,7 +13,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     for (i, (name, _)) in params.0.iter().enumerate() {
         if params.0[..i].iter().any(|(earlier, _)| earlier == name) {
             return Err(Error::new(format!("parameter `{name}`"), "is given twice; join its sizes by `:`"));

@@ -14,7 +14,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-fn run(module: &mut Module, params: &Params) -> Result<usize, Error> {
+fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let rows: usize = params.require("rows")?;
     let ban: Option<u32> = params.optional("ban")?;
     let missing = || Error::new("module", "there is no graph @step").help("run cache-kv first");

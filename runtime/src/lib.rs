@@ -7,6 +7,7 @@ pub mod artifact;
 pub mod cpu;
 pub mod decode;
 pub mod exec;
+pub mod graph;
 pub mod manifest;
 pub mod mapped;
 mod model;

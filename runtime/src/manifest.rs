@@ -7,7 +7,17 @@ use crate::decode::DecodePolicy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Everything about an artifact but its bytes.
+/// What a manifest says that its artifact holds; a text generator's says nothing.
+pub(crate) fn kind_of(manifest: &str) -> Result<Option<String>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Peek {
+        kind: Option<String>,
+    }
+    serde_json::from_str::<Peek>(manifest).map(|peek| peek.kind)
+}
+
+/// Everything about a text generator's artifact but its bytes. Others have a manifest of their own kind, such as
+/// [`GraphManifest`](crate::graph::GraphManifest).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {

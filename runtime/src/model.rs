@@ -4,7 +4,7 @@ use crate::agree;
 use crate::artifact::{self, Artifact, ArtifactError};
 use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
 use crate::exec::Executor;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, kind_of};
 use crate::selftest::{self, GoldenVectors, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
 use dlx_ir::{Error, VerifiedModule};
@@ -128,6 +128,15 @@ pub enum ModelError {
     /// The file is no sound artifact.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The artifact holds graphs.
+    #[error(
+        "{}: holds graphs that take and give tensors, and generates no text; use `dlxc run-graph`, or `GraphModel::load` in an app",
+        path.display()
+    )]
+    Graph {
+        /// The artifact.
+        path: PathBuf,
+    },
     /// A section does not hold what it should.
     #[error("{}: section `{section}` cannot be read: {reason}; compile it again with this version", path.display())]
     Section {
@@ -181,11 +190,14 @@ pub enum ModelError {
     },
 }
 
-/// Reads the manifest of an artifact.
+/// Reads the manifest of a text generator's artifact.
 ///
 /// # Errors
-/// A missing or malformed section.
+/// An artifact of another kind, or a missing or malformed section.
 pub fn read_manifest(artifact: &Artifact) -> Result<Manifest, ModelError> {
+    if kind_of(artifact.text(artifact::MANIFEST)?).is_ok_and(|kind| kind.as_deref() == Some("graph")) {
+        return Err(ModelError::Graph { path: artifact.path().to_path_buf() });
+    }
     json(artifact, artifact::MANIFEST)
 }
 

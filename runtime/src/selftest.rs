@@ -64,13 +64,13 @@ type Recorded = (i32, Number, Number, Number);
 /// A number of any kind: JSON has none that are not finite, so those are written as text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Number {
+pub(crate) enum Number {
     Finite(f32),
     Other(Nonfinite),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum Nonfinite {
+pub(crate) enum Nonfinite {
     #[serde(rename = "nan")]
     Nan,
     #[serde(rename = "inf")]
@@ -91,7 +91,7 @@ impl From<f32> for Number {
 }
 
 impl Number {
-    fn get(self) -> f32 {
+    pub(crate) fn get(self) -> f32 {
         match self {
             Number::Finite(v) => v,
             Number::Other(Nonfinite::Nan) => f32::NAN,

@@ -37,5 +37,5 @@ fn supports(op: &Op) -> bool {
 }
 
 fn stores(dtype: DType) -> bool {
-    !matches!(dtype, DType::I32 | DType::Bool)
+    dtype.is_float() || matches!(dtype, DType::Quant(_))
 }

@@ -9,20 +9,52 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
 use dlx_ir::quant::QuantizedRow;
-use dlx_ir::{DType, Error, Literal, Module, Op, QuantFormat, VerifiedModule, WeightDef, WeightId};
+use dlx_ir::{DType, Data, Error, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId};
 use dlx_runtime::cpu::{pack_tile_float, pack_tile_quant, quantize_row};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::artifact_writer::ArtifactWriter;
 
+/// Where to put rows of codes, as [`dlx_ir::quant`] stores them: unsigned, one to a byte.
+#[derive(Debug)]
+pub struct CodeRows<'a> {
+    /// One code per element.
+    pub codes: &'a mut [u8],
+    /// One scale per group of a row.
+    pub scales: &'a mut [f32],
+    /// One minimum per group of a row; empty for symmetric formats.
+    pub mins: &'a mut [f32],
+}
+
 /// Where source tensors come from.
 pub trait WeightSource: Sync {
-    /// Reads rows of a tensor as f32.
+    /// Reads rows of a tensor as f32; of a quantized one, the numbers that its codes stand for.
     ///
     /// # Errors
     /// A missing tensor, rows out of range, or (unless allowed) a NaN or infinity; names file and tensor.
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Reads rows of a tensor, counted along its first dimension, as the bytes of its own element type: row-major and
+    /// little-endian. A scalar is one row.
+    ///
+    /// # Errors
+    /// A missing tensor, or rows that do not fill `out`; names file and tensor.
+    fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error>;
+
+    /// Reads rows of a tensor that is quantized already, as a source weight of a quantized type has it.
+    ///
+    /// # Errors
+    /// As for [`WeightSource::read_rows`], or the tensor is not quantized, or not in this format.
+    fn read_codes(
+        &self,
+        name: &str,
+        format: QuantFormat,
+        _rows: Range<usize>,
+        _out: CodeRows<'_>,
+    ) -> Result<(), Error> {
+        Err(Error::new(name, format!("has no codes of {format}")))
+    }
 
     /// Says that rows have been used and their memory may go.
     fn release_rows(&self, name: &str, rows: Range<usize>);
@@ -35,6 +67,8 @@ pub struct Emission {
     pub module: VerifiedModule,
     /// Bytes of weights that were written.
     pub bytes: u64,
+    /// Weights that came quantized and of which a scale or minimum was rounded to f16.
+    pub rounded: usize,
 }
 
 /// Values per chunk, about: enough to amortise a task, little enough for the cache.
@@ -98,12 +132,14 @@ pub fn emit(
         map.push(Some(stored.weights.push(dlx_ir::Weight { def, ..w.clone() })));
     }
     let done = AtomicU64::new(0);
+    let rounded: Vec<AtomicBool> = module.weights.iter().map(|_| AtomicBool::new(false)).collect();
     let writer = &*writer;
     tasks.par_iter().try_for_each(|task| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new("compile", "was interrupted"));
         }
-        let bytes = chunk(module, task, source)?;
+        let mark = || rounded[task.weight.index()].store(true, Ordering::Relaxed);
+        let bytes = chunk(module, task, source, &mark)?;
         writer.write_at(task.offset, &bytes)?;
         progress(done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64, total);
         Ok(())
@@ -112,11 +148,12 @@ pub fn emit(
     stored.graphs = module.graphs.clone();
     for input in stored.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
         if let dlx_ir::Operand::Weight(w) = input {
-            *w = map[dlx_ir::Id::index(*w)].expect("read weights are stored");
+            *w = map[w.index()].expect("read weights are stored");
         }
     }
     let stored = VerifiedModule::new(stored).map_err(Error::first_of)?;
-    Ok(Emission { module: stored, bytes: total })
+    let rounded = rounded.into_iter().filter(|r| r.load(Ordering::Relaxed)).count();
+    Ok(Emission { module: stored, bytes: total, rounded })
 }
 
 /// How a weight lies in the artifact: `n` rows of `k`, in tiles of 16 rows if packed, else row by row as f32.
@@ -152,8 +189,8 @@ impl Layout {
     }
 }
 
-/// The bytes of a chunk of whole tiles.
-fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<u8>, Error> {
+/// The bytes of a chunk of whole tiles. `rounded` is called when scales of the source are not exactly f16.
+fn chunk(module: &Module, task: &Task, source: &dyn WeightSource, rounded: &dyn Fn()) -> Result<Vec<u8>, Error> {
     let w = &module.weights[task.weight];
     let layout = Layout::of(module, task.weight)?;
     let (k, count) = (layout.k, task.rows.len());
@@ -164,6 +201,13 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<
     };
     let mut out = vec![0u8; count.div_ceil(TILE_COLUMNS) * layout.tile];
     let inner = &module.weights[inputs[0]];
+    if let (WeightDef::Source, DType::Quant(format)) = (&inner.def, inner.ty.dtype) {
+        let exact = keep_codes(&inner.name, format, task.rows.clone(), &layout, source, &mut out)?;
+        if !exact {
+            rounded();
+        }
+        return Ok(out);
+    }
     let mut values = vec![0.0; count * k];
     match (&inner.def, inner.ty.dtype) {
         (WeightDef::Expr(Op::Quantize { .. }, from), DType::Quant(format)) => {
@@ -189,6 +233,44 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<
         }
     }
     Ok(out)
+}
+
+/// Packs rows of a source weight that is quantized already. Says whether all its scales and minima are exactly f16.
+fn keep_codes(
+    name: &str,
+    format: QuantFormat,
+    rows: Range<usize>,
+    layout: &Layout,
+    source: &dyn WeightSource,
+    out: &mut [u8],
+) -> Result<bool, Error> {
+    let (k, groups) = (layout.k, format.groups(layout.k));
+    let mut codes = vec![0; rows.len() * k];
+    let mut scales = vec![0.0; rows.len() * groups];
+    let mut mins = vec![0.0; if format.min { scales.len() } else { 0 }];
+    let into = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
+    source.read_codes(name, format, rows.clone(), into)?;
+    source.release_rows(name, rows.clone());
+    let mut exact = true;
+    let mut narrow = |wide: &[f32], what: &str| {
+        let narrow: Vec<f16> = wide.iter().map(|v| f16::from_f32(*v)).collect();
+        if let Some(i) = narrow.iter().position(|v| !v.is_finite()) {
+            let (value, row) = (wide[i], rows.start + i / groups);
+            return Err(Error::new(name, format!("{what} {value:e} of row {row} does not fit f16"))
+                .help("weights that come quantized are stored with f16 scales: start from the float model"));
+        }
+        exact &= narrow.iter().zip(wide).all(|(n, w)| n.to_f32() == *w);
+        Ok(narrow)
+    };
+    let (scales, mins) = (narrow(&scales, "scale")?, narrow(&mins, "minimum")?);
+    for (i, (codes, bytes)) in codes.chunks(TILE_COLUMNS * k).zip(out.chunks_mut(layout.tile)).enumerate() {
+        let tables = |x: &[f16]| {
+            let first = (i * TILE_COLUMNS * groups).min(x.len());
+            first..(first + TILE_COLUMNS * groups).min(x.len())
+        };
+        pack_tile_quant(format, codes, &scales[tables(&scales)], &mins[tables(&mins)], k, bytes);
+    }
+    Ok(exact)
 }
 
 /// Quantizes and packs tiles of one weight, reusing its buffers.
@@ -240,7 +322,7 @@ fn round_to(dtype: DType, values: &mut [f32], name: &str, range: &Range<usize>) 
     let round: fn(f32) -> f32 = match dtype {
         DType::F16 => |v| f16::from_f32(v).to_f32(),
         DType::BF16 => |v| bf16::from_f32(v).to_f32(),
-        DType::F32 | DType::I32 | DType::Bool | DType::Quant(_) => return Ok(()),
+        _ => return Ok(()),
     };
     let width = (values.len() / range.len().max(1)).max(1);
     for (i, v) in values.iter_mut().enumerate() {
@@ -277,6 +359,17 @@ fn pattern(name: &str) -> &str {
     name.rsplit('.').find(|part| !part.starts_with("weight") && part.parse::<usize>().is_err()).unwrap_or(name)
 }
 
+/// Whether an expression makes rows of floats of rows of floats: joined one behind the other, or turned.
+fn computed(module: &Module, w: &Weight, op: &Op, inputs: &[WeightId]) -> bool {
+    let float = |ty: &Type| ty.dtype.is_float() && matches!(ty.dims.len(), 1 | 2);
+    let moved = match op {
+        Op::Concat { axis } => *axis == 0,
+        Op::Transpose { perm } => perm[..] == [1, 0],
+        _ => true,
+    };
+    moved && float(&w.ty) && inputs.iter().all(|i| float(&module.weights[*i].ty))
+}
+
 /// Rows of a weight expression as f32.
 fn rows(
     module: &Module,
@@ -293,7 +386,13 @@ fn rows(
             Ok(())
         }
         WeightDef::Expr(op, inputs) => match op {
-            Op::Cast { to } => {
+            // Rows of numbers are all that is read here: what a source holds of other types, or moves otherwise, is not.
+            Op::Cast { .. } | Op::Concat { .. } | Op::Scale { .. } | Op::Transpose { .. }
+                if !computed(module, w, op, inputs) =>
+            {
+                Err(Error::new(module.weight_text(w), format!("this `{}` cannot be computed at emission", op.name())))
+            }
+            Op::Cast { to, .. } => {
                 rows(module, inputs[0], range.clone(), source, out)?;
                 round_to(*to, out, tensor(module, inputs[0]), &range)
             }
@@ -302,7 +401,7 @@ fn rows(
                 out.iter_mut().for_each(|v| *v *= by);
                 round_to(w.ty.dtype, out, tensor(module, inputs[0]), &range)
             }
-            Op::Concat {} => {
+            Op::Concat { .. } => {
                 let width = out.len() / range.len().max(1);
                 let mut first = 0;
                 for &input in inputs {
@@ -316,7 +415,25 @@ fn rows(
                 }
                 Ok(())
             }
-            Op::Transpose {} => {
+            Op::Slice { starts, .. } => {
+                let first = usize::try_from(starts[0]).expect("the verifier bounds slices");
+                rows(module, inputs[0], range.start + first..range.end + first, source, out)
+            }
+            Op::Gather { .. } => {
+                let WeightDef::Literal(Data::I64(order)) = &module.weights[inputs[1]].def else {
+                    return Err(Error::new(module.weight_text(w), "takes rows in an order that is no literal"));
+                };
+                let width = out.len() / range.len().max(1);
+                let n = module.weights[inputs[0]].ty.dims[0].fixed().expect("weights have static dimensions");
+                for (row, i) in out.chunks_mut(width.max(1)).zip(&order[range]) {
+                    // Negative ones count from the end.
+                    let i = usize::try_from(if *i < 0 { *i + n as i64 } else { *i }).ok().filter(|i| *i < n);
+                    let i = i.ok_or_else(|| Error::new(module.weight_text(w), format!("has no row {i:?}")))?;
+                    rows(module, inputs[0], i..i + 1, source, row)?;
+                }
+                Ok(())
+            }
+            Op::Transpose { .. } => {
                 // Columns of the operand: read whole, which is why `fold` removes transposes where it can.
                 let [n, k] = [0, 1].map(|d| module.weights[inputs[0]].ty.dims[d].fixed().expect("static"));
                 let mut whole = vec![0.0; n * k];
@@ -330,14 +447,15 @@ fn rows(
                 Err(Error::new(module.weight_text(w), format!("`{}` cannot be computed at emission", other.name())))
             }
         },
-        WeightDef::Literal(Literal::F32(values)) => {
+        WeightDef::Literal(Data::F32(values)) => {
             let width = out.len() / range.len().max(1);
             out.copy_from_slice(&values[range.start * width..range.end * width]);
             Ok(())
         }
-        WeightDef::Literal(Literal::I32(_)) => {
-            Err(Error::new(module.weight_text(w), "holds integers, which no kernel reads"))
-        }
+        WeightDef::Literal(_) => Err(Error::new(module.weight_text(w), "holds integers, which no kernel reads")),
         WeightDef::Stored { .. } => Err(Error::new(module.weight_text(w), "is already stored")),
     }
 }
+
+#[cfg(test)]
+mod tests;

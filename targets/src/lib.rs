@@ -9,12 +9,14 @@
 pub mod artifact_writer;
 mod cpu;
 mod emit;
+mod emit_plain;
 mod pipeline;
 pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, VerifiedModule};
 
-pub use emit::{Emission, WeightSource, emit};
+pub use emit::{CodeRows, Emission, WeightSource, emit};
+pub use emit_plain::{LITERAL_IN_TEXT, emit_plain};
 pub use pipeline::Settings;
 
 /// A device that artifacts are compiled for.

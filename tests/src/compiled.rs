@@ -54,12 +54,7 @@ pub fn pipeline(model: &Path, options: &CompileOptions, without: &str) -> Result
 /// An imported checkpoint and the passes that the CPU target runs on it.
 fn import(model: &Path, options: &CompileOptions) -> Result<(Checkpoint, Imported, Vec<Step>), Error> {
     let (checkpoint, text) = (Checkpoint::open(model)?, TextFiles::read(model)?);
-    let imported = hf::import(&hf::Source {
-        checkpoint: &checkpoint,
-        text: &text,
-        block: options.block,
-        sampler: options.sampler.as_deref(),
-    })?;
+    let imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;
     let pipeline = driver::default_pipeline(driver::find_target("cpu")?, options, &imported)?;
     let steps = dlx_passes::parse_pipeline(&pipeline)?;
     Ok((checkpoint, imported, steps))

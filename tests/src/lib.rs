@@ -4,3 +4,5 @@
 pub mod compiled;
 pub mod golden;
 pub mod naive;
+pub mod nodes;
+pub mod onnx;

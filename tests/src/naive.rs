@@ -73,6 +73,7 @@ impl Naive {
                 Mask::Full => true,
                 Mask::Causal => *key <= row,
                 Mask::BlockCausal(block) => key / block as usize <= row / block as usize,
+                Mask::Local(window) => key.abs_diff(row) <= window as usize / 2,
             };
             let seen: Vec<usize> = (call.from..call.visible).filter(may_attend).collect();
             let at = |key: usize| (key * c.kv_heads + head) * c.head_dim..(key * c.kv_heads + head + 1) * c.head_dim;

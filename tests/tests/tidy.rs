@@ -9,6 +9,9 @@ use dlxc::hf::FAMILIES;
 /// Longest file in lines.
 const MAX_LINES: usize = 600;
 
+/// What a program wrote and nobody edits, whatever its length.
+const GENERATED: &[&str] = &["compiler/src/onnx/proto.rs"];
+
 /// Where `unsafe` may stand.
 const UNSAFE: &[&str] =
     &["runtime/benches/", "runtime/src/cpu/", "runtime/src/mapped.rs", "tests/tests/no_allocation.rs"];
@@ -60,7 +63,7 @@ fn every_file_says_what_it_is() {
 #[test]
 fn files_are_short() {
     let lengths = files(&["rs"]).into_iter().map(|(path, text)| (path, text.lines().count()));
-    let long = lengths.filter(|(_, lines)| *lines > MAX_LINES);
+    let long = lengths.filter(|(path, lines)| *lines > MAX_LINES && !GENERATED.contains(&path.as_str()));
     let mut bad: Vec<_> = long.map(|(path, n)| format!("{path} has {n} lines; split it by concern")).collect();
     let map = workspace().join("ARCHITECTURE.md");
     let lines = std::fs::read_to_string(map).map_or(0, |text| text.lines().count());

@@ -20,7 +20,7 @@ const FORMS: &[(&str, &str, &str)] = &[
     ("h5", "TensorFlow weights", ORIGINAL),
     ("msgpack", "Flax weights", ORIGINAL),
     ("npz", "NumPy archives", ORIGINAL),
-    ("onnx", "ONNX graphs", ORIGINAL),
+    ("onnx", "ONNX graphs", "give the .onnx file itself, or use the safetensors checkpoint that it was exported from"),
     ("pt", "PyTorch pickles", FROM_PICKLE),
     ("pth", "PyTorch pickles", FROM_PICKLE),
 ];
@@ -37,7 +37,7 @@ const DIRECTORY: &str = "give the directory of a Hugging Face checkpoint: config
 const UNFINISHED: &[&str] = &["aria2", "crdownload", "incomplete", "part", "partial"];
 
 /// Fails for what is there and is no file, such as a pipe, on which reading would wait for ever.
-pub(super) fn check_is_file(path: &Path) -> Result<(), Error> {
+pub(crate) fn check_is_file(path: &Path) -> Result<(), Error> {
     match path.metadata() {
         Ok(meta) if meta.is_file() => Ok(()),
         Ok(_) => Err(unreadable(path, &io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))),
@@ -46,7 +46,7 @@ pub(super) fn check_is_file(path: &Path) -> Result<(), Error> {
 }
 
 /// A file that is there and cannot be read.
-pub(super) fn unreadable(path: &Path, e: &io::Error) -> Error {
+pub(crate) fn unreadable(path: &Path, e: &io::Error) -> Error {
     if let Some(error) = dangling(path) {
         return error;
     }
@@ -98,7 +98,7 @@ pub(super) fn not_a_directory(path: &Path) -> Error {
 }
 
 /// What a file's first bytes say that it is, if that is something well known that is neither JSON nor safetensors.
-pub(super) fn by_content(path: &Path, bytes: &[u8]) -> Option<Error> {
+pub(crate) fn by_content(path: &Path, bytes: &[u8]) -> Option<Error> {
     let start = bytes.get(..512).unwrap_or(bytes);
     let text = String::from_utf8_lossy(start).trim_start().to_ascii_lowercase();
     let is = |prefixes: &[&str]| prefixes.iter().any(|p| text.starts_with(p));

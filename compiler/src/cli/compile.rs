@@ -17,7 +17,7 @@ use crate::options::{CompileOptions, Keep, QuantSpec};
 #[derive(Parser, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory of a Hugging Face checkpoint.
+    /// Directory of a Hugging Face checkpoint, or an ONNX file.
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
     /// File to write.
@@ -44,6 +44,24 @@ pub struct Args {
     /// Sampler, for checkpoints that do not say which one they were trained for (Tiny-A2D: bd3lm or mdlm).
     #[arg(long, value_name = "NAME")]
     pub sampler: Option<String>,
+    /// Family of an ONNX file that has no config.json; see `dlxc families`.
+    #[arg(long, value_name = "NAME")]
+    pub family: Option<String>,
+    /// Mask token, instead of what the model's files say.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..1 << 22))]
+    pub mask_id: Option<i32>,
+    /// Directory of an ONNX file's config.json, if not its own.
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// Directory of an ONNX file's tokenizer files, if not that of its config.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Compile an ONNX file as the graph that it is, for `dlxc run-graph`, even if it is known to generate text.
+    #[arg(long)]
+    pub graph: bool,
+    /// Size of a dynamic dimension of an ONNX graph, or several for a bucket each; may be repeated, one for each name.
+    #[arg(long, value_name = "NAME=N,…", value_parser = dim)]
+    pub dim: Vec<(String, Vec<usize>)>,
     /// Element type of the KV caches: f32, f16 or int8; f32 for unquantized models and f16 otherwise if not given.
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
@@ -59,6 +77,9 @@ pub struct Args {
     /// Print the IR after this pass; may be repeated.
     #[arg(long, value_name = "PASS")]
     pub print_after: Vec<String>,
+    /// Print to stderr what passes left alone, and why.
+    #[arg(long)]
+    pub why: bool,
     /// Compile weights that hold NaN or infinity.
     #[arg(long)]
     pub allow_nonfinite: bool,
@@ -75,7 +96,10 @@ Examples:
   dlxc compile models/sdar -o sdar.dlxa
   dlxc compile models/sdar -o sdar.dlxa --target cpu,wgpu
   dlxc compile models/sdar -o sdar.dlxa --quant int4:64 --keep lm_head,embed=int8
-  dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32";
+  dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32
+  dlxc compile sdar.onnx -o sdar.dlxa                   config.json and the tokenizer lie beside the file
+  dlxc compile qwen.onnx -o qwen.dlxa --family qwen3 --tokenizer models/qwen3
+  dlxc compile bert.onnx -o bert.dlxa --dim batch=1 --dim seq=32,128";
 
 impl Args {
     /// What the arguments mean to the compiler.
@@ -89,6 +113,12 @@ impl Args {
             max_seq: count(self.max_seq),
             block: count(self.block),
             sampler: self.sampler.clone(),
+            family: self.family.clone(),
+            mask_id: self.mask_id,
+            config: self.config.clone(),
+            tokenizer: self.tokenizer.clone(),
+            graph: self.graph,
+            dims: self.dim.clone(),
             kv: self.kv,
             buckets: self.buckets.iter().filter_map(|b| count(Some(*b))).collect(),
             pipeline: self.passes.clone(),
@@ -107,10 +137,16 @@ impl Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let view = View::new("compile");
+    if driver::is_graph(&args.model, &args.options())? {
+        return graphs(args, &view, started);
+    }
     let summary = driver::compile(&args.model, &args.output, &args.options(), &view, terminal::interrupt_flag());
     view.bar.finish_and_clear();
     let summary = summary?;
     let took = started.elapsed();
+    for (_, report) in summary.passes.iter().filter(|_| args.why) {
+        report.notes.iter().for_each(|note| terminal::note(&format!("{}: {note}", report.name)));
+    }
     if args.json {
         return terminal::print(&format!("{:#}\n", report(args, &summary, took)));
     }
@@ -122,6 +158,40 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let (size, took) = (table::bytes(summary.file_bytes), table::duration(took));
     terminal::print(&format!("{out}\n{}: {size} in {took}\n", args.output.display()))
+}
+
+/// Compiles an ONNX file as graphs, and reports.
+fn graphs(args: &Args, view: &View, started: Instant) -> Result<(), Failure> {
+    let (options, flag) = (args.options(), terminal::interrupt_flag());
+    let summary = driver::compile_file(&args.model, &args.output, &options, view, flag);
+    view.bar.finish_and_clear();
+    let summary = summary?;
+    let took = started.elapsed();
+    if args.json {
+        let report = json!({
+            "output": args.output, "bytes": summary.file_bytes, "seconds": took.as_secs_f64(), "manifest": summary.manifest,
+        });
+        return terminal::print(&format!("{report:#}\n"));
+    }
+    let mut out = String::new();
+    for entry in &summary.manifest.entries {
+        let ports = |ports: &[dlx_runtime::graph::Port]| {
+            ports.iter().map(|p| format!("{}: {}", p.name, p.ty())).collect::<Vec<_>>().join(", ")
+        };
+        out.push_str(&format!("{}({}) -> ({})\n", entry.name, ports(&entry.inputs), ports(&entry.outputs)));
+    }
+    for note in &summary.manifest.notes {
+        out.push_str(&format!("note: {note}\n"));
+    }
+    let (size, took) = (table::bytes(summary.file_bytes), table::duration(took));
+    terminal::print(&format!("{out}\n{}: {size} in {took}\n", args.output.display()))
+}
+
+/// `NAME=N,…` as a name and its sizes; the name is free text.
+fn dim(text: &str) -> Result<(String, Vec<usize>), String> {
+    let (name, sizes) = text.rsplit_once('=').ok_or("write NAME=N or NAME=N,N,…")?;
+    let size = |s: &str| s.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or(format!("`{s}` is no size"));
+    Ok((name.to_owned(), sizes.split(',').map(size).collect::<Result<_, _>>()?))
 }
 
 /// Progress on stderr; IR of `--print-after` on stderr too, since stdout holds the report.

@@ -1,27 +1,29 @@
-//! `dlxc inspect`: what is in an artifact or a checkpoint, as tables, JSON or IR.
+//! `dlxc inspect`: what is in an artifact, a checkpoint or an ONNX file, as tables, JSON or IR.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::artifact::{Artifact, plan_section, program_section};
-use dlx_runtime::read_manifest;
+use dlx_runtime::graph::{Port, read_graph_manifest};
 use dlx_runtime::wgpu::plan::Plan;
+use dlx_runtime::{ModelError, read_manifest};
 use serde_json::json;
 
 use super::table::{self, Align};
 use super::{Failure, terminal};
 use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::hf;
+use crate::onnx::{OnnxModel, Summary};
 
-/// Show what is in an artifact or a model directory.
+/// Show what is in an artifact, a model directory or an ONNX file.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc inspect sdar.dlxa\n  dlxc inspect sdar.dlxa --ir | less\n  dlxc inspect models/sdar"
+    after_help = "Examples:\n  dlxc inspect sdar.dlxa\n  dlxc inspect sdar.dlxa --ir | less\n  dlxc inspect models/sdar\n  dlxc inspect model.onnx"
 )]
 pub struct Args {
-    /// A .dlxa file or a model directory.
-    #[arg(value_name = "ARTIFACT|MODEL")]
+    /// A .dlxa file, a model directory, or an .onnx file.
+    #[arg(value_name = "ARTIFACT|MODEL|FILE.onnx")]
     pub model: PathBuf,
     /// Print the program.
     #[arg(long)]
@@ -36,14 +38,24 @@ pub struct Args {
 /// # Errors
 /// When the file or directory is damaged or of an unknown kind.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let text = if args.model.is_dir() { checkpoint(args)? } else { artifact(args)? };
+    let is_onnx = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    let text = if args.model.is_dir() {
+        checkpoint(args)?
+    } else if is_onnx(&args.model) {
+        onnx(args)?
+    } else {
+        artifact(args)?
+    };
     terminal::print(&text)
 }
 
 fn artifact(args: &Args) -> Result<String, Error> {
     let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
     let artifact = Artifact::open(&args.model).map_err(|e| failed(&e))?;
-    let manifest = read_manifest(&artifact).map_err(|e| failed(&e))?;
+    let manifest = match read_manifest(&artifact) {
+        Err(ModelError::Graph { .. }) => return graphs(args, &artifact),
+        manifest => manifest.map_err(|e| failed(&e))?,
+    };
     if args.ir {
         let programs = manifest.targets.iter().map(|t| artifact.text(&program_section(t)).map(str::to_owned));
         return programs.collect::<Result<String, _>>().map_err(|e| failed(&e));
@@ -80,6 +92,41 @@ fn artifact(args: &Args) -> Result<String, Error> {
     Ok(pairs(rows))
 }
 
+/// An artifact of graphs.
+fn graphs(args: &Args, artifact: &Artifact) -> Result<String, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
+    if args.ir {
+        return artifact.text(&program_section("cpu")).map(str::to_owned).map_err(|e| failed(&e));
+    }
+    let manifest = read_graph_manifest(artifact).map_err(|e| failed(&e))?;
+    let sections = artifact.sections().iter().map(|s| (s.name.clone(), s.len));
+    if args.json {
+        let sections: serde_json::Map<_, _> = sections.map(|(name, len)| (name, len.into())).collect();
+        return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections})));
+    }
+    let rows = [
+        ("holds", "graphs, for dlxc run-graph".to_owned()),
+        ("name", manifest.name.clone()),
+        ("parameters", table::count(manifest.parameters)),
+        ("compiler", manifest.compiler.clone()),
+        ("memory: weights", table::bytes(manifest.memory.weights)),
+        ("memory: values", table::bytes(manifest.memory.values)),
+        ("pipeline", manifest.pipeline.clone()),
+    ];
+    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v));
+    let ports = |what: &'static str, ports: &[Port]| {
+        let row = move |port: &Port| (format!("  {what} {}", port.name), port.ty());
+        ports.iter().map(row).collect::<Vec<_>>()
+    };
+    let entries = manifest.entries.iter().flat_map(|e| {
+        let head = [(format!("graph {}", e.name), String::new())];
+        head.into_iter().chain(ports("input", &e.inputs)).chain(ports("output", &e.outputs))
+    });
+    let sections = sections.map(|(name, len)| (format!("section {name}"), table::bytes(len)));
+    let notes = manifest.notes.iter().map(|n| ("note".to_owned(), n.clone()));
+    Ok(pairs(rows.chain(entries).chain(sections).chain(notes)))
+}
+
 /// The plans of an artifact's targets.
 fn plans(artifact: &Artifact, targets: &[String]) -> Result<Vec<(String, Plan)>, Error> {
     let mut plans = Vec::new();
@@ -111,7 +158,7 @@ fn plan_rows(target: &str, plan: &Plan) -> Vec<(String, String)> {
 fn checkpoint(args: &Args) -> Result<String, Error> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let text = TextFiles::read(&args.model)?;
-    let imported = hf::import(&hf::Source { checkpoint: &checkpoint, text: &text, block: None, sampler: None })?;
+    let imported = hf::import(&checkpoint, &hf::Source::new(&checkpoint, &text))?;
     if args.ir {
         return Ok(imported.module.to_string());
     }
@@ -138,6 +185,34 @@ fn checkpoint(args: &Args) -> Result<String, Error> {
         rows.chain(imported.facts.rows.iter().map(|f| (f.name.to_owned(), format!("{} ({})", f.value, f.source))));
     let rows = rows.chain(imported.facts.notes.iter().map(|n| ("note".to_owned(), n.clone())));
     Ok(pairs(rows.chain(tensors.iter().map(|(n, t)| ((*n).to_owned(), type_of(t))))))
+}
+
+fn onnx(args: &Args) -> Result<String, Error> {
+    if args.ir {
+        return Err(Error::new(args.model.display(), "is an ONNX file, which has no IR to print")
+            .help("leave --ir away: operators, inputs and outputs are shown without it"));
+    }
+    let s = Summary::of(&OnnxModel::open(&args.model)?)?;
+    if args.json {
+        return Ok(format!("{:#}\n", json!(s)));
+    }
+    let mut rows = vec![
+        ("producer".to_owned(), s.producer),
+        ("IR version".to_owned(), s.ir_version.to_string()),
+        ("operator sets".to_owned(), s.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect::<Vec<_>>().join(", ")),
+        ("initializers".to_owned(), s.initializers.count.to_string()),
+        ("bytes of initializers".to_owned(), table::bytes(s.initializers.bytes)),
+        ("… in other files".to_owned(), table::bytes(s.initializers.external_bytes)),
+        ("local functions".to_owned(), s.functions.to_string()),
+        ("graphs in nodes".to_owned(), s.subgraphs.to_string()),
+    ];
+    rows.extend(s.inputs.into_iter().map(|v| (format!("input {}", v.name), v.text)));
+    rows.extend(s.outputs.into_iter().map(|v| (format!("output {}", v.name), v.text)));
+    rows.extend(s.ops.into_iter().map(|(op, n)| (format!("op {op}"), n.to_string())));
+    rows.extend(s.notes.into_iter().map(|n| ("note".to_owned(), n)));
+    // Names come from the file, and a terminal obeys control characters.
+    let plain = |text: String| text.replace(char::is_control, "\u{fffd}");
+    Ok(pairs(rows.into_iter().map(|(k, v)| (plain(k), plain(v)))))
 }
 
 fn pairs(rows: impl Iterator<Item = (String, String)>) -> String {

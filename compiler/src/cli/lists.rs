@@ -13,6 +13,8 @@ use crate::hf::FAMILIES;
 pub enum List {
     /// Model families.
     Families,
+    /// ONNX operators that are read.
+    OnnxOps,
     /// Operations of the IR.
     Ops,
     /// Passes.
@@ -35,6 +37,12 @@ pub fn run(list: List) -> Result<(), Failure> {
         List::Ops => {
             let rows = OPS.iter().map(|o| row(o.name, format!("{}: {}", o.level, o.attrs.join(", ")), o.doc));
             ("level: attributes", rows.collect())
+        }
+        List::OnnxOps => {
+            let mut rows: Vec<_> =
+                crate::onnx::supported().map(|(domain, name)| row(name, domain.to_owned(), "")).collect();
+            rows.sort();
+            ("domain", rows)
         }
         List::Passes => ("parameters", PASSES.iter().map(|p| row(p.name, p.params.join(", "), p.doc)).collect()),
         List::Targets => ("layouts", TARGETS.iter().map(|t| row(t.name, t.lowering.to_owned(), t.doc)).collect()),

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Parser;
-use dlx_ir::{Error, VerifiedModule, parse};
-use dlx_passes::{parse_pipeline, run_pipeline};
+use dlx_ir::{Error, Module, VerifiedModule, parse};
+use dlx_passes::{Report, parse_pipeline, run_pipeline};
 
 use super::{Failure, terminal};
 
@@ -21,6 +21,9 @@ pub struct Args {
     /// Passes in order, separated by commas, with options in braces; see `dlxc passes`.
     #[arg(short, long, value_name = "PIPELINE")]
     pub passes: String,
+    /// Print to stderr what passes left alone, and why.
+    #[arg(long)]
+    pub why: bool,
 }
 
 /// Runs the subcommand.
@@ -42,6 +45,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Error::new(place, format!("is not valid IR:\n  {}", list.join("\n  ")))
     })?;
-    let (module, _) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|failure| failure.error)?;
+    // What a pass left alone often says why a later one fails.
+    let mut observe = |_: usize, report: &Report, _: &Module| {
+        let notes = report.notes.iter().filter(|_| args.why);
+        notes.for_each(|note| terminal::note(&format!("{}: {note}", report.name)));
+        Ok(())
+    };
+    let (module, _) = run_pipeline(module, &steps, &mut observe).map_err(|failure| failure.error)?;
     terminal::print(&module.to_string())
 }

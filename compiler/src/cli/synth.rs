@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::{Failure, table, terminal};
-use crate::synth::{SHAPES, generate};
+use crate::synth::{Form, SHAPES, generate};
 
 /// Write a full-size checkpoint with random weights.
 #[derive(clap::Args, Debug)]
@@ -23,6 +23,9 @@ pub struct Args {
     /// Number of layers, if not that of the model.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub layers: Option<u16>,
+    /// Write an ONNX file and its weights as f32, as PyTorch exports them, instead of safetensors.
+    #[arg(long)]
+    pub onnx: bool,
 }
 
 /// Runs the subcommand.
@@ -33,12 +36,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let bar = terminal::byte_progress(&args.shape);
     let mut written = 0;
-    let result = generate(&args.shape, &args.output, args.seed, args.layers.map(usize::from), &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-        written = done;
-        if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let form = if args.onnx { Form::Onnx } else { Form::Safetensors };
+    let result =
+        generate(&args.shape, &args.output, args.seed, args.layers.map(usize::from), form, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            written = done;
+            if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     bar.finish_and_clear();
     result?;
     let (size, time) = (table::bytes(written), table::duration(started.elapsed()));

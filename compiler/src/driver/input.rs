@@ -1,36 +1,83 @@
 //! What a compile reads: weights, texts, and what the model's family makes of them.
 
+use std::ops::Range;
 use std::path::Path;
 
 use dlx_ir::Error;
 use dlx_runtime::text::{ChatTemplate, Tokenizer};
+use dlx_targets::WeightSource;
 
 use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::hf::{self, Imported};
+use crate::onnx::weights::OnnxWeights;
 use crate::options::CompileOptions;
 
-/// A model directory, read and found sound.
-pub(super) struct Input {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) text: TextFiles,
-    pub(super) imported: Imported,
+/// Weights of a model, wherever they come from.
+pub(super) trait Weights: WeightSource {
+    /// Fails if `values`, the rows of `name` from `first_row` on, hold a NaN or an infinity.
+    fn check_finite(&self, name: &str, first_row: usize, values: &[f32]) -> Result<(), Error>;
 }
 
-impl Input {
+/// A model, read and found sound.
+pub(super) struct Input<'m> {
+    pub(super) weights: Box<dyn Weights + 'm>,
+    pub(super) text: TextFiles,
+    pub(super) imported: Imported,
+    /// The bytes of `config.json`; none if there is no such file.
+    pub(super) config: Vec<u8>,
+}
+
+impl Input<'_> {
+    /// Reads a model directory.
     pub(super) fn read(model: &Path, options: &CompileOptions) -> Result<Self, Error> {
+        for (flag, given) in [
+            ("--config", options.config.is_some()),
+            ("--family", options.family.is_some()),
+            ("--tokenizer", options.tokenizer.is_some()),
+        ] {
+            if given {
+                let message = format!("is for ONNX files, and {} is a directory", model.display());
+                return Err(Error::new(flag, message).help("leave it out: the directory has its own files"));
+            }
+        }
         let checkpoint = Checkpoint::open(model)?;
         let text = TextFiles::read(model)?;
-        let sampler = options.sampler.as_deref();
-        let source = hf::Source { checkpoint: &checkpoint, text: &text, block: options.block, sampler };
-        let imported = hf::import(&source)?;
+        let imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;
         check_text(model, &text, imported.vocab)?;
-        Ok(Input { checkpoint, text, imported })
+        let config = std::fs::read(model.join("config.json")).unwrap_or_default();
+        Ok(Input { weights: Box::new(checkpoint), text, imported, config })
+    }
+}
+
+impl Weights for Checkpoint {
+    fn check_finite(&self, name: &str, first_row: usize, values: &[f32]) -> Result<(), Error> {
+        Checkpoint::check_finite(self, name, first_row, values)
+    }
+}
+
+impl Weights for OnnxWeights<'_> {
+    fn check_finite(&self, name: &str, first_row: usize, values: &[f32]) -> Result<(), Error> {
+        OnnxWeights::check_finite(self, name, first_row, values)
+    }
+}
+
+impl WeightSource for Checkpoint {
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        Checkpoint::read_rows(self, name, rows, out)
+    }
+
+    fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        Checkpoint::read_bytes(self, name, rows, out)
+    }
+
+    fn release_rows(&self, name: &str, rows: Range<usize>) {
+        Checkpoint::release_rows(self, name, rows);
     }
 }
 
 /// The tokenizer and template must work, every id must be a row of the embedding, and added tokens must have the ids that
 /// the file gives them.
-fn check_text(model: &Path, text: &TextFiles, vocab: usize) -> Result<(), Error> {
+pub(super) fn check_text(model: &Path, text: &TextFiles, vocab: usize) -> Result<(), Error> {
     let path = model.join("tokenizer.json");
     let own = "use the tokenizer that belongs to these weights";
     let tokenizer = Tokenizer::from_bytes(&text.tokenizer).map_err(|e| Error::new(path.display(), e.to_string()))?;

@@ -17,19 +17,21 @@ impl Compile<'_> {
     /// Everything about the artifact but its bytes.
     pub(super) fn manifest(
         &self,
-        input: &Input,
+        input: &Input<'_>,
         settings: &Settings,
         programs: &[Program],
         golden: &Golden,
     ) -> Manifest {
         let imported = &input.imported;
         let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
-        let config = std::fs::read(self.model.join("config.json")).unwrap_or_default();
         let stored = || programs.iter().map(|p| &p.stored);
         let again = stored().skip(1).filter(|s| s.bytes > 0).map(|s| {
             let (name, bytes) = (s.target.name, s.bytes);
             format!("target {name} lays {bytes} bytes of weights out in its own way; they are stored once more")
         });
+        let rounded: usize = stored().map(|s| s.rounded).sum();
+        let rounded = (rounded > 0)
+            .then(|| format!("{rounded} weights keep the codes that they came with, and their scales rounded to f16"));
         Manifest {
             compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
             model: ModelInfo {
@@ -37,7 +39,7 @@ impl Compile<'_> {
                 parameters: parameters(&imported.module),
                 vocab: imported.vocab,
                 max_seq: settings.max_seq,
-                config_hash: hash(&config),
+                config_hash: hash(&input.config),
                 tokenizer_hash: hash(&input.text.tokenizer),
             },
             options: self.manifest_options(settings, programs),
@@ -45,7 +47,7 @@ impl Compile<'_> {
             targets: stored().map(|s| s.target.name.into()).collect(),
             memory: memory(programs, golden),
             policy: imported.policy.clone(),
-            notes: imported.facts.notes.iter().cloned().chain(again).collect(),
+            notes: imported.facts.notes.iter().cloned().chain(again).chain(rounded).collect(),
             quality: None,
         }
     }
@@ -60,6 +62,8 @@ impl Compile<'_> {
             ("max_seq", settings.max_seq.to_string()),
             ("block", self.options.block.map_or_else(String::new, |b| b.to_string())),
             ("sampler", self.options.sampler.clone().unwrap_or_default()),
+            ("family", self.options.family.clone().unwrap_or_default()),
+            ("mask_id", self.options.mask_id.map_or_else(String::new, |id| id.to_string())),
             ("profile", if planned { settings.profile.clone() } else { String::new() }),
         ];
         options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()

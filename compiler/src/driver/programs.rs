@@ -5,15 +5,15 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dlx_ir::{Error, Module, VerifiedModule};
+use dlx_ir::{Error, Module, QuantFormat, VerifiedModule};
 use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
 use dlx_runtime::selftest::{self, GoldenVectors};
 use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{Product, Settings, TARGETS, Target, WeightSource, emit};
+use dlx_targets::{CodeRows, Emission, Product, Settings, TARGETS, Target, WeightSource, emit};
 
-use super::Compile;
-use crate::checkpoint::Checkpoint;
+use super::input::Weights;
+use super::{Compile, Watch};
 use crate::options::CompileOptions;
 
 /// Passes in order, with the target that they ran for.
@@ -33,6 +33,8 @@ pub(super) struct Stored {
     pub(super) module: VerifiedModule,
     /// Bytes of weights that no program before it has.
     pub(super) bytes: u64,
+    /// Weights of these whose own scales were rounded.
+    pub(super) rounded: usize,
 }
 
 /// A finished program.
@@ -67,7 +69,7 @@ impl Compile<'_> {
             // One directory per target as soon as there are several.
             let dump = self.options.dump.as_ref();
             let dump = dump.map(|d| if targets.len() > 1 { d.join(target.name) } else { d.clone() });
-            let (module, reports) = self.run_passes(imported.clone(), &pipeline, dump.as_deref())?;
+            let (module, reports) = run_passes(self.options, self.watch, imported.clone(), &pipeline, dump.as_deref())?;
             target.check(&module).map_err(Error::first_of)?;
             passes.extend(reports.into_iter().map(|r| (target.name, r)));
             lowered.push(Lowered { target, pipeline, module });
@@ -75,53 +77,21 @@ impl Compile<'_> {
         Ok((lowered, passes))
     }
 
-    /// Runs a pipeline with the dumps and prints asked for.
-    fn run_passes(
-        &self,
-        module: VerifiedModule,
-        pipeline: &str,
-        dump: Option<&Path>,
-    ) -> Result<(VerifiedModule, Vec<Report>), Error> {
-        let steps = parse_pipeline(pipeline)?;
-        for pass in &self.options.print_after {
-            if !steps.iter().any(|s| s.pass.name == pass) {
-                return Err(Error::new("--print-after", format!("`{pass}` is not in the pipeline"))
-                    .help(format!("the pipeline is {pipeline}")));
-            }
-        }
-        if let Some(dir) = dump {
-            std::fs::create_dir_all(dir).map_err(|e| Error::new(dir.display(), format!("cannot be made: {e}")))?;
-            write_text(&dir.join("00-import.dlx"), &module.to_string())?;
-        }
-        let outcome = run_pipeline(module, &steps, &mut |number, report, module| {
-            let name = report.name;
-            if self.options.print_after.iter().any(|p| p == name) {
-                self.watch.print(name, &module.to_string());
-            }
-            match dump {
-                Some(dir) if report.changes > 0 => {
-                    write_text(&dir.join(format!("{number:02}-{name}.dlx")), &module.to_string())
-                }
-                _ => Ok(()),
-            }
-        });
-        outcome.map_err(|failure| with_repro(*failure, dump))
-    }
-
     /// Writes the weights of each program, but for those that one before it has in the same layout.
     pub(super) fn store(
         &self,
         lowered: Vec<Lowered>,
-        checkpoint: &Checkpoint,
+        weights: &dyn Weights,
         writer: &mut ArtifactWriter,
     ) -> Result<Vec<Stored>, Error> {
-        let source = Weights { checkpoint, allow_nonfinite: self.options.allow_nonfinite };
+        let source = Checked { weights, allow_nonfinite: self.options.allow_nonfinite };
         let progress = |done, total| self.watch.progress(done, total);
         let mut stored: Vec<Stored> = Vec::new();
         for Lowered { target, pipeline, module } in lowered {
             let before: Vec<&Module> = stored.iter().map(|s| &*s.module).collect();
             let emission = emit(&module, &source, writer, &before, self.cancel, &progress)?;
-            stored.push(Stored { target, pipeline, module: emission.module, bytes: emission.bytes });
+            let Emission { module, bytes, rounded } = emission;
+            stored.push(Stored { target, pipeline, module, bytes, rounded });
         }
         Ok(stored)
     }
@@ -145,6 +115,40 @@ impl Compile<'_> {
         let (states, arena) = executor.session_bytes();
         Ok(Golden { vectors, states: states as u64, arena: arena as u64 })
     }
+}
+
+/// Runs a pipeline with the dumps and prints asked for.
+pub(super) fn run_passes(
+    options: &CompileOptions,
+    watch: &dyn Watch,
+    module: VerifiedModule,
+    pipeline: &str,
+    dump: Option<&Path>,
+) -> Result<(VerifiedModule, Vec<Report>), Error> {
+    let steps = parse_pipeline(pipeline)?;
+    for pass in &options.print_after {
+        if !steps.iter().any(|s| s.pass.name == pass) {
+            return Err(Error::new("--print-after", format!("`{pass}` is not in the pipeline"))
+                .help(format!("the pipeline is {pipeline}")));
+        }
+    }
+    if let Some(dir) = dump {
+        std::fs::create_dir_all(dir).map_err(|e| Error::new(dir.display(), format!("cannot be made: {e}")))?;
+        write_text(&dir.join("00-import.dlx"), &module.to_string())?;
+    }
+    let outcome = run_pipeline(module, &steps, &mut |number, report, module| {
+        let name = report.name;
+        if options.print_after.iter().any(|p| p == name) {
+            watch.print(name, &module.to_string());
+        }
+        match dump {
+            Some(dir) if report.changes > 0 => {
+                write_text(&dir.join(format!("{number:02}-{name}.dlx")), &module.to_string())
+            }
+            _ => Ok(()),
+        }
+    });
+    outcome.map_err(|failure| with_repro(*failure, dump))
 }
 
 /// What each target's executor is given.
@@ -180,21 +184,30 @@ pub fn find_target(name: &str) -> Result<&'static Target, Error> {
     })
 }
 
-/// Reads rows of the checkpoint and refuses what is not finite.
-struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
+/// Reads rows of a model and refuses what is not finite.
+struct Checked<'a> {
+    weights: &'a dyn Weights,
     allow_nonfinite: bool,
 }
 
-impl WeightSource for Weights<'_> {
+impl WeightSource for Checked<'_> {
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
         let first = rows.start;
-        self.checkpoint.read_rows(name, rows, out)?;
-        if self.allow_nonfinite { Ok(()) } else { self.checkpoint.check_finite(name, first, out) }
+        self.weights.read_rows(name, rows, out)?;
+        if self.allow_nonfinite { Ok(()) } else { self.weights.check_finite(name, first, out) }
+    }
+
+    /// Scales that are not finite do not pass emission, whatever is allowed.
+    fn read_codes(&self, name: &str, format: QuantFormat, rows: Range<usize>, out: CodeRows<'_>) -> Result<(), Error> {
+        self.weights.read_codes(name, format, rows, out)
+    }
+
+    fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        self.weights.read_bytes(name, rows, out)
     }
 
     fn release_rows(&self, name: &str, rows: Range<usize>) {
-        self.checkpoint.release_rows(name, rows);
+        self.weights.release_rows(name, rows);
     }
 }
 

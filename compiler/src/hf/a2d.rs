@@ -8,7 +8,7 @@ use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::Decoder;
 use super::facts::Facts;
-use super::{Family, Imported, Source, tokens};
+use super::{Family, Source, tokens};
 
 pub(super) const QWEN2: Family = Family {
     name: "a2d-qwen2",
@@ -16,7 +16,10 @@ pub(super) const QWEN2: Family = Family {
     architectures: &["A2DQwen2LMHeadModel"],
     doc: "Qwen2.5-Coder-0.5B-diffusion: samplers bd3lm (default), mdlm",
     has_samplers: true,
-    import: |source| import(source, QWEN2.name, true, false),
+    mask: |_| Ok(Mask::Full),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, true, false, mask, facts),
+    policy: |source, vocab, facts| policy(source, QWEN2.name, vocab, facts),
+    positions: super::QWEN_POSITIONS,
 };
 
 pub(super) const QWEN3: Family = Family {
@@ -25,18 +28,17 @@ pub(super) const QWEN3: Family = Family {
     architectures: &["A2DQwen3LMHeadModel"],
     doc: "Qwen3-0.6B-diffusion: samplers bd3lm (default), mdlm",
     has_samplers: true,
-    import: |source| import(source, QWEN3.name, false, true),
+    mask: |_| Ok(Mask::Full),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, false, true, mask, facts),
+    policy: |source, vocab, facts| policy(source, QWEN3.name, vocab, facts),
+    positions: super::QWEN_POSITIONS,
 };
 
 /// Block length of training, model cards and evaluation.
 const BLOCK: usize = 32;
 
-fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let mut facts = Facts::default();
-    let decoder = Decoder::from_qwen_config(config, qkv_bias, qk_norm, Mask::Full, &mut facts)?;
-    let module = decoder.build(name, source.checkpoint, &mut facts)?;
-    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
+fn policy(source: &Source<'_>, name: &'static str, vocab: usize, facts: &mut Facts) -> Result<DecodePolicy, Error> {
+    let mask_id = tokens::mask_id(source, vocab, None, facts)?;
     let block = source.block.unwrap_or(BLOCK);
     let own = match source.sampler {
         None | Some("bd3lm") => DecodePolicy::bd3lm(mask_id, source.text.special_token_id("pad_token"), block),
@@ -50,7 +52,5 @@ fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool
     if source.sampler.is_none() {
         facts.note("the sampler is bd3lm, as nothing in the checkpoint says; --sampler mdlm compiles the other one");
     }
-    let policy = DecodePolicy { stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?, ..own };
-    let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: name, module, policy, vocab: decoder.vocab, max_positions, facts })
+    Ok(DecodePolicy { stop_ids: tokens::stop_ids(source, vocab, mask_id, facts)?, ..own })
 }

@@ -40,15 +40,24 @@ const QWEN_KEYS: &[&str] = &[
 
 /// A decoder-only transformer.
 #[derive(Clone, Debug)]
-pub(super) struct Decoder {
+pub struct Decoder {
+    /// Number of layers.
     pub layers: usize,
+    /// Features of a row between layers.
     pub hidden: usize,
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads.
     pub kv_heads: usize,
+    /// Features of a head.
     pub head_dim: usize,
+    /// Features inside the MLP.
     pub intermediate: usize,
+    /// Rows of the embedding.
     pub vocab: usize,
+    /// Epsilon of the norms.
     pub eps: f32,
+    /// Base of the rotary embedding.
     pub theta: f32,
     /// Whether q, k and v must have biases; elsewhere biases are those that are stored.
     pub qkv_bias: bool,
@@ -57,13 +66,14 @@ pub(super) struct Decoder {
     /// Whether the config says that the embedding is the head too.
     pub tied: bool,
     /// Key that says so.
-    pub tied_key: &'static str,
+    pub(super) tied_key: &'static str,
     /// Factor on the embeddings.
     pub embed_scale: f32,
     /// Factor on the logits.
     pub logit_scale: f32,
+    /// What attends what.
     pub mask: Mask,
-    pub names: &'static Names,
+    pub(super) names: &'static Names,
 }
 
 /// Tensor names; `{}` stands for the layer.

@@ -7,7 +7,7 @@ use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::Decoder;
 use super::facts::Facts;
-use super::{Family, Imported, Source, tokens};
+use super::{Family, Source, tokens};
 
 pub(super) const FAMILY: Family = Family {
     name: "dream",
@@ -15,23 +15,16 @@ pub(super) const FAMILY: Family = Family {
     architectures: &["DreamModel"],
     doc: "Dream v0 7B, Dream-Coder, DiffuCoder: masked diffusion, full attention, logits shifted by one position",
     has_samplers: false,
-    import,
+    mask: |_| Ok(Mask::Full),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, true, false, mask, facts),
+    policy,
+    positions: super::QWEN_POSITIONS,
 };
 
-fn import(source: &Source<'_>) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let mut facts = Facts::default();
-    let decoder = Decoder::from_qwen_config(config, true, false, Mask::Full, &mut facts)?;
-    let module = decoder.build("dream", source.checkpoint, &mut facts)?;
-    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
+fn policy(source: &Source<'_>, vocab: usize, facts: &mut Facts) -> Result<DecodePolicy, Error> {
+    let mask_id = tokens::mask_id(source, vocab, None, facts)?;
     let own = DecodePolicy::dream(mask_id);
     let block = source.block.unwrap_or(own.block);
-    let policy = DecodePolicy {
-        block,
-        steps: block,
-        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
-        ..own
-    };
-    let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
+    let stop_ids = tokens::stop_ids(source, vocab, mask_id, facts)?;
+    Ok(DecodePolicy { block, steps: block, stop_ids, ..own })
 }

@@ -25,7 +25,7 @@ pub struct Fact {
 
 impl Facts {
     /// Records a fact.
-    pub(super) fn add(&mut self, name: &'static str, value: impl ToString, source: impl Into<String>) {
+    pub(crate) fn add(&mut self, name: &'static str, value: impl ToString, source: impl Into<String>) {
         self.rows.push(Fact { name, value: value.to_string(), source: source.into() });
     }
 

@@ -8,7 +8,7 @@ use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::{Decoder, Names};
 use super::facts::Facts;
-use super::{Family, Imported, Source, keys, rope, tokens};
+use super::{Family, Source, keys, rope, tokens};
 use crate::checkpoint::Config;
 
 pub(super) const FAMILY: Family = Family {
@@ -17,7 +17,10 @@ pub(super) const FAMILY: Family = Family {
     architectures: &["LLaDAModelLM"],
     doc: "LLaDA 8B Base/Instruct, LLaDA 1.5: masked diffusion, full attention, blocks counted from the prompt's end",
     has_samplers: false,
-    import,
+    mask: |_| Ok(Mask::Full),
+    decoder,
+    policy,
+    positions: ("max_sequence_length", 1024),
 };
 
 const NAMES: Names = Names {
@@ -75,25 +78,15 @@ const KEYS: &[&str] = &[
     "weight_tying",
 ];
 
-fn import(source: &Source<'_>) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let mut facts = Facts::default();
-    let decoder = decoder(config, &mut facts)?;
-    let module = decoder.build("llada", source.checkpoint, &mut facts)?;
-    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
+fn policy(source: &Source<'_>, vocab: usize, facts: &mut Facts) -> Result<DecodePolicy, Error> {
+    let mask_id = tokens::mask_id(source, vocab, None, facts)?;
     let own = DecodePolicy::llada(mask_id);
     let block = source.block.unwrap_or(own.block);
-    let policy = DecodePolicy {
-        block,
-        steps: block,
-        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
-        ..own
-    };
-    let max_positions = config.opt_usize("max_sequence_length")?.unwrap_or(1024);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
+    let stop_ids = tokens::stop_ids(source, vocab, mask_id, facts)?;
+    Ok(DecodePolicy { block, steps: block, stop_ids, ..own })
 }
 
-fn decoder(config: &Config, facts: &mut Facts) -> Result<Decoder, Error> {
+fn decoder(config: &Config, mask: Mask, facts: &mut Facts) -> Result<Decoder, Error> {
     keys::check(config, KEYS, facts)?;
     must_be(config, "block_type", "sequential", "llama")?;
     must_be(config, "layer_norm_type", "default", "rms")?;
@@ -140,7 +133,7 @@ fn decoder(config: &Config, facts: &mut Facts) -> Result<Decoder, Error> {
         tied_key: "weight_tying",
         embed_scale: scale("input_emb_norm", root)?,
         logit_scale: scale("scale_logits", 1.0 / root)?,
-        mask: Mask::Full,
+        mask,
         names: &NAMES,
     })
 }

@@ -15,10 +15,11 @@ mod rope;
 mod sdar;
 mod tokens;
 
-use dlx_ir::{Error, VerifiedModule};
+use dlx_ir::{Error, Mask, VerifiedModule};
 use dlx_runtime::decode::DecodePolicy;
 
 use crate::checkpoint::{Checkpoint, Config, TextFiles};
+pub use decoder::Decoder;
 pub use facts::{Fact, Facts};
 
 /// One model family.
@@ -33,7 +34,14 @@ pub struct Family {
     pub doc: &'static str,
     /// Whether `--sampler` chooses among several ways of decoding.
     has_samplers: bool,
-    import: fn(&Source<'_>) -> Result<Imported, Error>,
+    /// What attends what.
+    mask: fn(&Source<'_>) -> Result<Mask, Error>,
+    /// The numbers of `config.json`.
+    decoder: fn(&Config, Mask, &mut Facts) -> Result<Decoder, Error>,
+    /// How it decodes with a vocabulary of that size.
+    policy: fn(&Source<'_>, usize, &mut Facts) -> Result<DecodePolicy, Error>,
+    /// Key of `config.json` that says for how many positions a model was made, and what counts without it.
+    positions: (&'static str, usize),
 }
 
 /// Every family, alphabetically.
@@ -69,10 +77,18 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("sdar_moe", "it is a mixture of experts, and experts are not compiled yet"),
 ];
 
-/// What a family reads.
+/// [`Family::positions`] of the Qwen-shaped families.
+const QWEN_POSITIONS: (&str, usize) = ("max_position_embeddings", 4096);
+
+/// What is known about a model besides its weights.
+#[derive(Clone, Copy)]
 pub struct Source<'a> {
-    /// Weights and configuration.
-    pub checkpoint: &'a Checkpoint,
+    /// `config.json`.
+    pub config: Option<&'a Config>,
+    /// `generation_config.json`.
+    pub generation_config: Option<&'a Config>,
+    /// Mask token asked for, instead of what the files say.
+    pub mask_id: Option<i32>,
     /// Tokenizer and special tokens.
     pub text: &'a TextFiles,
     /// Block length asked for, instead of the checkpoint's.
@@ -81,8 +97,58 @@ pub struct Source<'a> {
     pub sampler: Option<&'a str>,
 }
 
-/// An imported model.
+impl<'a> Source<'a> {
+    /// What the files of a checkpoint say, and nothing asked for.
+    pub fn new(checkpoint: &'a Checkpoint, text: &'a TextFiles) -> Self {
+        let (config, generation_config) = (Some(&checkpoint.config), checkpoint.generation_config.as_ref());
+        Source { config, generation_config, mask_id: None, text, block: None, sampler: None }
+    }
+
+    /// The block length asked for, else that of a key of the config, else a family's own.
+    fn block_or(&self, key: &str, own: usize) -> Result<usize, Error> {
+        let configured = || self.config.map(|c| c.opt_usize(key)).transpose();
+        Ok(self.block.map_or_else(configured, |b| Ok(Some(Some(b))))?.flatten().unwrap_or(own))
+    }
+
+    /// An error about a key that several sources have a say in.
+    fn error(&self, key: &str, message: String) -> Error {
+        match self.config.or(self.generation_config) {
+            Some(config) => config.error(key, message),
+            None => Error::new(key, message),
+        }
+    }
+}
+
+/// A model as its files describe it, without weights.
 #[derive(Debug)]
+pub struct Described {
+    /// Name of the family.
+    pub family: &'static str,
+    /// Its numbers.
+    pub decoder: Decoder,
+    /// How the family decodes.
+    pub policy: DecodePolicy,
+    /// Positions that the model was made for.
+    pub max_positions: usize,
+    /// What was found where, and what the user should know.
+    pub facts: Facts,
+}
+
+/// How a family decodes, for a model without a config.
+#[derive(Debug)]
+pub struct Decoding {
+    /// Name of the family.
+    pub family: &'static str,
+    /// What attends what.
+    pub mask: Mask,
+    /// How the family decodes.
+    pub policy: DecodePolicy,
+    /// What was found where, and what the user should know.
+    pub facts: Facts,
+}
+
+/// An imported model.
+#[derive(Clone, Debug)]
 pub struct Imported {
     /// Name of the family.
     pub family: &'static str,
@@ -102,19 +168,69 @@ pub struct Imported {
 ///
 /// # Errors
 /// An unsupported family, or a checkpoint that does not fit its family; names the file and key or tensor.
-pub fn import(source: &Source<'_>) -> Result<Imported, Error> {
+pub fn import(checkpoint: &Checkpoint, source: &Source<'_>) -> Result<Imported, Error> {
+    let Described { family, decoder, policy, max_positions, mut facts } = describe(source)?;
+    let module = decoder.build(family, checkpoint, &mut facts)?;
+    facts.notes.extend(checkpoint.notes().iter().cloned());
+    Ok(Imported { family, module, policy, vocab: decoder.vocab, max_positions, facts })
+}
+
+/// What the files beside the weights say about a model.
+///
+/// # Errors
+/// No config, an unsupported family, or files that contradict each other; names the file and key.
+pub fn describe(source: &Source<'_>) -> Result<Described, Error> {
+    let Some(config) = source.config else {
+        return Err(Error::new("config.json", "is missing").help("put it beside the model"));
+    };
     let mut facts = Facts::default();
-    let family = family_of(&source.checkpoint.config, &mut facts)?;
-    if let Some(sampler) = source.sampler.filter(|_| !family.has_samplers) {
-        let message = format!("`{sampler}` cannot be chosen: {} has one way of decoding", family.name);
-        return Err(Error::new("--sampler", message).help("leave it out"));
+    let family = family_of(config, &mut facts)?;
+    family.check_sampler(source)?;
+    let decoder = (family.decoder)(config, (family.mask)(source)?, &mut facts)?;
+    let policy = (family.policy)(source, decoder.vocab, &mut facts)?;
+    let max_positions = config.opt_usize(family.positions.0)?.unwrap_or(family.positions.1);
+    facts.notes.extend(source.text.notes.iter().cloned());
+    Ok(Described { family: family.name, decoder, policy, max_positions, facts })
+}
+
+/// How the family of that name decodes with a vocabulary of `vocab` tokens: what there is to know about a model that has no
+/// config, but a tokenizer.
+///
+/// # Errors
+/// There is no such family, or nothing says what its mask token is.
+pub fn policy_for(family: &str, source: &Source<'_>, vocab: usize) -> Result<Decoding, Error> {
+    let Some(family) = FAMILIES.iter().find(|f| f.name == family) else {
+        let known: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
+        return Err(Error::new("--family", format!("there is no family `{family}`"))
+            .help(format!("use one of {}; `dlxc families` says more", known.join(", "))));
+    };
+    family.check_sampler(source)?;
+    let mut facts = Facts::default();
+    facts.add("family", family.name, "--family");
+    let policy = (family.policy)(source, vocab, &mut facts)?;
+    facts.notes.extend(source.text.notes.iter().cloned());
+    Ok(Decoding { family: family.name, mask: (family.mask)(source)?, policy, facts })
+}
+
+impl Family {
+    /// A sampler can be chosen only where there are several.
+    fn check_sampler(&self, source: &Source<'_>) -> Result<(), Error> {
+        let Some(sampler) = source.sampler.filter(|_| !self.has_samplers) else { return Ok(()) };
+        let message = format!("`{sampler}` cannot be chosen: {} has one way of decoding", self.name);
+        Err(Error::new("--sampler", message).help("leave it out"))
     }
-    let mut imported = (family.import)(source)?;
-    facts.rows.append(&mut imported.facts.rows);
-    facts.notes.append(&mut imported.facts.notes);
-    facts.notes.extend(source.checkpoint.notes().iter().chain(&source.text.notes).cloned());
-    imported.facts = facts;
-    Ok(imported)
+}
+
+/// Whether a config names a family that is known here, or a relative that is known not to be compiled.
+pub fn is_known(config: &Config) -> bool {
+    let named = |key: &str| match config.get(key) {
+        Some(serde_json::Value::Array(list)) => list.iter().filter_map(serde_json::Value::as_str).collect(),
+        Some(serde_json::Value::String(name)) => vec![name.as_str()],
+        _ => Vec::new(),
+    };
+    let names: Vec<&str> = named("architectures").into_iter().chain(named("model_type")).collect();
+    let family = |f: &Family| names.iter().any(|n| f.architectures.contains(n) || f.model_types.contains(n));
+    FAMILIES.iter().any(family) || UNSUPPORTED.iter().any(|(name, _)| names.contains(name))
 }
 
 /// The family that `architectures` and `model_type` agree on. The class decides what is computed; a checkpoint of another

@@ -5,7 +5,7 @@ use dlx_runtime::decode::DecodePolicy;
 
 use super::decoder::Decoder;
 use super::facts::Facts;
-use super::{Family, Imported, Source, tokens};
+use super::{Family, Source, tokens};
 
 pub(super) const QWEN2: Family = Family {
     name: "qwen2",
@@ -13,7 +13,10 @@ pub(super) const QWEN2: Family = Family {
     architectures: &["Qwen2ForCausalLM"],
     doc: "Qwen2, Qwen2.5: causal, one token per forward pass",
     has_samplers: false,
-    import: |source| import(source, QWEN2.name, true, false),
+    mask: |_| Ok(Mask::Causal),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, true, false, mask, facts),
+    policy,
+    positions: super::QWEN_POSITIONS,
 };
 
 pub(super) const QWEN3: Family = Family {
@@ -22,18 +25,12 @@ pub(super) const QWEN3: Family = Family {
     architectures: &["Qwen3ForCausalLM"],
     doc: "Qwen3, dense: causal, one token per forward pass",
     has_samplers: false,
-    import: |source| import(source, QWEN3.name, false, true),
+    mask: |_| Ok(Mask::Causal),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, false, true, mask, facts),
+    policy,
+    positions: super::QWEN_POSITIONS,
 };
 
-fn import(source: &Source<'_>, name: &'static str, qkv_bias: bool, qk_norm: bool) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let mut facts = Facts::default();
-    let decoder = Decoder::from_qwen_config(config, qkv_bias, qk_norm, Mask::Causal, &mut facts)?;
-    let module = decoder.build(name, source.checkpoint, &mut facts)?;
-    let policy = DecodePolicy {
-        stop_ids: tokens::stop_ids(source, decoder.vocab, -1, &mut facts)?,
-        ..DecodePolicy::autoregressive()
-    };
-    let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: name, module, policy, vocab: decoder.vocab, max_positions, facts })
+fn policy(source: &Source<'_>, vocab: usize, facts: &mut Facts) -> Result<DecodePolicy, Error> {
+    Ok(DecodePolicy { stop_ids: tokens::stop_ids(source, vocab, -1, facts)?, ..DecodePolicy::autoregressive() })
 }

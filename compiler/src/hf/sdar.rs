@@ -7,7 +7,7 @@ use dlx_runtime::decode::{DecodePolicy, Reveal};
 
 use super::decoder::Decoder;
 use super::facts::Facts;
-use super::{Family, Imported, Source, tokens};
+use super::{Family, Source, tokens};
 
 pub(super) const FAMILY: Family = Family {
     name: "sdar",
@@ -15,27 +15,24 @@ pub(super) const FAMILY: Family = Family {
     architectures: &["SDARForCausalLM"],
     doc: "SDAR 1.7B…8B-Chat: block diffusion, block-causal attention, exact KV cache; reveals above a threshold",
     has_samplers: false,
-    import,
+    mask: |source| Ok(Mask::BlockCausal(super::small(block(source)?))),
+    decoder: |config, mask, facts| Decoder::from_qwen_config(config, false, true, mask, facts),
+    policy,
+    positions: super::QWEN_POSITIONS,
 };
 
 /// Confidence above which a position is revealed, as the model cards recommend.
 const THRESHOLD: f32 = 0.9;
 
-fn import(source: &Source<'_>) -> Result<Imported, Error> {
-    let config = &source.checkpoint.config;
-    let mut facts = Facts::default();
-    let block = match source.block {
-        Some(block) => block,
-        None => config.opt_usize("block_size")?.unwrap_or(4),
-    };
-    let decoder = Decoder::from_qwen_config(config, false, true, Mask::BlockCausal(super::small(block)), &mut facts)?;
-    let module = decoder.build("sdar", source.checkpoint, &mut facts)?;
-    let mask_id = tokens::mask_id(source, decoder.vocab, None, &mut facts)?;
-    let policy = DecodePolicy {
+fn policy(source: &Source<'_>, vocab: usize, facts: &mut Facts) -> Result<DecodePolicy, Error> {
+    let mask_id = tokens::mask_id(source, vocab, None, facts)?;
+    Ok(DecodePolicy {
         reveal: Reveal::new("threshold").with("threshold", THRESHOLD),
-        stop_ids: tokens::stop_ids(source, decoder.vocab, mask_id, &mut facts)?,
-        ..DecodePolicy::greedy(mask_id, block)
-    };
-    let max_positions = config.opt_usize("max_position_embeddings")?.unwrap_or(4096);
-    Ok(Imported { family: FAMILY.name, module, policy, vocab: decoder.vocab, max_positions, facts })
+        stop_ids: tokens::stop_ids(source, vocab, mask_id, facts)?,
+        ..DecodePolicy::greedy(mask_id, block(source)?)
+    })
+}
+
+fn block(source: &Source<'_>) -> Result<usize, Error> {
+    source.block_or("block_size", 4)
 }

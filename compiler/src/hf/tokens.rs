@@ -21,9 +21,15 @@ pub(super) fn mask_id(
     family: Option<&str>,
     facts: &mut Facts,
 ) -> Result<i32, Error> {
-    let config = &source.checkpoint.config;
+    if let Some(id) = source.mask_id {
+        if !usize::try_from(id).is_ok_and(|id| id < vocab) {
+            return Err(Error::new("--mask-id", format!("{id} is outside the vocabulary of {vocab}")));
+        }
+        facts.add("mask token", id, "--mask-id");
+        return Ok(id);
+    }
     let mut stated: Vec<(String, i32)> = Vec::new();
-    for config in [Some(config), source.checkpoint.generation_config.as_ref()].into_iter().flatten() {
+    for config in [source.config, source.generation_config].into_iter().flatten() {
         if let Some(id) = config.opt_token("mask_token_id")? {
             stated.push((config.path("mask_token_id"), in_vocabulary(config, "mask_token_id", id, vocab)?));
         }
@@ -38,19 +44,22 @@ pub(super) fn mask_id(
         _ => {}
     }
     let Some((first, id)) = stated.first().cloned() else {
-        return Err(config
-            .error("mask_token_id", "is missing, and the tokenizer names no mask_token")
-            .help("add mask_token_id to config.json; the model card states it"));
+        return Err(match source.config {
+            Some(config) => config
+                .error("mask_token_id", "is missing, and the tokenizer names no mask_token")
+                .help("add mask_token_id to config.json, or give --mask-id N; the model card states it"),
+            None => Error::new("--mask-id", "is missing, and neither a config nor the tokenizer names a mask token")
+                .help("give the id of the mask token with --mask-id N; the model card states it"),
+        });
     };
     if let Some((other, different)) = stated.iter().find(|(_, other)| *other != id) {
         let name = |id| source.text.token(id).map_or_else(|| "no token".into(), |t| format!("{t:?}"));
         let message = format!("is {id} ({}) in {first}, and {different} ({}) by {other}", name(id), name(*different));
         let trusted = stated.last().map_or(id, |(_, id)| *id);
-        return Err(config
+        return Err(source
             .error("mask_token_id", message)
             .help(format!("set mask_token_id to {trusted} in config.json and generation_config.json if that is the token that the model was trained with")));
     }
-    let id = in_vocabulary(config, "mask_token_id", id, vocab)?;
     if !source.text.added_tokens().iter().any(|(_, added)| *added == id)
         && let Some(token) = source.text.token(id)
     {
@@ -68,8 +77,7 @@ pub(super) fn mask_id(
 pub(super) fn stop_ids(source: &Source<'_>, vocab: usize, mask: i32, facts: &mut Facts) -> Result<Vec<i32>, Error> {
     let mut ids: Vec<i32> = Vec::new();
     let mut sources: Vec<String> = Vec::new();
-    let configs = [source.checkpoint.generation_config.as_ref(), Some(&source.checkpoint.config)];
-    for config in configs.into_iter().flatten() {
+    for config in [source.generation_config, source.config].into_iter().flatten() {
         for id in config.tokens("eos_token_id")? {
             let id = in_vocabulary(config, "eos_token_id", id, vocab)?;
             if !ids.contains(&id) {
@@ -95,7 +103,7 @@ pub(super) fn stop_ids(source: &Source<'_>, vocab: usize, mask: i32, facts: &mut
     }
     if ids.contains(&mask) {
         let message = format!("{mask} is the mask token, which cannot end a text");
-        return Err(source.checkpoint.config.error("eos_token_id", message).help("use the checkpoint's own config"));
+        return Err(source.error("eos_token_id", message).help("use the checkpoint's own config"));
     }
     if ids.is_empty() {
         facts.note("no source names an end token: answers go on until the length that was asked for");

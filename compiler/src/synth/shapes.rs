@@ -5,6 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
+/// Positions of a block.
+const SDAR_BLOCK: i64 = 4;
+const FAST_DLLM_BLOCK: i64 = 32;
+
 /// One public model.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -39,6 +43,14 @@ pub enum Family {
     Qwen3,
     /// SDAR: Qwen3-shaped, block-causal.
     Sdar,
+}
+
+/// What attends what.
+#[derive(Clone, Copy)]
+pub(super) enum Attends {
+    Everything,
+    /// Blocks of so many positions, and all before them; causal with blocks of one.
+    Blocks(i64),
 }
 
 /// One tensor of a checkpoint.
@@ -79,6 +91,31 @@ impl Shape {
         self.tensors().iter().map(|t| t.elements() as u64).sum()
     }
 
+    /// Whether q, k and v have biases.
+    pub(super) fn has_bias(&self) -> bool {
+        matches!(self.family, Family::Dream | Family::FastDllmV2 | Family::Qwen2)
+    }
+
+    /// Whether q and k are normalised per head.
+    pub(super) fn has_head_norms(&self) -> bool {
+        matches!(self.family, Family::Qwen3 | Family::Sdar)
+    }
+
+    /// What attends what.
+    pub(super) fn attends(&self) -> Attends {
+        match self.family {
+            Family::Dream | Family::Llada => Attends::Everything,
+            Family::Qwen2 | Family::Qwen3 => Attends::Blocks(1),
+            Family::Sdar => Attends::Blocks(SDAR_BLOCK),
+            Family::FastDllmV2 => Attends::Blocks(FAST_DLLM_BLOCK),
+        }
+    }
+
+    /// Base of the rotary embedding, and epsilon of the norms.
+    pub(super) fn constants(&self) -> (f64, f32) {
+        if self.family == Family::Llada { (500_000.0, 1e-5) } else { (1_000_000.0, 1e-6) }
+    }
+
     /// Every tensor, in the order of the public files.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = Vec::new();
@@ -105,7 +142,7 @@ impl Shape {
             }
             return tensors;
         }
-        let bias = matches!(self.family, Family::Dream | Family::FastDllmV2 | Family::Qwen2);
+        let bias = self.has_bias();
         add("model.embed_tokens.weight".into(), &[self.vocab, h], false);
         for n in 0..self.layers {
             let name = |leaf: &str| format!("model.layers.{n}.{leaf}");
@@ -116,7 +153,7 @@ impl Shape {
                     add(name(&format!("self_attn.{leaf}_proj.bias")), &[rows], false);
                 }
             }
-            if !bias {
+            if self.has_head_norms() {
                 add(name("self_attn.q_norm.weight"), &[self.head_dim], true);
                 add(name("self_attn.k_norm.weight"), &[self.head_dim], true);
             }
@@ -168,14 +205,14 @@ impl Shape {
                 },
             }),
             Family::FastDllmV2 => json!({
-                "bd_size": 32, "layer_types": vec!["full_attention"; self.layers],
+                "bd_size": FAST_DLLM_BLOCK, "layer_types": vec!["full_attention"; self.layers],
                 "auto_map": {
                     "AutoConfig": "configuration.Fast_dLLM_QwenConfig", "AutoModel": "modeling.Fast_dLLM_QwenModel",
                     "AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM",
                 },
             }),
             Family::Sdar => json!({
-                "attention_bias": false, "block_size": 4, "head_dim": self.head_dim, "mask_token_id": 151_669,
+                "attention_bias": false, "block_size": SDAR_BLOCK, "head_dim": self.head_dim, "mask_token_id": 151_669,
                 "pad_token_id": 151_643, "fuse_cross_entropy": true, "debug": false,
                 "auto_map": {
                     "AutoConfig": "configuration_sdar.SDARConfig", "AutoModel": "modeling_sdar.SDARModel",
@@ -202,7 +239,7 @@ impl Shape {
             "num_key_value_heads": self.kv_heads,
             "rms_norm_eps": 1e-6,
             "rope_scaling": null,
-            "rope_theta": 1_000_000.0,
+            "rope_theta": self.constants().0,
             "sliding_window": null,
             "tie_word_embeddings": self.tied,
             "torch_dtype": "bfloat16",
@@ -251,7 +288,7 @@ impl Shape {
             "rms_norm_eps": 1e-5,
             "rope": true,
             "rope_full_precision": true,
-            "rope_theta": 500_000.0,
+            "rope_theta": self.constants().0,
             "scale_logits": false,
             "use_cache": false,
             "vocab_size": self.vocab,

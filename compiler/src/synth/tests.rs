@@ -3,12 +3,27 @@
 use super::shapes::Family;
 use super::*;
 use crate::checkpoint::{Checkpoint, TextFiles};
+use crate::onnx::OnnxModel;
+use crate::onnx::proto::TensorProto;
+use crate::onnx::weights::Recipe;
+use half::bf16;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A shape of the same family, a thousandth of the size. The vocabulary is too small for its special tokens, which no
 /// reader of weights minds.
 fn small(shape: &Shape) -> Shape {
     Shape { layers: 2, hidden: 64, mlp: 96, heads: 4, kv_heads: 2, head_dim: 32, vocab: 1000, ..*shape }
+}
+
+fn write_checkpoint(
+    shape: &Shape,
+    dir: &Path,
+    seed: u64,
+    max_shard: u64,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    write_directory(shape, dir, &mut |dir| write_weights(shape, dir, seed, max_shard, progress))
 }
 
 fn write(shape: &Shape, dir: &Path, seed: u64, max_shard: u64) {
@@ -89,7 +104,7 @@ fn same_seed_same_bytes_on_any_number_of_threads() {
 fn values_are_spread_like_an_initialized_model() {
     let tensor = Tensor { name: "t".into(), shape: vec![CHUNK], ones: false };
     let mut bytes = Vec::new();
-    fill(&Chunk { tensor: &tensor, first: 0, len: CHUNK - 3, offset: 0 }, 5, &normal_table(), &mut bytes);
+    fill(&Chunk { tensor: &tensor, first: 0, len: CHUNK - 3, offset: 0 }, 5, &mut bytes);
     let values: Vec<f64> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).collect();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -149,8 +164,45 @@ fn stopping_and_refusing_leave_nothing() {
     std::fs::remove_file(dir.join("precious")).unwrap();
     write_checkpoint(&shape, &dir, 0, MAX_SHARD, go).unwrap();
     assert!(dir.join("config.json").exists());
-    assert!(generate("sdar-9t", &dir, 0, None, go).unwrap_err().help.contains("sdar-1.7b"));
-    assert!(generate("sdar-4b", &dir, 0, Some(0), go).unwrap_err().help.contains("1 to 1024"));
+    assert!(generate("sdar-9t", &dir, 0, None, Form::Safetensors, go).unwrap_err().help.contains("sdar-1.7b"));
+    assert!(generate("sdar-4b", &dir, 0, Some(0), Form::Safetensors, go).unwrap_err().help.contains("1 to 1024"));
     let missing = root.path().join("no/such/m");
     assert!(write_checkpoint(&shape, &missing, 0, MAX_SHARD, go).unwrap_err().place.contains("no/such/m"));
+}
+
+#[test]
+fn an_onnx_file_has_the_same_numbers() {
+    let root = tempfile::tempdir().unwrap();
+    for shape in SHAPES {
+        let shape = small(shape);
+        let (plain, foreign) = (root.path().join(format!("{}-plain", shape.name)), root.path().join(shape.name));
+        write(&shape, &plain, 7, MAX_SHARD);
+        write_directory(&shape, &foreign, &mut |dir| {
+            onnx::write(&shape, dir, 7, &mut |_, _| ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let checkpoint = Checkpoint::open(&plain).unwrap();
+        let model = OnnxModel::open(&foreign.join("model.onnx")).unwrap();
+        let (_, weights) = graph::model(&shape, shape.attends(), 1e6, 1e-6);
+        let offset = |t: &TensorProto| {
+            let entry = t.external_data.iter().find(|e| e.key() == "offset")?;
+            entry.value().parse::<u64>().ok()
+        };
+        let mut stored = model.graph().tensors();
+        stored.retain(|t| offset(t).is_some());
+        stored.sort_by_key(|t| offset(t));
+        assert_eq!(stored.len(), weights.len());
+        for (proto, weight) in stored.into_iter().zip(&weights) {
+            let (tensor, name) = (Arc::new(model.tensor(proto).unwrap()), &weight.tensor.name);
+            let recipe = Recipe::plain(name, tensor).unwrap();
+            let recipe = if weight.turned { recipe.transposed().unwrap() } else { recipe };
+            assert_eq!(recipe.dims(), weight.tensor.shape, "{name}");
+            let mut got = vec![0.0; weight.tensor.elements()];
+            let mut want = got.clone();
+            recipe.read(0..recipe.len(), &mut got).unwrap();
+            checkpoint.read_rows(name, 0..weight.tensor.shape[0], &mut want).unwrap();
+            assert_eq!(got, want, "{name}");
+        }
+        assert_eq!(weights.len(), checkpoint.names().len());
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::data::{Data, Tensor, matrix};
 use super::not_computed;
-use super::tensor::{arg, probabilities, silu, zip};
+use super::tensor::{arg, probabilities, product, silu};
 use crate::attr::{Mask, Post};
 use crate::op::Op;
+use crate::types::DType;
 
 /// Evaluates an op of this level.
 pub(super) fn compute(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
@@ -26,7 +27,7 @@ pub(super) fn attention(args: &[&Tensor], head_dim: usize, mask: Option<Mask>) -
     let (hd, rows) = (head_dim, k.shape[0]);
     let (k, v) = (k.floats()?, arg(args, 2)?.floats()?);
     let allowed: Vec<bool> = match mask {
-        Some(rule) => (0..q.shape[0]).flat_map(|i| (0..rows).map(move |j| j < rule.end(i))).collect(),
+        Some(rule) => (0..q.shape[0]).flat_map(|i| (0..rows).map(move |j| rule.sees(i, j))).collect(),
         None => match &arg(args, 3)?.data {
             Data::Bool(m) if m.len() == q.shape[0] * rows => m.clone(),
             _ => return Err("the mask must be bool[T, S]".into()),
@@ -49,8 +50,8 @@ pub(super) fn embed(args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
 
 pub(super) fn mask(args: &[&Tensor], rule: Mask) -> Result<Vec<Tensor>, String> {
     let t = arg(args, 0)?.shape.first().copied().unwrap_or(1);
-    let data = (0..t).flat_map(|i| (0..t).map(move |j| j < rule.end(i))).collect();
-    Ok(vec![Tensor { shape: vec![t, t], data: Data::Bool(data) }])
+    let data = (0..t).flat_map(|i| (0..t).map(move |j| rule.sees(i, j))).collect();
+    Ok(vec![Tensor { dtype: DType::Bool, shape: vec![t, t], data: Data::Bool(data) }])
 }
 
 pub(super) fn rms_norm(args: &[&Tensor], eps: f32) -> Result<Vec<Tensor>, String> {
@@ -100,7 +101,7 @@ pub(super) fn linear(
     let (x, rest) = args.split_first().ok_or("x is missing")?;
     let (weights, rest) = rest.split_at_checked(n).ok_or("a weight is missing")?;
     let (biases, rest) = rest.split_at_checked(if bias { n } else { 0 }).ok_or("a bias is missing")?;
-    let (m, k) = matrix(x)?;
+    let k = x.cols();
     let normed = match norm {
         Some(eps) => normed(x.floats()?, rest.first().ok_or("the norm weight is missing")?.floats()?, eps),
         None => x.floats()?.to_vec(),
@@ -111,24 +112,27 @@ pub(super) fn linear(
         if k != k2 {
             return Err(format!("x has {k} features, the weight {k2}"));
         }
-        let mut y = product(&normed, w.floats()?, k);
+        let w = w.floats()?;
+        let mut y: Vec<f32> =
+            product(&normed, [k, out], |i, o| f64::from(w[o * k + i])).into_iter().map(|v| v as f32).collect();
         if let Some(b) = biases.get(i) {
             let b = b.floats()?;
             y.chunks_mut(out).for_each(|row| row.iter_mut().zip(b).for_each(|(y, b)| *y += b));
         }
-        outs.push(Tensor::f32(&[m, out], y));
+        let rows = x.shape.split_last().map_or(&[][..], |(_, rows)| rows);
+        outs.push(Tensor::f32(&[rows, &[out]].concat(), y));
     }
     match post {
         Post::None => Ok(outs),
-        Post::Add => zip(&[rest.last().ok_or("the residual is missing")?, &outs[0]], &|a, b| a + b),
-        Post::SwiGlu => zip(&[&outs[0], &outs[1]], &|gate, up| silu(gate) * up),
+        Post::Add => zip(rest.last().ok_or("the residual is missing")?, &outs[0], |a, b| a + b),
+        Post::SwiGlu => zip(&outs[0], &outs[1], |gate, up| silu(f64::from(gate)) as f32 * up),
     }
 }
 
-/// `x Wᵀ` for rows of length k.
-fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32;
-    x.chunks(k).flat_map(|row| w.chunks(k).map(move |col| dot(row, col))).collect()
+/// A function of each two elements.
+fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32) -> Result<Vec<Tensor>, String> {
+    let data = a.floats()?.iter().zip(b.floats()?).map(|(a, b)| f(*a, *b)).collect();
+    Ok(vec![Tensor::f32(&a.shape, data)])
 }
 
 pub(super) fn head_stats(norm: Option<f32>, ban: Option<u32>, args: &[&Tensor]) -> Result<Vec<Tensor>, String> {
@@ -136,7 +140,7 @@ pub(super) fn head_stats(norm: Option<f32>, ban: Option<u32>, args: &[&Tensor]) 
     let (rows, vocab) = matrix(&logits)?;
     let (mut best, mut stats) = (Vec::new(), Vec::new());
     for row in logits.floats()?.chunks(vocab) {
-        let p = probabilities(row);
+        let p = probabilities(&reals(row));
         let mut order: Vec<usize> = (0..vocab).filter(|&i| Some(i) != ban.map(|b| b as usize)).collect();
         order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
         let first = *order.first().ok_or("the vocabulary is empty")?;
@@ -171,13 +175,17 @@ pub(super) fn attend(
                 let dot: f64 = head.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
                 (dot / (hd as f64).sqrt()) as f32
             };
-            let p = probabilities(&keys.iter().map(score).collect::<Vec<_>>());
+            let p = probabilities(&reals(&keys.iter().map(score).collect::<Vec<_>>()));
             for (d, o) in out[i * features + h * hd..][..hd].iter_mut().enumerate() {
                 *o = keys.iter().zip(&p).map(|(&j, p)| p * f64::from(v[j * width + offset + d])).sum::<f64>() as f32;
             }
         }
     }
     Ok(Tensor::f32(&q.shape, out))
+}
+
+fn reals(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
 }
 
 /// RMSNorm of each chunk of `w.len()` features.

@@ -4,9 +4,8 @@
 
 use super::data::{Data, Tensor};
 use crate::module::Weight;
-use crate::quant::QuantizedRow;
+use crate::quant::dequantize_row;
 use crate::types::{DType, QuantFormat};
-use half::f16;
 use std::borrow::Cow;
 
 /// What a source holds of a tensor, in row-major order.
@@ -16,14 +15,15 @@ pub enum Contents<'s> {
     F32(Cow<'s, [f32]>),
     /// Integers.
     I32(Cow<'s, [i32]>),
-    /// Codes of a quantized format, as [`quant`](crate::quant) stores them: unsigned, one to a byte.
+    /// Codes of a quantized format, as [`quant`](crate::quant) stores them: unsigned, one to a byte. Scales and minima are
+    /// those of the source, which packing rounds to f16.
     Quantized {
         /// One code per element.
         codes: Cow<'s, [u8]>,
         /// One scale per group of a row.
-        scales: Cow<'s, [f16]>,
+        scales: Cow<'s, [f32]>,
         /// One minimum per group of a row; none for symmetric formats.
-        mins: Cow<'s, [f16]>,
+        mins: Cow<'s, [f32]>,
     },
 }
 
@@ -96,7 +96,7 @@ pub(super) fn tensor(source: &dyn Source, weight: &Weight, shape: Vec<usize>) ->
             return Err(format!("@{name} holds {found}, not {ty}"));
         }
     };
-    Ok(Tensor { shape, data })
+    Ok(Tensor { dtype: ty.dtype, shape, data })
 }
 
 /// The numbers that rows of codes stand for.
@@ -104,8 +104,8 @@ fn dequantized(
     format: QuantFormat,
     columns: usize,
     codes: &[u8],
-    scales: &[f16],
-    mins: &[f16],
+    scales: &[f32],
+    mins: &[f32],
 ) -> Result<Vec<f32>, String> {
     let groups = format.groups(columns);
     let tables = codes.len() / columns * groups;
@@ -114,12 +114,13 @@ fn dequantized(
         let found = (scales.len(), mins.len());
         return Err(format!("{} scales and {} minima, where {format} has {tables} and {wanted}", found.0, found.1));
     }
-    let zeros = vec![f16::ZERO; groups];
-    let row = |(i, codes): (usize, &[u8])| {
-        let table = |x: &[f16]| x.get(i * groups..(i + 1) * groups).unwrap_or(&zeros).to_vec();
-        QuantizedRow { codes: codes.to_vec(), scales: table(scales), mins: table(mins) }.dequantize(format)
-    };
-    Ok(codes.chunks(columns).enumerate().flat_map(row).collect())
+    let mut out = vec![0.0; codes.len()];
+    for (i, (out, codes)) in out.chunks_mut(columns).zip(codes.chunks(columns)).enumerate() {
+        let row = i * groups..(i + 1) * groups;
+        let mins = mins.get(row.clone()).unwrap_or_default();
+        dequantize_row(format, codes, &scales[row], mins, out);
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
     use crate::eval::Evaluator;
     use crate::parse;
-    use crate::quant::quantize_row;
+    use crate::quant::{QuantizedRow, quantize_row};
 
     fn read(ty: &str, source: &dyn Source) -> Result<Data, String> {
         let module = parse(&format!("module @m {{ weight @w: {ty} }}")).unwrap();
@@ -158,6 +159,14 @@ mod tests {
     }
 
     #[test]
+    fn scales_and_minima_are_as_exact_as_the_source() {
+        let contents =
+            Contents::Quantized { codes: vec![3, 0].into(), scales: vec![0.1].into(), mins: vec![1e-7].into() };
+        let source = |_: &str| Ok(contents.clone());
+        assert_eq!(read("q4g32m[1, 2]", &source), Ok(Data::F32(vec![0.1f32.mul_add(3.0, 1e-7), 1e-7])));
+    }
+
+    #[test]
     fn codes_become_what_they_stand_for() {
         for name in ["q8", "q8g32m", "q4g32", "q4g32m"] {
             let format: QuantFormat = name.parse().unwrap();
@@ -169,10 +178,11 @@ mod tests {
                 q
             };
             let all: Vec<QuantizedRow> = (0..rows).map(quantized).collect();
-            let mins = |q: &QuantizedRow| if format.min { q.mins.clone() } else { vec![] };
+            let wide = |x: &[half::f16]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+            let mins = |q: &QuantizedRow| if format.min { wide(&q.mins) } else { vec![] };
             let contents = Contents::Quantized {
                 codes: all.iter().flat_map(|q| q.codes.clone()).collect(),
-                scales: all.iter().flat_map(|q| q.scales.clone()).collect(),
+                scales: all.iter().flat_map(|q| wide(&q.scales)).collect(),
                 mins: all.iter().flat_map(mins).collect(),
             };
             let source = |_: &str| Ok(contents.clone());

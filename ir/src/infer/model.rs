@@ -71,7 +71,7 @@ impl Operands<'_> {
             return Err(format!("this epilogue does not take {n} weights"));
         }
         let x = self.activation("x")?;
-        let [m, k] = rank2(x)?;
+        let (k, rows) = x.dims.split_last().ok_or("x needs a dimension")?;
         let mut outs = Vec::with_capacity(n);
         for _ in 0..n {
             let [out, k2] = rank2(self.weight("weight")?)?;
@@ -87,13 +87,14 @@ impl Operands<'_> {
         if norm {
             self.norm_weight(k)?;
         }
-        let f32 = |f: &Dim| Type::new(DType::F32, [m.clone(), f.clone()]);
+        let f32 = |f: &Dim| Type::new(DType::F32, rows.iter().chain([f]).cloned());
         match post {
             Post::None => Ok(outs.iter().map(f32).collect()),
             Post::Add => {
                 let residual = self.activation("residual")?;
-                same(&residual.dims, &[m.clone(), outs[0].clone()])?;
-                Ok(vec![f32(&outs[0])])
+                let sum = f32(&outs[0]);
+                same(&residual.dims, &sum.dims)?;
+                Ok(vec![sum])
             }
             Post::SwiGlu => {
                 same_dim(&outs[0], &outs[1], "gate and up outputs")?;

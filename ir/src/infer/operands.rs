@@ -12,6 +12,8 @@ pub enum ArgKind {
     Weight,
     /// A state.
     State,
+    /// A tensor at hand, which stands for a value or for a weight.
+    Constant,
 }
 
 /// An operand as inference sees it.
@@ -39,6 +41,11 @@ impl<'a> Operands<'a> {
         self.args.len()
     }
 
+    /// Whether all are at hand: tensors that no graph holds may be empty.
+    pub(super) fn constant(&self) -> bool {
+        self.args.iter().all(|arg| arg.kind == ArgKind::Constant)
+    }
+
     /// How many are not taken yet.
     pub(super) fn left(&self) -> usize {
         self.args.len() - self.next
@@ -56,14 +63,17 @@ impl<'a> Operands<'a> {
 
     pub(super) fn kind(&mut self, kind: ArgKind, what: &str) -> Result<&'a Type, String> {
         let arg = self.take(what)?;
-        if arg.kind != kind {
+        let stands = arg.kind == ArgKind::Constant && kind != ArgKind::State;
+        if arg.kind != kind && !stands {
             return Err(format!("{what} must be a {}", format!("{kind:?}").to_lowercase()));
         }
         Ok(arg.ty)
     }
 
     pub(super) fn weight(&mut self, what: &str) -> Result<&'a Type, String> {
-        self.kind(ArgKind::Weight, what)
+        let ty = self.kind(ArgKind::Weight, what)?;
+        let numbers = ty.dtype.is_float() || matches!(ty.dtype, DType::Quant(_));
+        if numbers { Ok(ty) } else { Err(format!("{what} is {ty}, not of f32, f16, bf16 or a quantized type")) }
     }
 
     pub(super) fn row_major_weight(&mut self) -> Result<&'a Type, String> {

@@ -9,6 +9,9 @@ impl Operands<'_> {
     /// Result types of an op of this level.
     pub(super) fn state_op(&mut self, op: &Op) -> Result<Vec<Type>, String> {
         match op {
+            Op::CachedAttention { mask, .. } if !mask.is_prefix() => {
+                Err(format!("a cache is not attended under {mask}, only under full, causal and block_causal masks"))
+            }
             Op::CachedAttention { head_dim, mask: _ } => self.cached_attention(*head_dim),
             Op::KvWrite {} => self.kv_write(),
             Op::StoreRows {} => self.store_rows(),

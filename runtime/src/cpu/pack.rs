@@ -167,6 +167,6 @@ pub fn unpack_row(weight: &PackedWeight<'_>, row: usize, out: &mut [f32]) {
                 }
             }
         }
-        DType::I32 | DType::Bool => unreachable!("the constructor rejects {}", weight.dtype),
+        _ => unreachable!("the constructor rejects {}", weight.dtype),
     }
 }

@@ -133,8 +133,14 @@ fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), S
     let matrix = |i: usize| module.operand_type(graph, node.inputs[i]).layout.as_deref() == Some(N16);
     let vector = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 1;
     let values = |range: Range<usize>| node.inputs[range].iter().all(|i| i.value().is_some());
+    // The rows of the operands are those of the result: nothing repeats.
+    let alike = |i: &Operand| {
+        let ty = module.operand_type(graph, *i);
+        ty.dtype == DType::F32 && node.outputs.iter().all(|o| graph.values[*o].ty == *ty)
+    };
+    let rows = |i: usize| module.operand_type(graph, node.inputs[i]).dims.len() == 2;
     let ok = match &node.op {
-        Op::Add {} | Op::Mul {} => values(0..2),
+        Op::Add {} | Op::Mul {} => values(0..2) && node.inputs.iter().all(alike),
         Op::Scale { .. } | Op::Silu {} | Op::RopeTable { .. } => values(0..1),
         Op::Embed {} => matrix(1),
         Op::RmsNorm { .. } => values(0..1) && vector(1),
@@ -142,7 +148,7 @@ fn runnable(module: &Module, graph: &Graph, node: &dlx_ir::Node) -> Result<(), S
         Op::Linear { n, bias, .. } => {
             let n = *n as usize;
             let ends = values(0..1) && node.inputs.iter().skip(1 + n).all(|i| i.state().is_none());
-            n <= MAX_WEIGHTS && ends && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
+            n <= MAX_WEIGHTS && ends && rows(0) && (1..=n).all(matrix) && (!bias || (n + 1..=2 * n).all(vector))
         }
         Op::HeadStats { .. } => values(0..1) && matrix(1),
         Op::KvWrite {} => {
@@ -165,4 +171,49 @@ fn caches(module: &Module, k: Operand, v: Operand) -> bool {
 fn rows_state(module: &Module, state: Operand) -> bool {
     let ty = state.state().map(|s| &module.states[s].ty);
     ty.is_some_and(|ty| ty.dtype == DType::F32 && ty.layout.is_none() && ty.dims.len() == 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What loading says of a step of four rows that holds these nodes.
+    fn load(nodes: &str) -> Result<(), String> {
+        let text = format!(
+            "module @m {{
+               weight @w: f32[8, 4] @n16 = stored {{offset=0, bytes=256}}
+               weight @one: f32[8, 1] @n16 = stored {{offset=256, bytes=64}}
+               graph @step_4(%ids: i32[4], %pos: i32[4], %spans: i32[64, 5]) -> () {{
+                 %x = embed %ids, @w: f32[4, 4]
+                 %y = embed %ids, @w: f32[4, 4]
+                 %c = embed %ids, @one: f32[4, 1]
+                 {nodes}
+                 return
+               }}
+             }}"
+        );
+        let mut module = dlx_ir::parse(&text).map_err(|e| e.to_string())?;
+        dlx_ir::plan_memory(&mut module.graphs[0])?;
+        dlx_ir::verify(&module).map_err(|e| e[0].to_string())?;
+        Code::load(&module, &module.graphs[0]).map(drop)
+    }
+
+    #[test]
+    fn portable_ops_beyond_rows_of_f32_are_refused() {
+        load("%z = add %x, %y: f32[4, 4]").unwrap();
+        load("%z = mul %c, %c: f32[4, 1]").unwrap();
+        for nodes in ["%z = add %x, %c: f32[4, 4]", "%z = mul %c, %x: f32[4, 4]", "%z = add %ids, %pos: i32[4]"] {
+            let error = load(nodes).unwrap_err();
+            assert!(error.contains("a form that the CPU does not read"), "{nodes}: {error}");
+        }
+        for (nodes, message) in [
+            ("%z = reshape %x {dims=[4, 2, 2]}: f32[4, 2, 2]", "%z is not planned, or has other rows"),
+            ("%z = transpose %x: f32[4, 4]", "not run on the CPU"),
+            ("%z = concat %x, %y {axis=1}: f32[4, 8]", "not run on the CPU"),
+            ("%z = binary %x, %y {kind=sub}: f32[4, 4]", "not run on the CPU"),
+        ] {
+            let error = load(nodes).unwrap_err();
+            assert!(error.contains(message), "{nodes}: {error}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::{Access, BIND_ALIGN, Binding, CALL_WORDS, Dispatch, Entry, Kernel, Plan, Profile, Range, Variant};
 use crate::artifact::ALIGN;
-use dlx_ir::{EntryKind, Graph, Id, Module, Op, WeightDef, hidden_state};
+use dlx_ir::{EntryKind, Graph, Id, Module, Node, Op, Operand, WeightDef, hidden_state};
 
 /// Most bindings of a kernel; far above what any has, far below what a device would choke on.
 const MAX_BINDINGS: usize = 64;
@@ -123,6 +123,16 @@ impl Plan {
         let vocab = graph.results.first().and_then(|r| dim(r, 1));
         if kind == EntryKind::Logits && vocab != Some(self.vocab) {
             return Err(format!("a vocabulary of {}, unlike the program", self.vocab));
+        }
+        if let Some((_, v)) = graph.values.iter().find(|(_, v)| v.ty.dims.len() > 2) {
+            return Err(format!("%{} of the program is {}, not rows", v.name, v.ty));
+        }
+        let repeats = |n: &&Node| {
+            let alike = |i: &Operand| n.outputs.iter().all(|o| graph.values[*o].ty == *module.operand_type(graph, *i));
+            matches!(n.op, Op::Add {} | Op::Mul {}) && !n.inputs.iter().all(alike)
+        };
+        if let Some(node) = graph.nodes.iter().find(repeats) {
+            return Err(format!("{}: an operand is not of the result's type", module.node_text(graph, node)));
         }
         for (i, dispatch) in entry.dispatches.iter().enumerate() {
             let node = graph.nodes.get(dispatch.node);

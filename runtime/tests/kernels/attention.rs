@@ -54,7 +54,7 @@ fn check(rng: &mut Rng, c: &Case) {
     let mut want = Vec::new();
     for i in 0..c.rows {
         let end = match c.mask {
-            Mask::Full => c.visible,
+            Mask::Full | Mask::Local(_) => c.visible,
             Mask::Causal => c.visible.min(c.at + i + 1),
             Mask::BlockCausal(b) => c.visible.min(((c.at + i) / b as usize + 1) * b as usize),
         };

@@ -113,6 +113,7 @@ impl Attention {
             Mask::Full => ("full", 1),
             Mask::Causal => ("causal", 1),
             Mask::BlockCausal(b) => ("block_causal", b as usize),
+            Mask::Local(_) => unreachable!("the verifier refuses it for a cache"),
         };
         Source::new(features, "attention")
             .write("q", "f32")

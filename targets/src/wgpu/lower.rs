@@ -144,6 +144,13 @@ impl<'m> Lower<'m> {
     }
 
     fn pointwise(&mut self, op: Pointwise, node: &Node) -> Result<(), Refused> {
+        let result = &self.graph.values[node.outputs[0]].ty;
+        if let Some(other) = node.inputs.iter().map(|i| self.ty(*i)).find(|ty| *ty != result) {
+            return Err((format!("an operand is {other}, not {result}: rows do not repeat"), ""));
+        }
+        if result.dtype != DType::F32 {
+            return Err((format!("the result is {result}, not f32"), ""));
+        }
         let mut args = node.inputs.iter().map(|i| self.value(*i)).collect::<Result<Vec<_>, _>>()?;
         args.push(Arg::Value(node.outputs[0]));
         self.push(kernels::pointwise(op, self.rows, self.width(node.inputs[0])?), args);
@@ -315,7 +322,7 @@ impl<'m> Lower<'m> {
         let v = operand.value().ok_or(("a weight stands where a value must".to_owned(), ""))?;
         let ty = &self.graph.values[v].ty;
         match ty.shape().as_deref() {
-            Some([rows, ..]) if *rows == self.rows => Ok(Arg::Value(v)),
+            Some([rows] | [rows, _]) if *rows == self.rows => Ok(Arg::Value(v)),
             _ => Err((format!("%{} is {ty}, not of {} rows", self.graph.values[v].name, self.rows), "")),
         }
     }

@@ -362,3 +362,35 @@ fn nothing_that_one_dispatch_binds_overlaps() {
         }
     }
 }
+
+#[test]
+fn portable_ops_beyond_rows_of_f32_are_refused() {
+    let lowered = |nodes: &str| {
+        let text = format!(
+            "module @m {{
+               weight @w: f32[8, 4] @n16 = stored {{offset=0, bytes=256}}
+               weight @one: f32[8, 1] @n16 = stored {{offset=256, bytes=64}}
+               graph @step_4(%ids: i32[4], %pos: i32[4], %spans: i32[64, 5]) -> () {{
+                 %x = embed %ids, @w: f32[4, 4]
+                 %c = embed %ids, @one: f32[4, 1]
+                 {nodes}
+                 return
+               }}
+             }}"
+        );
+        let module = parse(&text).unwrap();
+        dlx_ir::verify(&module).unwrap();
+        lower(&module, &module.graphs[0], 4).map(drop).map_err(|e| e.message)
+    };
+    lowered("%z = add %x, %x: f32[4, 4]").unwrap();
+    for (nodes, message) in [
+        ("%z = add %x, %c: f32[4, 4]", "rows do not repeat"),
+        ("%z = mul %c, %x: f32[4, 4]", "rows do not repeat"),
+        ("%z = add %ids, %pos: i32[4]", "not f32"),
+        ("%z = concat %x, %x {axis=1}: f32[4, 8]", "does not run `concat`"),
+        ("%z = transpose %x {perm=[0, 1]}: f32[4, 4]", "does not run `transpose`"),
+    ] {
+        let error = lowered(nodes).unwrap_err();
+        assert!(error.contains(message), "{nodes}: {error}");
+    }
+}

@@ -23,6 +23,7 @@ pub(super) fn forward(executor: &mut dyn Executor, case: &Case) -> Result<(), St
         Mask::Causal => largest,
         Mask::Full if ids.len() > largest => 0,
         Mask::Full => largest,
+        Mask::Local(_) => return Err("a cache is not attended under a local mask".into()),
     };
     if chunk == 0 {
         return Err(format!("a sequence of {} does not fit steps of {largest}", ids.len()));

@@ -33,6 +33,10 @@ impl WeightSource for Contents<'_> {
         Ok(())
     }
 
+    fn read_bytes(&self, name: &str, _: Range<usize>, _: &mut [u8]) -> Result<(), Error> {
+        Err(Error::new(format!("@{name}"), "is read as numbers"))
+    }
+
     fn release_rows(&self, _: &str, _: Range<usize>) {}
 }
 

@@ -150,7 +150,7 @@ fn tensor(text: &str) -> Result<(Tensor, &str), String> {
     let dims = dims.split(',').map(str::trim).filter(|d| !d.is_empty());
     let shape = dims.map(|d| d.parse().map_err(|e| format!("`{d}`: {e}"))).collect::<Result<Vec<usize>, _>>()?;
     let end = rest.find([',', '~']).unwrap_or(rest.len());
-    let numbers: Result<Vec<f32>, _> = rest[..end].split_whitespace().map(str::parse).collect();
+    let numbers: Result<Vec<f64>, _> = rest[..end].split_whitespace().map(str::parse).collect();
     let numbers = numbers.map_err(|e| format!("`{}`: {e}", &rest[..end]))?;
     if numbers.len() != shape.iter().product::<usize>() {
         return Err(format!("{} numbers are not a tensor of shape {shape:?}", numbers.len()));
@@ -158,9 +158,11 @@ fn tensor(text: &str) -> Result<(Tensor, &str), String> {
     let data = match dtype {
         DType::I32 => Data::I32(numbers.iter().map(|n| *n as i32).collect()),
         DType::Bool => Data::Bool(numbers.iter().map(|n| *n != 0.0).collect()),
-        _ => Data::F32(numbers),
+        DType::F64 => Data::F64(numbers),
+        dtype if dtype.is_int() => Data::I64(numbers.iter().map(|n| *n as i64).collect()),
+        _ => Data::F32(numbers.iter().map(|n| *n as f32).collect()),
     };
-    Ok((Tensor { shape, data }, &rest[end..]))
+    Ok((Tensor { dtype, shape, data }, &rest[end..]))
 }
 
 /// Says how a tensor differs from what was expected.
@@ -169,6 +171,7 @@ pub(crate) fn compare(expected: &Tensor, found: &Tensor, tolerance: f32) -> Resu
     let same = expected.shape == found.shape
         && match (&expected.data, &found.data) {
             (Data::F32(e), Data::F32(f)) => e.len() == f.len() && e.iter().zip(f).all(close),
+            (Data::F64(e), Data::F64(f)) => e.iter().zip(f).all(|(e, f)| close((&(*e as f32), &(*f as f32)))),
             (e, f) => e == f,
         };
     if same { Ok(()) } else { Err(format!("expected {expected:?}\n   found {found:?}")) }

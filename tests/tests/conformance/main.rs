@@ -5,6 +5,7 @@
 
 mod cpu;
 mod format;
+mod graph;
 mod wgpu;
 
 use std::collections::BTreeSet;
@@ -73,6 +74,19 @@ fn reference() {
         Ok(())
     };
     report(files().iter().filter_map(|(name, file)| Some(format!("{name}: {}", run(file).err()?))).collect());
+}
+
+#[test]
+fn pure_graphs_on_the_graph_executor() {
+    let (mut failures, mut calls) = (Vec::new(), 0);
+    for (name, file) in files() {
+        match graph::run(&file) {
+            Ok(done) => calls += done,
+            Err(e) => failures.push(format!("{name}: {e}")),
+        }
+    }
+    report(failures);
+    assert!(calls > 20, "only {calls} calls ran");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 mod container;
 mod edits;
 mod free;
+mod graphs;
 mod holes;
 mod rng;
 mod worker;

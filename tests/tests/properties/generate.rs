@@ -146,8 +146,8 @@ impl Generator<'_> {
             14 => {
                 let x = self.any().0;
                 let to = [DType::F16, DType::F32, DType::BF16][self.pick(3)];
-                let y = self.emit(Op::Cast { to }, vec![x])[0];
-                self.emit(Op::Cast { to: DType::F32 }, vec![Operand::Value(y)]);
+                let y = self.emit(Op::Cast { to, wrap: false }, vec![x])[0];
+                self.emit(Op::Cast { to: DType::F32, wrap: false }, vec![Operand::Value(y)]);
             }
             15 => self.matmul(),
             16 => {
@@ -265,18 +265,22 @@ impl Generator<'_> {
         let (x, width) = self.any();
         let w = self.weight(&[HEAD, width]);
         let by = match self.pick(3) {
-            0 => Operand::Value(self.emit(Op::Transpose {}, vec![w])[0]),
+            0 => Operand::Value(self.emit(Op::Transpose { perm: vec![1, 0] }, vec![w])[0]),
             1 => {
                 let half = self.emit(Op::Scale { by: 0.5 }, vec![w])[0];
-                Operand::Value(self.emit(Op::Transpose {}, vec![Operand::Value(half)])[0])
+                Operand::Value(self.emit(Op::Transpose { perm: vec![1, 0] }, vec![Operand::Value(half)])[0])
             }
             _ => {
-                let turned = self.emit(Op::Transpose {}, vec![x])[0];
-                self.emit(Op::Transpose {}, vec![Operand::Value(turned)]);
+                let turned = self.emit(Op::Transpose { perm: vec![1, 0] }, vec![x])[0];
+                self.emit(Op::Transpose { perm: vec![1, 0] }, vec![Operand::Value(turned)]);
                 let both = self.weight(&[HEAD, width]);
                 let Operand::Weight(id) = both else { return };
                 let ty = Type::new(self.module.weights[id].ty.dtype, [width, HEAD]);
-                Operand::Weight(self.module.add_weight("turned", ty, WeightDef::Expr(Op::Transpose {}, vec![id])))
+                Operand::Weight(self.module.add_weight(
+                    "turned",
+                    ty,
+                    WeightDef::Expr(Op::Transpose { perm: vec![1, 0] }, vec![id]),
+                ))
             }
         };
         self.emit(Op::Matmul {}, vec![x, by]);

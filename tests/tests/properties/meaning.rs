@@ -66,7 +66,10 @@ fn every_pass_finds_work() {
     }
     let in_range = modules.iter().filter(|m| matches!(results(m, "g"), Ok(Some(_)))).count();
     assert!(in_range >= 150, "only {in_range} modules of {} stay in range", modules.len());
-    for op in dlx_ir::OPS.iter().filter(|op| !["concat", "pack", "quantize"].contains(&op.name)) {
+    // What only foreign graphs hold no pass of these changes.
+    let modelled = ["add", "cast", "matmul", "mul", "scale", "silu", "softmax", "transpose"];
+    let ours = |op: &&dlx_ir::OpInfo| op.level != dlx_ir::Level::Tensor || modelled.contains(&op.name);
+    for op in dlx_ir::OPS.iter().filter(ours).filter(|op| !["pack", "quantize"].contains(&op.name)) {
         let found = modules.iter().flat_map(|m| &m.graphs[0].nodes).any(|n| n.op.name() == op.name);
         assert!(found, "no random module has {}", op.name);
     }

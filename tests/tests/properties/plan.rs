@@ -43,7 +43,8 @@ fn play(graph: &Graph) -> Result<(), String> {
             for &v in &reads {
                 let (a, b) = (span(graph, v), span(graph, out));
                 let overlap = a.start < b.end && b.start < a.end;
-                if overlap && !(i == 0 && taken == Some(v) && a == b) {
+                let alike = graph.values[v].ty == graph.values[out].ty;
+                if overlap && !(i == 0 && taken == Some(v) && a == b && alike) {
                     return Err(format!("{} writes %{} over its operand %{}", node.op.name(), name(out), name(v)));
                 }
             }

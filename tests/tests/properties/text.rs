@@ -178,9 +178,11 @@ fn evaluate(module: &Module) {
             let data = match ty.dtype {
                 DType::I32 => Data::I32(vec![2; len]),
                 DType::Bool => Data::Bool(vec![true; len]),
-                _ => Data::F32(weight("argument", len)),
+                dtype if dtype.is_float() => Data::F32(weight("argument", len)),
+                DType::F64 => Data::F64(vec![1.0; len]),
+                _ => Data::I64(vec![1; len]),
             };
-            Tensor { shape, data }
+            Tensor { dtype: ty.dtype, shape, data }
         };
         let arguments: Vec<Tensor> = graph.params.iter().map(argument).collect();
         // Numbers that a type cannot rule out, such as a row beyond a cache, are errors.

@@ -71,7 +71,7 @@ impl<'a> Operand<'a> {
                 let zero = (!fmt.min).then_some(i32::from(zero_point(fmt)));
                 Format::Int { layout, act: IntAct { groups: layout.groups, zero }, nibbles: fmt.bits == 4 }
             }
-            DType::I32 | DType::Bool => unreachable!("PackedWeight rejects integers"),
+            _ => unreachable!("PackedWeight rejects integers"),
         };
         Operand { weight, format }
     }

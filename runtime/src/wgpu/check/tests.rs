@@ -165,3 +165,37 @@ fn parameters_and_results_have_their_places() {
     refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(0, 62) }));
     refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(512, 64) }));
 }
+
+#[test]
+fn a_program_beyond_rows_is_refused() {
+    let checked = |nodes: &str| {
+        let text = format!(
+            "module @m {{
+               weight @w: f32[8, 4] @n16 = stored {{offset=0, bytes=256}}
+               weight @one: f32[8, 1] @n16 = stored {{offset=256, bytes=64}}
+               state @hidden: f32[16, 4]
+               graph @step_4(%ids: i32[4], %pos: i32[4], %spans: i32[64, 5]) -> () {{
+                 %x = embed %ids, @w: f32[4, 4]
+                 %c = embed %ids, @one: f32[4, 1]
+                 {nodes}
+                 store_rows %x, @hidden
+                 return
+               }}
+             }}"
+        );
+        let module = dlx_ir::parse(&text).unwrap();
+        dlx_ir::verify(&module).unwrap();
+        let mut plan = plan();
+        plan.max_seq = 0;
+        plan.entries.truncate(1);
+        plan.entries[0].name = "step_4".into();
+        plan.entries[0].dispatches.clear();
+        plan.check_program(&module)
+    };
+    checked("%z = add %x, %x: f32[4, 4]").unwrap();
+    for nodes in ["%z = add %x, %c: f32[4, 4]", "%z = mul %c, %x: f32[4, 4]"] {
+        assert!(checked(nodes).unwrap_err().contains("not of the result's type"), "{nodes}");
+    }
+    let error = checked("%z = reshape %x {dims=[4, 2, 2]}: f32[4, 2, 2]").unwrap_err();
+    assert!(error.contains("%z of the program is f32[4, 2, 2], not rows"), "{error}");
+}

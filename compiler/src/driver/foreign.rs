@@ -1,0 +1,199 @@
+//! ONNX files as a compile reads them: as a generator, when a family is known for it, else as graphs for some shapes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use dlx_ir::{Error, Graph, VerifiedModule};
+use dlx_passes::{parse_pipeline, run_pipeline};
+
+use super::Watch;
+use super::graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
+use super::input::{Input, check_text};
+use crate::checkpoint::{Config, TextFiles};
+use crate::hf::{self, Imported};
+use crate::onnx::weights::OnnxWeights;
+use crate::onnx::{Binding, Generator, OnnxModel, RAISE_GRAPHS, Sources, generator, import, shapes};
+use crate::options::CompileOptions;
+
+/// Positions of a generator about which no config says anything.
+const POSITIONS: usize = 4096;
+
+/// Most combinations of sizes that are compiled into one artifact.
+const MAX_BUCKETS: usize = 64;
+
+/// An opened generator; its weights are borrowed from it.
+pub(super) struct Foreign {
+    model: OnnxModel,
+    generator: Generator,
+    text: TextFiles,
+    config: Vec<u8>,
+    imported: Imported,
+}
+
+/// Whether a model is an ONNX file that is compiled as the graph that it is: unless a family is named, or the config beside
+/// it names one.
+///
+/// # Errors
+/// A config that cannot be read.
+pub fn is_graph(model: &Path, options: &CompileOptions) -> Result<bool, Error> {
+    if !is_onnx(model) {
+        return Ok(false);
+    }
+    if options.graph || !options.dims.is_empty() {
+        return Ok(true);
+    }
+    if options.family.is_some() || options.config.is_some() {
+        return Ok(false);
+    }
+    let config = Config::read_optional(&config_dir(model, options).join("config.json"))?;
+    Ok(!config.is_some_and(|c| hf::is_known(&c)))
+}
+
+/// Whether a model is an ONNX file, by its name: whatever else is no directory is told what it is instead.
+pub(super) fn is_onnx(model: &Path) -> bool {
+    model.is_file() && model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
+}
+
+/// The directory of the file's config: that which was given, else its own.
+fn config_dir<'a>(model: &'a Path, options: &'a CompileOptions) -> &'a Path {
+    let own = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    options.config.as_deref().unwrap_or(own)
+}
+
+impl Foreign {
+    /// Opens, imports and raises a generator.
+    pub(super) fn read(path: &Path, options: &CompileOptions) -> Result<Self, Error> {
+        let model = OnnxModel::open(path)?;
+        let dir = config_dir(path, options);
+        let texts = options.tokenizer.as_deref().unwrap_or(dir);
+        let text = TextFiles::read(texts)?;
+        let file = dir.join("config.json");
+        let config = Config::read_optional(&file)?.filter(|_| options.family.is_none());
+        let generation = Config::read_optional(&dir.join("generation_config.json"))?;
+        let source = hf::Source {
+            config: config.as_ref(),
+            generation_config: generation.as_ref(),
+            mask_id: None,
+            text: &text,
+            block: None,
+            sampler: None,
+        };
+        let source = options.source(source);
+        let (family, policy, mask, max_positions, mut facts, decoder) = match &options.family {
+            Some(family) => {
+                let largest = text.largest_id().and_then(|id| usize::try_from(id).ok()).map_or(0, |id| id + 1);
+                let hf::Decoding { family, mask, policy, facts } = hf::policy_for(family, &source, largest)?;
+                (family, policy, mask, options.max_seq.unwrap_or(POSITIONS), facts, None)
+            }
+            None => {
+                let d = hf::describe(&source)?;
+                (d.family, d.policy, d.decoder.mask, d.max_positions, d.facts, Some(d.decoder))
+            }
+        };
+        let generator = generator(&model, mask, max_positions)?;
+        let place = path.display();
+        if generator.mask != mask {
+            let message = format!("attends under the mask {}, but {family} under {mask}", generator.mask);
+            return Err(Error::new(place, message)
+                .help("name the family that it is of with --family, and the length of its blocks with --block"));
+        }
+        let graph = generator.module.graph("forward").ok_or_else(|| Error::new(place, "has no @forward"))?;
+        let vocab = width(graph).ok_or_else(|| Error::new(path.display(), "has logits of no static width"))?;
+        if let Some(decoder) = decoder {
+            for (what, says, found) in
+                [("layers", decoder.layers, generator.attentions), ("rows of the embedding", decoder.vocab, vocab)]
+            {
+                if says != found {
+                    let message = format!("has {found} {what}, but {} says {says}", file.display());
+                    return Err(Error::new(path.display(), message).help("use the config that belongs to this file"));
+                }
+            }
+        }
+        check_text(texts, &text, vocab)?;
+        facts.notes.extend(model.notes().iter().chain(&generator.notes).cloned());
+        facts.add("mask", mask.to_string(), format!("{} layers of the graph", generator.attentions));
+        let module = generator.module.clone();
+        let imported = Imported { family, module, policy, vocab, max_positions, facts };
+        let config = std::fs::read(&file).unwrap_or_default();
+        Ok(Foreign { model, generator, text, config, imported })
+    }
+
+    /// What a compile goes on with.
+    pub(super) fn input(&self) -> Result<Input<'_>, Error> {
+        let weights = self.generator.sources.weights(&self.model)?;
+        let imported = self.imported.clone();
+        Ok(Input { weights: Box::new(weights), text: self.text.clone(), imported, config: self.config.clone() })
+    }
+
+    /// What the raise passes left alone, and why.
+    pub(super) fn reports(&self) -> &[dlx_passes::Report] {
+        &self.generator.reports
+    }
+}
+
+/// Features of a graph's result.
+fn width(graph: &Graph) -> Option<usize> {
+    graph.values[*graph.results.first()?].ty.dims.last()?.fixed()
+}
+
+/// Compiles an ONNX file that is no generator: one entry for each combination of sizes of its dynamic dimensions.
+///
+/// # Errors
+/// A file that cannot be imported, or sizes that are missing or too many; and as [`compile_graphs`].
+pub fn compile_file(
+    path: &Path,
+    output: &Path,
+    options: &CompileOptions,
+    watch: &dyn Watch,
+    cancel: &AtomicBool,
+) -> Result<GraphSummary, Error> {
+    let model = OnnxModel::open(path)?;
+    let name = path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    let mut graphs = Graphs { name, entries: Vec::new(), notes: model.notes().to_vec() };
+    let mut sources = Sources::default();
+    for (entry, sizes) in buckets(&options.dims)? {
+        let shapes = shapes(&model, &sizes)?;
+        let binding = Binding { shapes, exact: true, numbers: true, ..Binding::default() };
+        let imported = import(&model, &graphs.name, &binding)?;
+        let module = VerifiedModule::new(imported.module).map_err(Error::first_of)?;
+        let steps = parse_pipeline(RAISE_GRAPHS)?;
+        let (module, _) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+        let mut made = GraphEntry::new(entry, module)?;
+        made.outputs = imported.outputs;
+        graphs.entries.push(made);
+        sources.0.extend(imported.sources.0);
+        for note in imported.notes {
+            if !graphs.notes.contains(&note) {
+                graphs.notes.push(note);
+            }
+        }
+    }
+    let weights: OnnxWeights<'_> = sources.weights(&model)?;
+    compile_graphs(graphs, &weights, output, options, watch, cancel)
+}
+
+/// Name of an entry, and the sizes that it is for.
+type Bucket = (String, BTreeMap<String, usize>);
+
+/// Every combination of sizes, named by those that have several.
+fn buckets(dims: &[(String, Vec<usize>)]) -> Result<Vec<Bucket>, Error> {
+    let mut all = vec![(String::from("main"), BTreeMap::new())];
+    for (dim, sizes) in dims {
+        let several = sizes.len() > 1;
+        let next = all.iter().flat_map(|(name, chosen)| {
+            sizes.iter().map(move |size| {
+                let mut chosen: BTreeMap<String, usize> = chosen.clone();
+                chosen.insert(dim.clone(), *size);
+                let word: String = dim.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+                (if several { format!("{name}_{word}{size}") } else { name.clone() }, chosen)
+            })
+        });
+        all = next.collect();
+        if all.len() > MAX_BUCKETS {
+            return Err(Error::new("--dim", format!("{} combinations of sizes", all.len()))
+                .help(format!("give at most {MAX_BUCKETS}")));
+        }
+    }
+    Ok(all)
+}

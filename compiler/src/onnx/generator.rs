@@ -1,0 +1,147 @@
+//! A generator from an ONNX file: imported, raised, and shown not to depend on the length at which it was imported.
+
+use dlx_ir::{Error, Mask, Node, Op, Operand, VerifiedModule, WeightId};
+use dlx_passes::{Report, parse_pipeline, run_pipeline};
+
+use super::bind::{bind, fixed_length};
+use super::file::OnnxModel;
+use super::import::{Import, import};
+use super::stored::Sources;
+use super::weights::same_rows;
+
+/// The passes that make model ops of an imported graph.
+pub const RAISE: &str = "raise-activation,raise-norm,raise-rope,raise-attention,raise-rows,dce";
+
+/// Those that any graph gains by.
+pub const RAISE_GRAPHS: &str = "raise-activation,raise-norm,raise-rope,raise-attention,dce";
+
+/// The longer of the two lengths at which a graph is imported. What masks and angles are is shown for all its positions.
+const PROOF: usize = 256;
+
+/// A raised generator.
+#[derive(Debug)]
+pub struct Generator {
+    /// `@forward(ids, pos) -> logits`, as from a checkpoint.
+    pub module: VerifiedModule,
+    /// Initializers behind its source weights.
+    pub sources: Sources,
+    /// The rule that its attention follows.
+    pub mask: Mask,
+    /// Ops that were raised to attention.
+    pub attentions: usize,
+    /// What the raise passes did, and near misses.
+    pub reports: Vec<Report>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Imports and raises a generator. `rule` is the mask of its family, for graphs whose mask is an input; `positions` is the
+/// most that it was made for.
+///
+/// # Errors
+/// Nodes that cannot be imported or raised, or a graph that differs between lengths by more than its sizes.
+pub fn generator(model: &OnnxModel, rule: Mask, positions: usize) -> Result<Generator, Error> {
+    let block = rule.prefix_unit().unwrap_or(1);
+    let mut lengths = vec![(2 * block + 8).max(40), PROOF.max(4 * block).min(positions.max(2))];
+    if let Some(len) = fixed_length(model) {
+        lengths = vec![len];
+    }
+    let mut raised: Vec<Generator> = Vec::new();
+    raised.push(at_length(model, lengths[0], rule)?);
+    while let (Some(&len), 2) = (lengths.get(1), lengths.len()) {
+        match at_length(model, len, rule) {
+            Ok(longer) => {
+                raised.push(longer);
+                break;
+            }
+            // Tables of a file may end before.
+            Err(_) if len / 2 > lengths[0] => lengths[1] = len / 2,
+            Err(e) => return Err(e),
+        }
+    }
+    let mut last = raised.pop().ok_or_else(|| Error::new(model.path.display(), "has no length"))?;
+    if let Some(first) = raised.first()
+        && (first.module.graphs != last.module.graphs || first.module.weights != last.module.weights)
+    {
+        let differs = first.module.to_string();
+        let other = last.module.to_string();
+        let line = differs.lines().zip(other.lines()).find(|(a, b)| a != b);
+        let (a, b) = line.unwrap_or(("", ""));
+        return Err(Error::new(
+            model.path.display(),
+            format!(
+                "is another model for {} tokens than for {}: `{}` became `{}`",
+                lengths[0],
+                lengths[1],
+                a.trim(),
+                b.trim()
+            ),
+        )
+        .help("export it with a dynamic sequence length that nothing else depends on"));
+    }
+    tie(model, &mut last)?;
+    if lengths.len() == 1 {
+        last.notes.push(format!(
+            "the file is for {} tokens alone: that other lengths follow the same rules is assumed",
+            lengths[0]
+        ));
+    } else {
+        last.notes.push(format!("masks and angles were checked for the first {} positions", lengths[1]));
+    }
+    Ok(last)
+}
+
+/// Makes one weight of an embedding and a head that hold the same numbers: exporters store both, one of them turned.
+fn tie(model: &OnnxModel, g: &mut Generator) -> Result<(), Error> {
+    let graph = &g.module.graphs[0];
+    let matrix = |n: &Node, i: usize| n.inputs.get(i).and_then(|o| o.weight());
+    let table = graph.nodes.iter().find(|n| matches!(n.op, Op::Embed {})).and_then(|n| matrix(n, 1));
+    let head = graph.nodes.iter().rev().find(|n| matches!(n.op, Op::Linear { .. })).and_then(|n| matrix(n, 1));
+    let (Some(table), Some(head)) = (table, head) else { return Ok(()) };
+    let weight = |id: WeightId| &g.module.weights[id];
+    if table == head || weight(table).ty != weight(head).ty {
+        return Ok(());
+    }
+    let stored = |id: WeightId| g.sources.0.get(&weight(id).name);
+    let (Some(a), Some(b)) = (stored(table), stored(head)) else { return Ok(()) };
+    if !same_rows(&a.recipe(model)?, &b.recipe(model)?)? {
+        return Ok(());
+    }
+    g.notes.push(format!("{} is left out: it equals the embedding {}", weight(head).name, weight(table).name));
+    let mut module = g.module.clone().into_inner();
+    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if *input == Operand::Weight(head) {
+            *input = Operand::Weight(table);
+        }
+    }
+    g.module = VerifiedModule::new(module).map_err(Error::first_of)?;
+    Ok(())
+}
+
+fn at_length(model: &OnnxModel, len: usize, rule: Mask) -> Result<Generator, Error> {
+    let bound = bind(model, len, rule)?;
+    let Import { module, sources, notes, .. } = import(model, "onnx", &bound.binding)?;
+    let module = VerifiedModule::new(module).map_err(Error::first_of)?;
+    let steps = parse_pipeline(RAISE)?;
+    let (module, reports) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+    let nodes = || module.graphs.iter().flat_map(|g| &g.nodes);
+    let attentions = nodes().filter(|n| matches!(n.op, Op::Attention { .. })).count();
+    let mut masks: Vec<Mask> = nodes()
+        .filter_map(|n| match n.op {
+            Op::Mask { rule } => Some(rule),
+            Op::Attention { mask, .. } => mask,
+            _ => None,
+        })
+        .collect();
+    masks.dedup();
+    let &[mask] = &masks[..] else {
+        let shown: Vec<_> = masks.iter().map(ToString::to_string).collect();
+        return Err(Error::new(
+            model.path.display(),
+            format!("attends under {} masks: {}", masks.len(), shown.join(", ")),
+        )
+        .help("a generator has one mask for all its layers"));
+    };
+    let notes = bound.notes.into_iter().chain(notes).collect();
+    Ok(Generator { module, sources, mask, attentions, reports, notes })
+}

@@ -1,0 +1,10 @@
+//! Tests of the ONNX reader: files are made here, from the messages, and opened.
+
+mod broken;
+mod damage;
+mod external;
+mod functions;
+mod generated;
+mod graphs;
+mod made;
+mod values;
