@@ -1,6 +1,7 @@
-//! ONNX files: what is in them, read and checked, without knowing what any operator means.
+//! ONNX files: read and checked, imported as portable graphs, and raised to generators.
 //!
-//! [`OnnxModel::open`] does all of it. Invariant: no byte of a file can cause a panic, or an allocation that the file does not
+//! [`OnnxModel::open`] reads and checks without knowing what any operator means; [`import()`] knows that, and [`generator()`]
+//! what a generator's graph is. Invariant: no byte of a file can cause a panic, or an allocation that the file does not
 //! justify; what is wrong is said with the name of the file, tensor or node.
 
 mod bind;
