@@ -22,7 +22,7 @@ use dlx_targets::artifact_writer::ArtifactWriter;
 
 use crate::options::CompileOptions;
 use foreign::{Foreign, is_onnx};
-pub use foreign::{compile_file, is_graph};
+pub use foreign::{compile_file, is_graph, outlook};
 pub use graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
 use input::Input;
 pub use programs::find_target;

@@ -118,6 +118,28 @@ fn what_is_missing_is_said() {
     assert!(e.contains("has 2 layers") && e.contains("says 1"), "{e}");
 }
 
+#[test]
+fn inspect_says_what_a_file_would_become() {
+    let inspect = |args: &[&str]| {
+        let file = golden().join(args[0]);
+        let output = dlxc(&[&["inspect", path(&file), "--json"], &args[1..]].concat());
+        let value: serde_json::Value = serde_json::from_str(&text(&output)).unwrap();
+        (value["compiled"].clone(), value["unsupported"].clone())
+    };
+    let (made, unsupported) = inspect(&["qwen2.dynamo.onnx"]);
+    assert_eq!((made["becomes"].as_str(), made["mask"].as_str()), (Some("generator"), Some("causal")));
+    assert_eq!((made["ops"]["attention"].as_u64(), made["ops"].get("softmax")), (Some(2), None));
+    assert_eq!(unsupported, serde_json::json!({}));
+    let (made, _) = inspect(&["bert.ortopt.onnx"]);
+    assert_eq!(made["becomes"].as_str(), None);
+    assert!(made["no_graph"].as_str().unwrap().contains("--dim \"B=N\" --dim \"T=N\""), "{made}");
+    let (made, _) = inspect(&["bert.ortopt.onnx", "--dim", "B=1", "--dim", "T=8"]);
+    assert_eq!((made["becomes"].as_str(), made["ops"]["sdpa"].as_u64()), (Some("graph"), Some(2)), "{made}");
+    assert!(made["no_generator"].as_str().unwrap().contains("raise-rows"), "{made}");
+    let shown = text(&dlxc(&["inspect", path(&golden().join("bert.ortopt.onnx"))]));
+    assert!(shown.contains("compiled as") && shown.contains("nothing, as it stands"), "{shown}");
+}
+
 /// The graphs of a dumped module without what says where things come from, and what they are called and stored as there:
 /// weights are numbered as they are read, and known by their sizes.
 fn plain(file: &Path) -> (Vec<Graph>, Vec<Vec<Dim>>) {

@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+/// What stands before the help in an error's text, once.
+const HELP: &str = "\nhelp: ";
+
 /// What went wrong, where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -17,9 +20,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error at `place`, without help.
+    /// An error at `place`, without help, unless `message` is the text of another error, whose help this one keeps.
     pub fn new(place: impl fmt::Display, message: impl Into<String>) -> Self {
-        Error { place: place.to_string(), message: message.into(), help: String::new() }
+        let mut message: String = message.into();
+        let help =
+            message.find(HELP).map_or_else(String::new, |at| message.split_off(at)[HELP.len()..].replace(HELP, "; "));
+        Error { place: place.to_string(), message, help }
     }
 
     /// The same error, saying what to do.
@@ -48,7 +54,7 @@ impl fmt::Display for Error {
         }
         write!(f, "{}", self.message)?;
         if !self.help.is_empty() {
-            write!(f, "\nhelp: {}", self.help)?;
+            write!(f, "{HELP}{}", self.help)?;
         }
         Ok(())
     }
@@ -66,6 +72,14 @@ mod tests {
         assert_eq!(e.to_string(), "config.json: `hidden_size` is missing");
         assert_eq!(e.help("add it").to_string(), "config.json: `hidden_size` is missing\nhelp: add it");
         assert_eq!(Error::new("", "no input").to_string(), "no input");
+    }
+
+    #[test]
+    fn help_is_said_once() {
+        let e = Error::new("tensor", "is short").help("export it again");
+        let outer = Error::new("node", e.to_string());
+        assert_eq!(outer.to_string(), "node: tensor: is short\nhelp: export it again");
+        assert_eq!(outer.help("look").to_string(), "node: tensor: is short\nhelp: look");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+mod ends;
 mod look;
 mod mask;
 pub(crate) mod norm;

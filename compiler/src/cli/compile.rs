@@ -188,7 +188,7 @@ fn graphs(args: &Args, view: &View, started: Instant) -> Result<(), Failure> {
 }
 
 /// `NAME=N,…` as a name and its sizes; the name is free text.
-fn dim(text: &str) -> Result<(String, Vec<usize>), String> {
+pub(super) fn dim(text: &str) -> Result<(String, Vec<usize>), String> {
     let (name, sizes) = text.rsplit_once('=').ok_or("write NAME=N or NAME=N,N,…")?;
     let size = |s: &str| s.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or(format!("`{s}` is no size"));
     Ok((name.to_owned(), sizes.split(',').map(size).collect::<Result<_, _>>()?))

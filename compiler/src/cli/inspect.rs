@@ -13,18 +13,21 @@ use serde_json::json;
 use super::table::{self, Align};
 use super::{Failure, terminal};
 use crate::checkpoint::{Checkpoint, TextFiles};
-use crate::hf;
 use crate::onnx::{OnnxModel, Summary};
+use crate::{driver, hf};
 
 /// Show what is in an artifact, a model directory or an ONNX file.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc inspect sdar.dlxa\n  dlxc inspect sdar.dlxa --ir | less\n  dlxc inspect models/sdar\n  dlxc inspect model.onnx"
+    after_help = "Examples:\n  dlxc inspect sdar.dlxa\n  dlxc inspect sdar.dlxa --ir | less\n  dlxc inspect models/sdar\n  dlxc inspect model.onnx\n  dlxc inspect bert.onnx --dim batch=1 --dim seq=32"
 )]
 pub struct Args {
     /// A .dlxa file, a model directory, or an .onnx file.
     #[arg(value_name = "ARTIFACT|MODEL|FILE.onnx")]
     pub model: PathBuf,
+    /// Size of a dynamic dimension of an ONNX graph, to see what would become of it; may be repeated.
+    #[arg(long, value_name = "NAME=N", value_parser = super::compile::dim)]
+    pub dim: Vec<(String, Vec<usize>)>,
     /// Print the program.
     #[arg(long)]
     pub ir: bool,
@@ -192,9 +195,14 @@ fn onnx(args: &Args) -> Result<String, Error> {
         return Err(Error::new(args.model.display(), "is an ONNX file, which has no IR to print")
             .help("leave --ir away: operators, inputs and outputs are shown without it"));
     }
-    let s = Summary::of(&OnnxModel::open(&args.model)?)?;
+    let model = OnnxModel::open(&args.model)?;
+    let s = Summary::of(&model)?;
+    let sizes = args.dim.iter().filter_map(|(name, sizes)| Some((name.clone(), *sizes.first()?))).collect();
+    let outlook = driver::outlook(&model, &sizes);
     if args.json {
-        return Ok(format!("{:#}\n", json!(s)));
+        let mut value = json!(s);
+        value["compiled"] = json!(outlook);
+        return Ok(format!("{value:#}\n"));
     }
     let mut rows = vec![
         ("producer".to_owned(), s.producer),
@@ -209,6 +217,19 @@ fn onnx(args: &Args) -> Result<String, Error> {
     rows.extend(s.inputs.into_iter().map(|v| (format!("input {}", v.name), v.text)));
     rows.extend(s.outputs.into_iter().map(|v| (format!("output {}", v.name), v.text)));
     rows.extend(s.ops.into_iter().map(|(op, n)| (format!("op {op}"), n.to_string())));
+    rows.extend(s.unsupported.into_iter().map(|(op, why)| (format!("unsupported {op}"), why.to_owned())));
+    rows.push(("compiled as".to_owned(), outlook.becomes.unwrap_or("nothing, as it stands").to_owned()));
+    rows.extend(outlook.mask.map(|mask| ("… attention under".to_owned(), mask)));
+    rows.extend(outlook.ops.into_iter().map(|(op, n)| (format!("… op {op}"), n.to_string())));
+    rows.extend(outlook.left.into_iter().map(|left| ("… left alone".to_owned(), left)));
+    for (label, why) in [("no generator", outlook.no_generator), ("no graph", outlook.no_graph)] {
+        let why = why.unwrap_or_default();
+        rows.extend(why.lines().enumerate().map(|(n, line)| {
+            let label = if n == 0 { label } else { "" };
+            (label.to_owned(), line.trim_start().to_owned())
+        }));
+    }
+    rows.extend(outlook.notes.into_iter().map(|n| ("… note".to_owned(), n)));
     rows.extend(s.notes.into_iter().map(|n| ("note".to_owned(), n)));
     // Names come from the file, and a terminal obeys control characters.
     let plain = |text: String| text.replace(char::is_control, "\u{fffd}");

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{Error, Graph, VerifiedModule};
-use dlx_passes::{parse_pipeline, run_pipeline};
+use dlx_ir::{Error, Graph, Mask};
 
 use super::Watch;
 use super::graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
@@ -13,7 +12,7 @@ use super::input::{Input, check_text};
 use crate::checkpoint::{Config, TextFiles};
 use crate::hf::{self, Imported};
 use crate::onnx::weights::OnnxWeights;
-use crate::onnx::{Binding, Generator, OnnxModel, RAISE_GRAPHS, Sources, generator, import, shapes};
+use crate::onnx::{Generator, OnnxModel, Outlook, Plain, Sources, generator, plain, shapes};
 use crate::options::CompileOptions;
 
 /// Positions of a generator about which no config says anything.
@@ -46,7 +45,7 @@ pub fn is_graph(model: &Path, options: &CompileOptions) -> Result<bool, Error> {
     if options.family.is_some() || options.config.is_some() {
         return Ok(false);
     }
-    let config = Config::read_optional(&config_dir(model, options).join("config.json"))?;
+    let config = Config::read_optional(&config_dir(model, options.config.as_deref()).join("config.json"))?;
     Ok(!config.is_some_and(|c| hf::is_known(&c)))
 }
 
@@ -56,16 +55,16 @@ pub(super) fn is_onnx(model: &Path) -> bool {
 }
 
 /// The directory of the file's config: that which was given, else its own.
-fn config_dir<'a>(model: &'a Path, options: &'a CompileOptions) -> &'a Path {
+fn config_dir<'a>(model: &'a Path, given: Option<&'a Path>) -> &'a Path {
     let own = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    options.config.as_deref().unwrap_or(own)
+    given.unwrap_or(own)
 }
 
 impl Foreign {
     /// Opens, imports and raises a generator.
     pub(super) fn read(path: &Path, options: &CompileOptions) -> Result<Self, Error> {
         let model = OnnxModel::open(path)?;
-        let dir = config_dir(path, options);
+        let dir = config_dir(path, options.config.as_deref());
         let texts = options.tokenizer.as_deref().unwrap_or(dir);
         let text = TextFiles::read(texts)?;
         let file = dir.join("config.json");
@@ -74,10 +73,7 @@ impl Foreign {
         let source = hf::Source {
             config: config.as_ref(),
             generation_config: generation.as_ref(),
-            mask_id: None,
-            text: &text,
-            block: None,
-            sampler: None,
+            ..hf::Source::of_text(&text)
         };
         let source = options.source(source);
         let (family, policy, mask, max_positions, mut facts, decoder) = match &options.family {
@@ -137,6 +133,24 @@ fn width(graph: &Graph) -> Option<usize> {
     graph.values[*graph.results.first()?].ty.dims.last()?.fixed()
 }
 
+/// What a compile would make of an ONNX file, with these sizes of its dynamic dimensions where it is no generator. The mask
+/// of a config beside the file counts; without one, a mask that is an input is taken to be causal.
+pub fn outlook(model: &OnnxModel, sizes: &BTreeMap<String, usize>) -> Outlook {
+    let described = || -> Result<Option<(Mask, usize)>, Error> {
+        let dir = config_dir(&model.path, None);
+        let config = Config::read_optional(&dir.join("config.json"))?.filter(hf::is_known);
+        let Some(config) = &config else { return Ok(None) };
+        let text = TextFiles::read(dir)?;
+        let described = hf::describe(&hf::Source { config: Some(config), ..hf::Source::of_text(&text) })?;
+        Ok(Some((described.decoder.mask, described.max_positions)))
+    };
+    let (described, problem) = described().map_or_else(|e| (None, Some(e.to_string())), |d| (d, None));
+    let (rule, positions) = described.unwrap_or((Mask::Causal, POSITIONS));
+    let mut outlook = Outlook::of(model, rule, positions, sizes);
+    outlook.notes.extend(problem);
+    outlook
+}
+
 /// Compiles an ONNX file that is no generator: one entry for each combination of sizes of its dynamic dimensions.
 ///
 /// # Errors
@@ -153,17 +167,12 @@ pub fn compile_file(
     let mut graphs = Graphs { name, entries: Vec::new(), notes: model.notes().to_vec() };
     let mut sources = Sources::default();
     for (entry, sizes) in buckets(&options.dims)? {
-        let shapes = shapes(&model, &sizes)?;
-        let binding = Binding { shapes, exact: true, numbers: true, ..Binding::default() };
-        let imported = import(&model, &graphs.name, &binding)?;
-        let module = VerifiedModule::new(imported.module).map_err(Error::first_of)?;
-        let steps = parse_pipeline(RAISE_GRAPHS)?;
-        let (module, _) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+        let Plain { module, sources: more, outputs, notes, .. } = plain(&model, &graphs.name, shapes(&model, &sizes)?)?;
         let mut made = GraphEntry::new(entry, module)?;
-        made.outputs = imported.outputs;
+        made.outputs = outputs;
         graphs.entries.push(made);
-        sources.0.extend(imported.sources.0);
-        for note in imported.notes {
+        sources.0.extend(more.0);
+        for note in notes {
             if !graphs.notes.contains(&note) {
                 graphs.notes.push(note);
             }
@@ -179,7 +188,11 @@ type Bucket = (String, BTreeMap<String, usize>);
 /// Every combination of sizes, named by those that have several.
 fn buckets(dims: &[(String, Vec<usize>)]) -> Result<Vec<Bucket>, Error> {
     let mut all = vec![(String::from("main"), BTreeMap::new())];
-    for (dim, sizes) in dims {
+    for (n, (dim, sizes)) in dims.iter().enumerate() {
+        if dims[..n].iter().any(|(other, _)| other == dim) {
+            return Err(Error::new("--dim", format!("gives `{dim}` twice"))
+                .help(format!("give all its sizes at once: --dim \"{dim}=N,N\"")));
+        }
         let several = sizes.len() > 1;
         let next = all.iter().flat_map(|(name, chosen)| {
             sizes.iter().map(move |size| {

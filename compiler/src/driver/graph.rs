@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use dlx_ir::{Error, Id, Module, Operand, VerifiedModule, WeightDef, WeightId};
+use dlx_ir::{Error, Id, Module, Operand, VerifiedModule, WeightDef, WeightId, held_bytes};
 use dlx_passes::Report;
 use dlx_runtime::artifact;
 use dlx_runtime::graph::{GraphManifest, GraphModel, GraphOptions, Kind, Signature};
@@ -115,7 +115,10 @@ pub fn compile_graphs(
         // How much a run may take is decided where it runs.
         let unlimited = GraphOptions { memory: u64::MAX, ..GraphOptions::default() };
         let model = GraphModel::new(module.clone(), entries.clone(), section, &unlimited);
-        let model = model.map_err(|e| failed(&e))?;
+        let model = model.map_err(|e| match largest(&module) {
+            Some(value) => failed(&format_args!("{e}; the largest value is {value}")),
+            None => failed(&e),
+        })?;
         let vectors = model.record();
         clock.stage("golden");
 
@@ -149,6 +152,14 @@ pub fn compile_graphs(
         }
         Ok(GraphSummary { passes, manifest, weights, file_bytes, stages: clock.stages })
     })
+}
+
+/// The largest value that a node makes, its type and the node.
+fn largest(module: &Module) -> Option<String> {
+    let nodes = module.graphs.iter().flat_map(|g| g.nodes.iter().map(move |n| (g, n)));
+    let values = nodes.flat_map(|(g, n)| n.outputs.iter().map(move |v| (&g.values[*v].ty, g, n)));
+    let (ty, graph, node) = values.max_by_key(|(ty, ..)| held_bytes(ty).unwrap_or(u64::MAX))?;
+    Some(format!("{ty}, made by `{}` of @{}{}", node.op.name(), graph.name, node.origin))
 }
 
 /// Refuses what is asked for and would have no effect.

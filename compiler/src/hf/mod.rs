@@ -101,7 +101,12 @@ impl<'a> Source<'a> {
     /// What the files of a checkpoint say, and nothing asked for.
     pub fn new(checkpoint: &'a Checkpoint, text: &'a TextFiles) -> Self {
         let (config, generation_config) = (Some(&checkpoint.config), checkpoint.generation_config.as_ref());
-        Source { config, generation_config, mask_id: None, text, block: None, sampler: None }
+        Source { config, generation_config, ..Source::of_text(text) }
+    }
+
+    /// A model of which only the text files are there.
+    pub fn of_text(text: &'a TextFiles) -> Self {
+        Source { config: None, generation_config: None, mask_id: None, text, block: None, sampler: None }
     }
 
     /// The block length asked for, else that of a key of the config, else a family's own.

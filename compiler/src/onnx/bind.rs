@@ -164,15 +164,21 @@ fn empty(dtype: DType, input: &ValueInfo) -> Tensor {
 /// Shapes of all inputs, from sizes for the names of dynamic dimensions.
 ///
 /// # Errors
-/// Names without a size.
+/// Names without a size, sizes without a name, and inputs without a shape or without elements.
 pub fn shapes(model: &OnnxModel, sizes: &BTreeMap<String, usize>) -> Result<BTreeMap<String, Vec<usize>>, Error> {
-    let mut missing = Vec::new();
+    let (mut missing, mut known) = (Vec::new(), Vec::new());
     let mut shapes = BTreeMap::new();
     let graph = model.graph();
     for input in &graph.inputs {
+        let place = || format!("{}: input `{}`", model.path.display(), input.name);
         let dims = input.dims.as_ref().ok_or_else(|| {
-            Error::new(format!("{}: input `{}`", model.path.display(), input.name), "has no shape in the file")
+            Error::new(place(), "has no shape in the file")
+                .help("export the model with one; what is dynamic in it is given a size here, with --dim NAME=N")
         })?;
+        if dims.contains(&DimText::Known(0)) {
+            return Err(Error::new(place(), format!("is an empty tensor in the file: {input}"))
+                .help("export the model with that dimension dynamic, and give it a size here, with --dim NAME=N"));
+        }
         let mut shape = Vec::with_capacity(dims.len());
         for (n, dim) in dims.iter().enumerate() {
             let name = match dim {
@@ -186,10 +192,20 @@ pub fn shapes(model: &OnnxModel, sizes: &BTreeMap<String, usize>) -> Result<BTre
             match sizes.get(&name) {
                 Some(size) => shape.push(*size),
                 None if missing.contains(&name) => {}
-                None => missing.push(name),
+                None => missing.push(name.clone()),
+            }
+            if !known.contains(&name) {
+                known.push(name);
             }
         }
         shapes.insert(input.name.clone(), shape);
+    }
+    if let Some(name) = sizes.keys().find(|name| !known.contains(name)) {
+        let help = match known.is_empty() {
+            true => "leave --dim out: all sizes stand in the file".to_owned(),
+            false => format!("there are {}", known.join(", ")),
+        };
+        return Err(Error::new(model.path.display(), format!("has no dynamic dimension `{name}`")).help(help));
     }
     if missing.is_empty() {
         return Ok(shapes);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{
     Arg, ArgKind, Binary, Compare, DType, Data, Graph, MAX_LITERAL, Module, Op, Operand, Origin, Reduce, Tensor, Type,
@@ -25,6 +25,12 @@ const MAX_CONSTANT: usize = 1 << 28;
 /// Most elements of all tensors that are computed while importing one graph.
 const MAX_FOLDED: usize = 1 << 29;
 
+/// Most elements of any value: more than any machine holds.
+pub(super) const MAX_VALUE: usize = 1 << 36;
+
+/// Most multiplications of a product that is computed while importing.
+const MAX_WORK: usize = 1 << 30;
+
 /// Most nodes of an imported graph: what unrolled loops may come to.
 const MAX_NODES: usize = 1 << 20;
 
@@ -32,9 +38,9 @@ const MAX_NODES: usize = 1 << 20;
 #[derive(Clone)]
 enum Parts {
     /// A product with a weight, and a bias.
-    Linear(Val, Rc<Stored>, Option<Val>),
+    Linear(Val, Arc<Stored>, Option<Val>),
     /// Rows of a table.
-    Rows(Rc<Stored>, Val),
+    Rows(Arc<Stored>, Val),
 }
 
 /// A graph being built.
@@ -43,7 +49,7 @@ pub(super) struct Builder<'m> {
     pub(super) module: Module,
     pub(super) graph: Graph,
     /// Initializers that became source weights, by the weight's name.
-    pub(super) sources: BTreeMap<String, Rc<Stored>>,
+    pub(super) sources: BTreeMap<String, Arc<Stored>>,
     pub(super) notes: Vec<String>,
     /// Name of the node that is being imported.
     pub(super) origin: String,
@@ -111,10 +117,10 @@ impl<'m> Builder<'m> {
     ///
     /// # Errors
     /// The initializer cannot be read.
-    pub(super) fn known(&self, v: &Val) -> Result<Option<Rc<Tensor>>, String> {
+    pub(super) fn known(&self, v: &Val) -> Result<Option<Arc<Tensor>>, String> {
         match v {
             Val::Known(t) => Ok(Some(t.clone())),
-            Val::Stored(s) if self.elements(v)? <= MAX_FOLD => s.read(self.model).map(|t| Some(Rc::new(t))),
+            Val::Stored(s) if self.elements(v)? <= MAX_FOLD => s.read(self.model).map(|t| Some(Arc::new(t))),
             Val::Stored(_) | Val::Run(_) | Val::List(_) | Val::Nothing => Ok(None),
         }
     }
@@ -162,7 +168,7 @@ impl<'m> Builder<'m> {
                         return self.literal(&t).map(Operand::Weight);
                     }
                 }
-                let plain = if s.is_plain() { s.clone() } else { Rc::new(s.numbers()) };
+                let plain = if s.is_plain() { s.clone() } else { Arc::new(s.numbers()) };
                 self.source(&plain).map(Operand::Weight)
             }
             Val::List(_) => Err("is a sequence where a tensor is needed".into()),
@@ -171,8 +177,8 @@ impl<'m> Builder<'m> {
     }
 
     /// A source weight for an initializer under its views; the same one twice is one weight.
-    pub(super) fn source(&mut self, s: &Rc<Stored>) -> Result<WeightId, String> {
-        let s = &if self.numbers && !s.is_plain() { Rc::new(s.numbers()) } else { s.clone() };
+    pub(super) fn source(&mut self, s: &Arc<Stored>) -> Result<WeightId, String> {
+        let s = &if self.numbers && !s.is_plain() { Arc::new(s.numbers()) } else { s.clone() };
         if let Some((name, _)) = self.sources.iter().find(|(_, known)| known.same(s)) {
             return self.module.weight(name).ok_or_else(|| format!("@{name} is lost"));
         }
@@ -225,12 +231,16 @@ impl<'m> Builder<'m> {
             let size = sizes.fold(0usize, usize::saturating_add);
             let constant = !args.iter().any(|a| matches!(a, Val::Run(_)));
             if constant && size > MAX_CONSTANT {
-                return Err(format!("makes a constant of {size} elements; {MAX_CONSTANT} are the most"));
+                return Err(format!(
+                    "would make a constant {}; {MAX_CONSTANT} elements are the most",
+                    types_of(&results)
+                ));
             }
-            let may = constant && size <= MAX_FOLD;
+            let work = work(&op, &types);
+            let may = constant && size <= MAX_FOLD && work <= MAX_WORK;
             let known = args.iter().filter(|_| may).map(|a| self.known(a)).collect::<Result<Option<Vec<_>>, _>>()?;
             if let Some(known) = known.filter(|_| may) {
-                self.folded = self.folded.saturating_add(size);
+                self.folded = self.folded.saturating_add(size).saturating_add(work / 16);
                 if self.folded > MAX_FOLDED {
                     return Err(format!("constants of more than {MAX_FOLDED} elements in all; this is no model"));
                 }
@@ -263,6 +273,10 @@ impl<'m> Builder<'m> {
     pub(super) fn emit(&mut self, op: Op, operands: Vec<Operand>) -> Result<Vec<ValueId>, String> {
         let name = op.name();
         let out = self.graph.emit(&self.module, op, operands, &[name, name]).map_err(|e| e.message)?;
+        let types: Vec<_> = out.iter().map(|v| self.graph.values[*v].ty.clone()).collect();
+        if types.iter().any(|ty| ty.elements().is_none_or(|n| n > MAX_VALUE)) {
+            return Err(format!("would make {}; {MAX_VALUE} elements are the most", types_of(&types)));
+        }
         if let Some(node) = self.graph.nodes.last_mut() {
             node.origin = Origin::new([self.origin.as_str()]);
         }
@@ -309,6 +323,12 @@ impl<'m> Builder<'m> {
 
     pub(super) fn binary(&mut self, kind: Binary, a: &Val, b: &Val) -> Result<Val, String> {
         self.op1(Op::Binary { kind }, &[a, b])
+    }
+
+    /// `y`, which was made by laying an operand on `x` and must have kept its shape.
+    pub(super) fn kept(&self, x: &Val, y: Val) -> Result<Val, String> {
+        let (have, made) = (self.shape(x)?, self.shape(&y)?);
+        if have == made { Ok(y) } else { Err(format!("an operand that is laid on {have:?} makes {made:?} of it")) }
     }
 
     pub(super) fn unary(&mut self, kind: Unary, x: &Val) -> Result<Val, String> {
@@ -359,7 +379,7 @@ impl<'m> Builder<'m> {
         if let Val::Stored(s) = x
             && let Some(view) = s.reshaped(dims)
         {
-            return Ok(Val::Stored(Rc::new(view)));
+            return Ok(Val::Stored(Arc::new(view)));
         }
         self.op1(Op::Reshape { dims: as_i64(dims) }, &[x])
     }
@@ -379,7 +399,7 @@ impl<'m> Builder<'m> {
             && perm == [1, 0]
             && let Some(view) = s.transposed()
         {
-            return Ok(Val::Stored(Rc::new(view)));
+            return Ok(Val::Stored(Arc::new(view)));
         }
         self.op1(Op::Transpose { perm: as_i64(perm) }, &[x])
     }
@@ -405,7 +425,7 @@ impl<'m> Builder<'m> {
         if let Val::Stored(s) = x
             && let Some(view) = s.sliced(axis, start..end)
         {
-            return Ok(Val::Stored(Rc::new(view)));
+            return Ok(Val::Stored(Arc::new(view)));
         }
         if let Val::Run(v) = x
             && axis + 1 == shape.len()
@@ -425,20 +445,20 @@ impl<'m> Builder<'m> {
         match parts {
             Parts::Linear(x, w, bias) => {
                 let Some(w) = w.sliced(0, range.clone()) else { return Ok(None) };
-                let y = self.linear(x, &Rc::new(w))?;
+                let y = self.linear(x, &Arc::new(w))?;
                 let Some(bias) = bias else { return Ok(Some(y)) };
                 let bias = self.slice(bias, 0, range.start, range.end)?;
                 self.add(&y, &bias).map(Some)
             }
             Parts::Rows(table, indices) => {
                 let Some(table) = table.sliced(1, range) else { return Ok(None) };
-                self.gather(&Val::Stored(Rc::new(table)), indices, 0).map(Some)
+                self.gather(&Val::Stored(Arc::new(table)), indices, 0).map(Some)
             }
         }
     }
 
     /// Table and indices of gathered rows.
-    pub(super) fn gathered(&self, v: &Val) -> Option<(Rc<Stored>, Val)> {
+    pub(super) fn gathered(&self, v: &Val) -> Option<(Arc<Stored>, Val)> {
         match v {
             Val::Run(v) => match self.parts.get(v) {
                 Some(Parts::Rows(table, indices)) => Some((table.clone(), indices.clone())),
@@ -471,7 +491,7 @@ impl<'m> Builder<'m> {
     }
 
     /// `x Wᵀ` for a weight `[N, K]` and any `x` of K features; floats below f32 are computed in f32 and rounded back.
-    pub(super) fn linear(&mut self, x: &Val, w: &Rc<Stored>) -> Result<Val, String> {
+    pub(super) fn linear(&mut self, x: &Val, w: &Arc<Stored>) -> Result<Val, String> {
         let dtype = self.dtype(x)?;
         let wide = self.cast(x, DType::F32)?;
         let (operand, weight) = (self.operand(&wide)?, self.source(w)?);
@@ -483,6 +503,22 @@ impl<'m> Builder<'m> {
         }
         Ok(out)
     }
+}
+
+/// Multiplications of a product of matrices.
+fn work(op: &Op, operands: &[Type]) -> usize {
+    let (Op::Matmul {} | Op::Sdpa { .. }, [a, b, ..]) = (op, operands) else { return 0 };
+    let columns = if matches!(op, Op::Matmul {}) { b.dims.last() } else { b.dims.iter().nth_back(1) };
+    let columns = columns.and_then(dlx_ir::Dim::fixed).unwrap_or(1);
+    // Of a batch, each operand may be the one that repeats.
+    let batch = |ty: &Type| ty.dims.iter().rev().skip(2).filter_map(dlx_ir::Dim::fixed).product::<usize>().max(1);
+    let repeats = batch(b).div_ceil(batch(a));
+    a.elements().unwrap_or(usize::MAX).saturating_mul(columns).saturating_mul(repeats)
+}
+
+/// Types of results, for a message.
+fn types_of(types: &[Type]) -> String {
+    types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Sizes as attributes have them.

@@ -51,9 +51,14 @@ impl<'n> Call<'n> {
         Ok(self.int_or(name, 0)? != 0)
     }
 
+    /// An integer that has no default.
+    pub(super) fn needed(&self, name: &str) -> Result<i64, String> {
+        self.int(name)?.ok_or_else(|| format!("attribute `{name}` is missing, which has no default"))
+    }
+
     /// A required size or count, positive.
     pub(super) fn size(&self, name: &str) -> Result<usize, String> {
-        let value = self.int(name)?.ok_or_else(|| format!("attribute `{name}` is missing"))?;
+        let value = self.needed(name)?;
         usize::try_from(value).ok().filter(|n| *n > 0).ok_or_else(|| format!("attribute `{name}` is {value}"))
     }
 
@@ -79,6 +84,13 @@ impl<'n> Call<'n> {
 
     pub(super) fn text_or(&self, name: &str, default: &str) -> Result<String, String> {
         Ok(self.text(name)?.unwrap_or_else(|| default.into()))
+    }
+
+    /// A text that is one of these, the first of which is the default.
+    pub(super) fn choice<'s>(&self, name: &str, known: &[&'s str]) -> Result<&'s str, String> {
+        let Some(text) = self.text(name)? else { return Ok(known[0]) };
+        let found = known.iter().find(|k| **k == text);
+        found.copied().ok_or_else(|| format!("{name} `{text}` is not supported; it may be {}", known.join(", ")))
     }
 
     /// Several texts.

@@ -27,6 +27,9 @@ use crate::checkpoint::{by_content, check_is_file, unreadable};
 /// The first IR version in which a file must say which operator set it uses.
 const FIRST_WITH_OPSETS: i64 = 3;
 
+/// The newest version of each domain's operators of which the handlers know.
+const NEWEST: &[(&str, i64)] = &[("", 28), ("ai.onnx.ml", 5), ("ai.onnx.preview", 1), (MICROSOFT, 1)];
+
 /// An open ONNX file.
 #[derive(Debug)]
 pub struct OnnxModel {
@@ -97,6 +100,15 @@ impl OnnxModel {
         let uses = |domain: &str| graph.nested().iter().any(|g| g.nodes.iter().any(|n| n.domain == domain));
         if !imported.contains_key(MICROSOFT) && uses(MICROSOFT) {
             notes.push(format!("no version of {MICROSOFT} is imported: its operators are read as version 1"));
+        }
+        for (name, version) in &imported {
+            let newest = NEWEST.iter().find(|(domain, newest)| domain == name && version > newest);
+            if let Some((_, newest)) = newest {
+                let name = if name.is_empty() { "ai.onnx" } else { name };
+                notes.push(format!(
+                    "opset {version} of {name} is newer than what this was written for ({newest}): ops are read as in {newest}"
+                ));
+            }
         }
         if sorted {
             notes.push("nodes were not in order: they were sorted".into());

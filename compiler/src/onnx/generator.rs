@@ -1,11 +1,13 @@
 //! A generator from an ONNX file: imported, raised, and shown not to depend on the length at which it was imported.
 
-use dlx_ir::{Error, Mask, Node, Op, Operand, VerifiedModule, WeightId};
+use std::collections::BTreeMap;
+
+use dlx_ir::{Error, Mask, Module, Node, Op, Operand, VerifiedModule, WeightId};
 use dlx_passes::{Report, parse_pipeline, run_pipeline};
 
 use super::bind::{bind, fixed_length};
 use super::file::OnnxModel;
-use super::import::{Import, import};
+use super::import::{Binding, Import, import};
 use super::stored::Sources;
 use super::weights::same_rows;
 
@@ -17,6 +19,9 @@ pub const RAISE_GRAPHS: &str = "raise-activation,raise-norm,raise-rope,raise-att
 
 /// The longer of the two lengths at which a graph is imported. What masks and angles are is shown for all its positions.
 const PROOF: usize = 256;
+
+/// Most near misses that an error tells.
+const MAX_MISSES: usize = 8;
 
 /// A raised generator.
 #[derive(Debug)]
@@ -42,52 +47,38 @@ pub struct Generator {
 /// Nodes that cannot be imported or raised, or a graph that differs between lengths by more than its sizes.
 pub fn generator(model: &OnnxModel, rule: Mask, positions: usize) -> Result<Generator, Error> {
     let block = rule.prefix_unit().unwrap_or(1);
-    let mut lengths = vec![(2 * block + 8).max(40), PROOF.max(4 * block).min(positions.max(2))];
-    if let Some(len) = fixed_length(model) {
-        lengths = vec![len];
-    }
-    let mut raised: Vec<Generator> = Vec::new();
-    raised.push(at_length(model, lengths[0], rule)?);
-    while let (Some(&len), 2) = (lengths.get(1), lengths.len()) {
-        match at_length(model, len, rule) {
-            Ok(longer) => {
-                raised.push(longer);
-                break;
+    let short = fixed_length(model).unwrap_or((2 * block + 8).max(40));
+    // Tables of a file may end before.
+    let longer = || {
+        let mut len = PROOF.max(4 * block).min(positions.max(2));
+        loop {
+            match at_length(model, len, rule) {
+                Err(_) if len / 2 > short => len /= 2,
+                other => return other.map(|g| (len, g)),
             }
-            // Tables of a file may end before.
-            Err(_) if len / 2 > lengths[0] => lengths[1] = len / 2,
-            Err(e) => return Err(e),
         }
+    };
+    if fixed_length(model).is_some() {
+        let mut only = at_length(model, short, rule)?;
+        tie(model, &mut only)?;
+        only.notes
+            .push(format!("the file is for {short} tokens alone: that other lengths follow the same rules is assumed"));
+        return Ok(only);
     }
-    let mut last = raised.pop().ok_or_else(|| Error::new(model.path.display(), "has no length"))?;
-    if let Some(first) = raised.first()
-        && (first.module.graphs != last.module.graphs || first.module.weights != last.module.weights)
-    {
+    let (first, last) = rayon::join(|| at_length(model, short, rule), longer);
+    let (first, (long, mut last)) = (first?, last?);
+    if first.module.graphs != last.module.graphs || first.module.weights != last.module.weights {
         let differs = first.module.to_string();
         let other = last.module.to_string();
         let line = differs.lines().zip(other.lines()).find(|(a, b)| a != b);
         let (a, b) = line.unwrap_or(("", ""));
-        return Err(Error::new(
-            model.path.display(),
-            format!(
-                "is another model for {} tokens than for {}: `{}` became `{}`",
-                lengths[0],
-                lengths[1],
-                a.trim(),
-                b.trim()
-            ),
-        )
-        .help("export it with a dynamic sequence length that nothing else depends on"));
+        let (a, b) = (a.trim(), b.trim());
+        let message = format!("is another model for {short} tokens than for {long}: `{a}` became `{b}`");
+        return Err(Error::new(model.path.display(), message)
+            .help("export it with a dynamic sequence length that nothing else depends on"));
     }
     tie(model, &mut last)?;
-    if lengths.len() == 1 {
-        last.notes.push(format!(
-            "the file is for {} tokens alone: that other lengths follow the same rules is assumed",
-            lengths[0]
-        ));
-    } else {
-        last.notes.push(format!("masks and angles were checked for the first {} positions", lengths[1]));
-    }
+    last.notes.push(format!("masks and angles were checked for the first {long} positions"));
     Ok(last)
 }
 
@@ -122,8 +113,7 @@ fn at_length(model: &OnnxModel, len: usize, rule: Mask) -> Result<Generator, Err
     let bound = bind(model, len, rule)?;
     let Import { module, sources, notes, .. } = import(model, "onnx", &bound.binding)?;
     let module = VerifiedModule::new(module).map_err(Error::first_of)?;
-    let steps = parse_pipeline(RAISE)?;
-    let (module, reports) = run_pipeline(module, &steps, &mut |_, _, _| Ok(())).map_err(|f| f.error)?;
+    let (module, reports) = raise(module, RAISE)?;
     let nodes = || module.graphs.iter().flat_map(|g| &g.nodes);
     let attentions = nodes().filter(|n| matches!(n.op, Op::Attention { .. })).count();
     let mut masks: Vec<Mask> = nodes()
@@ -144,4 +134,49 @@ fn at_length(model: &OnnxModel, len: usize, rule: Mask) -> Result<Generator, Err
     };
     let notes = bound.notes.into_iter().chain(notes).collect();
     Ok(Generator { module, sources, mask, attentions, reports, notes })
+}
+
+/// A graph of any kind, imported as it is for these shapes of its inputs, and raised.
+#[derive(Debug)]
+pub struct Plain {
+    /// One graph, `@main`.
+    pub module: VerifiedModule,
+    /// Initializers behind its source weights.
+    pub sources: Sources,
+    /// Names of the results, in order.
+    pub outputs: Vec<String>,
+    /// What the raise passes did, and near misses.
+    pub reports: Vec<Report>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Imports and raises a graph of any kind, without changing what it computes.
+///
+/// # Errors
+/// Nodes that cannot be imported.
+pub fn plain(model: &OnnxModel, name: &str, shapes: BTreeMap<String, Vec<usize>>) -> Result<Plain, Error> {
+    let binding = Binding { shapes, exact: true, numbers: true, ..Binding::default() };
+    let Import { module, sources, outputs, notes } = import(model, name, &binding)?;
+    let module = VerifiedModule::new(module).map_err(Error::first_of)?;
+    let (module, reports) = raise(module, RAISE_GRAPHS)?;
+    Ok(Plain { module, sources, outputs, reports, notes })
+}
+
+/// Runs raise passes. What an earlier one left alone often says why a later one fails, so it is part of the error.
+fn raise(module: VerifiedModule, pipeline: &str) -> Result<(VerifiedModule, Vec<Report>), Error> {
+    let mut left = Vec::new();
+    let mut observe = |_: usize, report: &Report, _: &Module| {
+        left.extend(report.notes.iter().map(|note| format!("\n  {} left alone: {note}", report.name)));
+        Ok(())
+    };
+    run_pipeline(module, &parse_pipeline(pipeline)?, &mut observe).map_err(|failure| {
+        let mut error = failure.error;
+        let more = left.len().saturating_sub(MAX_MISSES);
+        error.message.extend(left.into_iter().take(MAX_MISSES));
+        if more > 0 {
+            error.message.push_str(&format!("\n  and {more} more"));
+        }
+        error
+    })
 }

@@ -5,20 +5,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{Error, Module, Tensor, Type};
 
-use super::build::Builder;
+use super::build::{Builder, MAX_VALUE};
 use super::call::{Call, dtype_of};
 use super::file::OnnxModel;
 use super::graph::{DimText, Graph, Node, ValueInfo};
 use super::ops;
+use super::spec;
 use super::stored::{Sources, Stored};
 use super::value::{Val, Value, empty};
 
-/// Most iterations of a loop, and most nested subgraphs times that, which are unrolled.
+/// Most iterations of a loop that are unrolled.
 pub(super) const MAX_ITERATIONS: usize = 1 << 14;
+
+/// Most subgraphs that are imported, each iteration of each loop counted, and most nodes of all.
+const MAX_BODIES: usize = 1 << 16;
+const MAX_VISITS: usize = 1 << 21;
 
 /// What is decided about a graph's inputs before it is imported.
 #[derive(Clone, Debug, Default)]
@@ -62,13 +67,21 @@ pub fn import(model: &OnnxModel, name: &str, binding: &Binding) -> Result<Import
     for input in &graph.inputs {
         let here = || place(&format!("input `{}`", input.name));
         let value = if let Some(value) = binding.values.get(&input.name) {
-            Val::Known(Rc::new(value.clone()))
+            Val::Known(Arc::new(value.clone()))
         } else {
             let shape = binding.shapes.get(&input.name).ok_or_else(|| {
-                Error::new(here(), "its shape is not decided").help("give sizes for its dynamic dimensions")
+                Error::new(here(), "its shape is not decided")
+                    .help("give its dynamic dimensions sizes with --dim NAME=N")
             })?;
             let elem = input.elem.ok_or_else(|| Error::new(here(), "has no element type, or is no tensor"))?;
             let dtype = dtype_of(elem).map_err(|e| Error::new(here(), e))?;
+            if shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).is_none_or(|n| n > MAX_VALUE) {
+                return Err(Error::new(
+                    here(),
+                    format!("would be {}, which no machine holds", Type::new(dtype, shape.clone())),
+                )
+                .help("give its dynamic dimensions smaller sizes with --dim NAME=N, or export the model with some"));
+            }
             if shape.contains(&0) {
                 // What has no element is known.
                 empty(dtype, shape.clone()).into()
@@ -82,14 +95,24 @@ pub fn import(model: &OnnxModel, name: &str, binding: &Binding) -> Result<Import
     let wanted = |name: &String| binding.outputs.is_empty() || binding.outputs.contains(name);
     let mut outputs = Vec::new();
     for output in graph.outputs.iter().filter(|o| wanted(&o.name)) {
-        let Some(value) = scope.find(&output.name) else { continue };
+        let Some(value) = importer.made(&scope, &output.name) else { continue };
         let here = place(&format!("output `{}`", output.name));
+        if outputs.contains(&output.name) {
+            return Err(Error::new(here, "is listed twice").help("export the model with outputs of different names"));
+        }
+        let dtype = importer.b.dtype(&value).map_err(|e| Error::new(&here, e))?;
+        if let Some(elem) = output.elem.filter(|elem| importer.exact && dtype_of(*elem).ok() != Some(dtype)) {
+            importer.b.note(format!("output `{}` is {dtype}, which the file says is {elem}", output.name));
+        }
         let value = importer.result(&value).map_err(|e| Error::new(here, e))?;
         importer.b.graph.results.push(value);
         outputs.push(output.name.clone());
     }
     if !importer.failures.is_empty() {
         return Err(importer.failed());
+    }
+    if outputs.is_empty() {
+        return Err(Error::new(model.path.display(), "has no output").help("export the model with what it should give"));
     }
     let Builder { mut module, graph, sources, notes, .. } = importer.b;
     module.graphs.push(graph);
@@ -115,13 +138,13 @@ pub fn fold(model: &OnnxModel, inputs: &BTreeMap<String, Value>) -> Result<Vec<(
         scope.values.insert(input.name.clone(), Some(value.clone().into()));
     }
     importer.run(model.graph(), &mut scope)?;
+    let made: Vec<_> =
+        model.graph().outputs.iter().filter_map(|o| Some((o, importer.made(&scope, &o.name)?))).collect();
     if !importer.failures.is_empty() {
         return Err(importer.failed());
     }
     let mut outputs = Vec::new();
-    for output in &model.graph().outputs {
-        let value =
-            scope.find(&output.name).ok_or_else(|| Error::new(place("output", &output.name), "is not there"))?;
+    for (output, value) in made {
         let value = importer.b.whole(&value).map_err(|e| Error::new(place("output", &output.name), e))?;
         outputs.push((output.name.clone(), value));
     }
@@ -135,6 +158,18 @@ struct Failure {
     place: String,
     /// Why, where the op itself is known.
     why: Option<String>,
+    /// What to do, where more is known than that the node is not imported.
+    help: String,
+}
+
+impl Failure {
+    fn new(node: &Node, why: Option<String>) -> Self {
+        let op = if node.domain.is_empty() { node.op.clone() } else { format!("{}::{}", node.domain, node.op) };
+        // Why may be the whole text of another error.
+        let told = why.map(|why| Error::new("", why));
+        let help = told.as_ref().map_or_else(String::new, |e| e.help.clone());
+        Failure { op, place: node.place(), why: told.map(|e| e.message), help }
+    }
 }
 
 /// Values by name; a subgraph sees those around it.
@@ -160,11 +195,16 @@ pub(super) struct Importer<'m> {
     pub(super) model: &'m OnnxModel,
     pub(super) b: Builder<'m>,
     pub(super) exact: bool,
-    /// What was quantized, by its codes.
-    pub(super) unquantized: BTreeMap<dlx_ir::ValueId, Val>,
+    /// Products of activations with codes that still have to be scaled: the activations, the codes and their zero points.
+    pub(super) unscaled: BTreeMap<dlx_ir::ValueId, (Val, Arc<Stored>, Option<Val>)>,
     /// Shapes that the file declares of the graph's outputs.
     declared: BTreeMap<String, Vec<usize>>,
+    /// Outputs that no handler made: failures once somebody reads them.
+    unmade: BTreeMap<String, Failure>,
     failures: Vec<Failure>,
+    /// Graphs and nodes that were imported, again and again in loops.
+    bodies: usize,
+    visits: usize,
 }
 
 impl<'m> Importer<'m> {
@@ -173,9 +213,12 @@ impl<'m> Importer<'m> {
             model,
             b: Builder::new(model, name),
             exact,
-            unquantized: BTreeMap::new(),
+            unscaled: BTreeMap::new(),
             declared: BTreeMap::new(),
+            unmade: BTreeMap::new(),
             failures: Vec::new(),
+            bodies: 0,
+            visits: 0,
         }
     }
 
@@ -203,6 +246,13 @@ impl<'m> Importer<'m> {
 
     /// Imports the nodes of a graph into a scope that holds its inputs.
     pub(super) fn run(&mut self, graph: &Graph, scope: &mut Scope<'_>) -> Result<(), Error> {
+        self.bodies += 1;
+        self.visits += graph.nodes.len();
+        if self.bodies > MAX_BODIES || self.visits > MAX_VISITS {
+            let message = format!("loops come to more than {MAX_BODIES} iterations or {MAX_VISITS} nodes in all");
+            return Err(Error::new(self.model.path.display(), message)
+                .help("export the model with fewer iterations: loops are unrolled"));
+        }
         for (name, tensor) in &graph.initializers {
             if !scope.values.contains_key(name) {
                 let value = Stored::open(self.model, tensor)?;
@@ -225,38 +275,50 @@ impl<'m> Importer<'m> {
             }
             match scope.lookup(name) {
                 Some(Some(value)) => args.push(Some(value.clone())),
-                Some(None) => failed = true,
+                Some(None) => {
+                    self.failures.extend(self.unmade.remove(name));
+                    failed = true;
+                }
                 None => return Err(Error::new(node.place(), format!("reads `{name}`, which nothing defines"))),
             }
         }
-        let op = if node.domain.is_empty() { node.op.clone() } else { format!("{}::{}", node.domain, node.op) };
         let outcome = match ops::find(&node.domain, &node.op) {
-            None => {
-                let why = ops::refusal(&node.domain, &node.op).map(str::to_owned);
-                self.failures.push(Failure { op, place: node.place(), why });
-                None
-            }
-            Some(_) if failed => None,
+            None => Err(ops::refusal(&node.domain, &node.op).map(str::to_owned)),
+            Some(_) if failed => Ok(None),
             Some(run) => {
                 let named = if node.name.is_empty() { node.outputs.first() } else { Some(&node.name) };
                 named.map_or("", String::as_str).clone_into(&mut self.b.origin);
-                match run(self, &Call { node, args }, scope) {
-                    Ok(values) => Some(values),
-                    Err(why) => {
-                        self.failures.push(Failure { op, place: node.place(), why: Some(why) });
-                        None
-                    }
-                }
+                let call = Call { node, args };
+                spec::check(&self.b, &call).and_then(|()| run(self, &call, scope)).map(Some).map_err(Some)
             }
         };
-        let mut values = outcome.map(Vec::into_iter);
-        for name in &node.outputs {
-            let value = values.as_mut().and_then(Iterator::next);
-            if !name.is_empty() {
-                scope.values.insert(name.clone(), value);
+        let values = outcome.unwrap_or_else(|why| {
+            self.failures.push(Failure::new(node, why));
+            None
+        });
+        let imported = values.is_some();
+        let mut values = values.into_iter().flatten();
+        for (n, name) in node.outputs.iter().enumerate() {
+            let value = values.next();
+            if name.is_empty() {
+                continue;
             }
+            if imported && value.is_none() {
+                let why = format!("its output {n}, `{name}`, is read, and dlxc does not make it");
+                self.unmade.insert(name.clone(), Failure::new(node, Some(why)));
+            }
+            scope.values.insert(name.clone(), value);
         }
         Ok(())
+    }
+
+    /// A value of a scope, unless the node that should have made it failed.
+    pub(super) fn made(&mut self, scope: &Scope<'_>, name: &str) -> Option<Val> {
+        let value = scope.find(name);
+        if value.is_none() {
+            self.failures.extend(self.unmade.remove(name));
+        }
+        value
     }
 
     /// A value that the graph returns.
@@ -295,7 +357,13 @@ impl<'m> Importer<'m> {
         }
         let count = self.failures.len();
         let nodes = if count == 1 { "node" } else { "nodes" };
-        Error::new(self.model.path.display(), format!("{count} {nodes} cannot be imported:{text}"))
-            .help("`dlxc ops --onnx` lists the ops that can")
+        let help = self.failures.iter().map(|f| f.help.as_str()).find(|help| unknown.is_empty() && !help.is_empty());
+        Error::new(self.model.path.display(), format!("{count} {nodes} cannot be imported:{text}")).help(
+            help.unwrap_or(if unknown.is_empty() {
+                "change these nodes where the model is exported, or export it again with other options"
+            } else {
+                "`dlxc ops --onnx` lists the ops that can"
+            }),
+        )
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use dlx_ir::{DType, Data, Error, Tensor, Type};
@@ -22,7 +21,7 @@ use super::weights::{BlockTable, NBits, OnnxWeights, Recipe};
 /// A stored tensor, or what several together stand for, not read.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    base: Rc<Base>,
+    base: Arc<Base>,
     views: Vec<View>,
     dtype: DType,
     dims: Vec<usize>,
@@ -57,7 +56,7 @@ enum View {
 
 /// The stored tensors behind a module's source weights, by the weight's name.
 #[derive(Clone, Debug, Default)]
-pub struct Sources(pub BTreeMap<String, Rc<Stored>>);
+pub struct Sources(pub BTreeMap<String, Arc<Stored>>);
 
 impl Sources {
     /// What reads them, as they are: in quantized types where the module has them so.
@@ -80,11 +79,11 @@ impl Stored {
         let dtype = dtype_of(raw.elem);
         let place = || format!("{}: tensor `{}`", model.path.display(), t.name());
         let dtype = dtype.map_err(|e| Error::new(place(), e))?;
-        Ok(Val::Stored(Rc::new(Stored::of(Base::Plain(t.clone()), dtype, raw.dims))))
+        Ok(Val::Stored(Arc::new(Stored::of(Base::Plain(t.clone()), dtype, raw.dims))))
     }
 
     fn of(base: Base, dtype: DType, dims: Vec<usize>) -> Self {
-        Stored { base: Rc::new(base), views: Vec::new(), dtype, dims }
+        Stored { base: Arc::new(base), views: Vec::new(), dtype, dims }
     }
 
     /// A tensor that the importer computed, as if it had been stored.
@@ -132,7 +131,7 @@ impl Stored {
 
     /// Whether both are the same view of the same tensor.
     pub(super) fn same(&self, other: &Stored) -> bool {
-        Rc::ptr_eq(&self.base, &other.base) && self.views == other.views
+        Arc::ptr_eq(&self.base, &other.base) && self.views == other.views
     }
 
     /// Whether nothing is stored but numbers.
@@ -241,7 +240,13 @@ impl Stored {
 
     /// Codes of integers less a zero point, as numbers.
     pub(super) fn less(&self, model: &OnnxModel, zero: Option<&Val>) -> Option<Stored> {
-        let one = Tensor { dtype: DType::F32, shape: vec![], data: Data::F32(vec![1.0]) };
+        let shape = match zero {
+            Some(Val::Stored(zero)) => zero.dims.clone(),
+            Some(Val::Known(zero)) => zero.shape.clone(),
+            _ => vec![],
+        };
+        let ones = vec![1.0; shape.iter().product()];
+        let one = Tensor { dtype: DType::F32, shape, data: Data::F32(ones) };
         self.dequantized(model, 1, 0, &Val::from(one), zero)
     }
 
@@ -257,6 +262,11 @@ impl Stored {
         let codes = self.proto().filter(|_| self.views.is_empty())?.clone();
         let (scales, zeros) = (tensor_of(scale)?, zero.map(tensor_of));
         if matches!(zeros, Some(None)) {
+            return None;
+        }
+        // Several scales under one zero point, or the other way round, are not what a recipe reads.
+        let count = |t: &TensorProto| t.dims.iter().product::<i64>();
+        if zeros.iter().flatten().any(|z| count(z) != count(&scales)) {
             return None;
         }
         let (axis, block) = (i64::try_from(axis).ok()?, usize::try_from(block).ok()?);

@@ -11,6 +11,7 @@ use super::elem::ElemType;
 use super::file::OnnxModel;
 use super::graph::{DimText, ValueInfo};
 use super::header::Header;
+use super::ops;
 
 /// What is in an ONNX file.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -29,6 +30,8 @@ pub struct Summary {
     pub initializers: Initializers,
     /// How often each operator occurs, those outside the standard with their domain.
     pub ops: BTreeMap<String, usize>,
+    /// Operators of these that cannot be imported, and why.
+    pub unsupported: BTreeMap<String, &'static str>,
     /// Local functions in the file.
     pub functions: usize,
     /// Graphs inside nodes.
@@ -70,7 +73,7 @@ impl Summary {
     pub fn of(model: &OnnxModel) -> Result<Summary, dlx_ir::Error> {
         let graphs = model.graph().nested();
         let mut initializers = Initializers::default();
-        let mut ops = BTreeMap::new();
+        let (mut counts, mut unsupported) = (BTreeMap::new(), BTreeMap::new());
         for graph in &graphs {
             for t in graph.initializers.values() {
                 let header = Header::of(&model.path, t)?;
@@ -86,7 +89,11 @@ impl Summary {
             }
             for node in &graph.nodes {
                 let op = if node.domain.is_empty() { node.op.clone() } else { format!("{}.{}", node.domain, node.op) };
-                *ops.entry(op).or_insert(0) += 1;
+                if ops::find(&node.domain, &node.op).is_none() {
+                    let why = ops::refusal(&node.domain, &node.op).unwrap_or("is not supported");
+                    unsupported.insert(op.clone(), why);
+                }
+                *counts.entry(op).or_insert(0) += 1;
             }
         }
         let standard = |domain: &String| if domain.is_empty() { "ai.onnx".to_owned() } else { domain.clone() };
@@ -97,7 +104,8 @@ impl Summary {
             inputs: model.graph().inputs.iter().map(Value::of).collect(),
             outputs: model.graph().outputs.iter().map(Value::of).collect(),
             initializers,
-            ops,
+            ops: counts,
+            unsupported,
             functions: model.functions(),
             subgraphs: graphs.len() - 1,
             notes: model.notes().to_vec(),

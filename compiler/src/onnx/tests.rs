@@ -1,5 +1,6 @@
 //! Tests of the ONNX reader: files are made here, from the messages, and opened.
 
+mod activations;
 mod broken;
 mod damage;
 mod external;

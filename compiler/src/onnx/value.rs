@@ -1,6 +1,6 @@
 //! What an ONNX value is while its graph is imported.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{DType, Data, Error, Op, Tensor, ValueId};
 
@@ -13,13 +13,13 @@ use super::stored::Stored;
 #[derive(Clone, Debug)]
 pub(super) enum Val {
     /// Known now.
-    Known(Rc<Tensor>),
+    Known(Arc<Tensor>),
     /// An initializer, seen through views and not read.
-    Stored(Rc<Stored>),
+    Stored(Arc<Stored>),
     /// Known when the model runs.
     Run(ValueId),
     /// A sequence, whose length is known.
-    List(Rc<Vec<Val>>),
+    List(Arc<Vec<Val>>),
     /// An optional without a value. One with a value is that value.
     Nothing,
 }
@@ -40,14 +40,14 @@ impl From<Value> for Val {
         match v {
             Value::Nothing => Val::Nothing,
             Value::Tensor(t) => t.into(),
-            Value::List(list) => Val::List(Rc::new(list.into_iter().map(Val::from).collect())),
+            Value::List(list) => Val::List(Arc::new(list.into_iter().map(Val::from).collect())),
         }
     }
 }
 
 impl From<Tensor> for Val {
     fn from(t: Tensor) -> Self {
-        Val::Known(Rc::new(t))
+        Val::Known(Arc::new(t))
     }
 }
 

@@ -125,6 +125,11 @@ fn spelled(
     if v.factor != 1.0 || !is_float(dtype) {
         return Err("has values that are scaled".into());
     }
+    if k.heads(look) != v.heads(look) {
+        return Err(
+            "has keys and values of another number of heads, of which something between hides the repetition".into()
+        );
+    }
     let scale = (scores.scale * q_scale * k.factor) as f32;
     let result = result.iter().map(|n| *n as i64).collect();
     let cap = scores.cap.map(|c| c as f32);
@@ -145,7 +150,7 @@ fn given(look: Look<'_>, root: ValueId, known: &mut Known, notes: &mut Vec<Note>
     let s = *look.shape(node.inputs[1]).get(2)?;
     let (sizes, dtype) = ([b, h, t, s], look.ty(Operand::Value(root)).dtype);
     let (q, q_scale) = unscaled(look, node.inputs[0]);
-    let (k, v) = (
+    let (mut k, mut v) = (
         side(look, node.inputs[1], sizes, false, &mut known.sides)?,
         side(look, node.inputs[2], sizes, false, &mut known.sides)?,
     );
@@ -153,6 +158,9 @@ fn given(look: Look<'_>, root: ValueId, known: &mut Known, notes: &mut Vec<Note>
     let terms: Vec<Term> = node.inputs.get(3).map(|o| Term { operand: *o, kind: kind(o) }).into_iter().collect();
     let (plain, masked) =
         ([node.inputs[0].value()?, node.inputs[1].value()?, node.inputs[2].value()?], !terms.is_empty());
+    if k.heads(look) != v.heads(look) {
+        (k, v) = (Side::plain(plain[1]), Side::plain(plain[2]));
+    }
     let scaled = (f64::from(scale) * q_scale * k.factor) as f32;
     let mut found = Found {
         heads: true,
@@ -169,6 +177,11 @@ fn given(look: Look<'_>, root: ValueId, known: &mut Known, notes: &mut Vec<Note>
     };
     if found.v.factor != 1.0 {
         found.v = Side::plain(plain[2]);
+    }
+    if found.k.heads(look) != found.v.heads(look) {
+        found.k = Side { factor: found.k.factor, ..Side::plain(plain[1]) };
+        found.v = Side::plain(plain[2]);
+        found.scale = (f64::from(scale) * q_scale) as f32;
     }
     if masked || mask.is_some() {
         name_mask(look, root, &mut found, sizes, mask.unwrap_or(Mask::Full), known, notes);

@@ -131,7 +131,7 @@ fn rotation(region: &Region<'_>, dtype: DType) -> Result<Rotation, String> {
     let part = changed_features(&x_in_type, &y, d);
     let mut nearest = f64::INFINITY;
     for (rotated, interleaved) in [(d, false), (d, true), (part, false), (part, true)] {
-        if rotated < 2 || rotated % 2 != 0 {
+        if rotated < 2 || rotated % 2 != 0 || rotated > d {
             continue;
         }
         let first = |f: usize| f < rotated && if interleaved { f.is_multiple_of(2) } else { f < rotated / 2 };

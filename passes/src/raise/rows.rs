@@ -11,7 +11,8 @@ use super::theta::theta;
 use super::view::{Axis, chunk, heads, is_plain, plain, reshape, transpose};
 use crate::{Note, Params, PassInfo};
 use dlx_ir::{
-    Binary, DType, Data, Error, Graph, Mask, Module, Node, Norm, Op, Operand, Origin, Post, Type, ValueId, WeightDef,
+    Binary, DType, Data, Error, Graph, Mask, Module, Node, Norm, Op, Operand, Origin, Post, Type, Unary, ValueId,
+    WeightDef,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -99,7 +100,7 @@ pub(super) struct Rows<'a> {
     pub(super) module: &'a mut Module,
     pub(super) old: &'a Graph,
     pub(super) uses: Vec<usize>,
-    tokens: usize,
+    pub(super) tokens: usize,
     rule: Option<Mask>,
     pub(super) graph: Graph,
     ids: ValueId,
@@ -118,6 +119,8 @@ pub(super) struct Rows<'a> {
     casts: BTreeMap<DType, usize>,
     /// Attentions by how their scores are scaled beside the usual.
     scaled: BTreeMap<String, usize>,
+    /// What was left out at the end of the graph.
+    pub(super) ends: Vec<&'static str>,
 }
 
 impl<'a> Rows<'a> {
@@ -144,6 +147,7 @@ impl<'a> Rows<'a> {
             coarse: BTreeMap::new(),
             casts: BTreeMap::new(),
             scaled: BTreeMap::new(),
+            ends: Vec::new(),
         }
     }
 
@@ -210,7 +214,7 @@ impl<'a> Rows<'a> {
             Op::Expand { .. } if self.shape(first).iter().filter(|n| **n != 1).eq(dims.iter().filter(|n| **n != 1)) => {
                 self.view(first, &|axes| reshape(axes, &dims))
             }
-            Op::Gather { axis: 0 } => self.embed(first, node.inputs[1]),
+            Op::Gather { axis } => self.gather(node, *axis, &dims),
             Op::Linear { n: 1, bias, norm: None, post: Post::None } => self.linear(node, *bias),
             Op::Normalize { kind: Norm::Rms, eps } => {
                 let (value, axes) = self.rows(first)?;
@@ -230,14 +234,22 @@ impl<'a> Rows<'a> {
             Op::Mul {} => self.mul(first, node.inputs[1]),
             Op::Rotary { interleaved } => self.rotary(first, node.inputs[1], node.inputs[2], *interleaved),
             Op::Sdpa { scale, cap, mask } => self.sdpa(node, *scale, *cap, *mask),
-            Op::Slice { starts, ends, steps } => self.slice(first, &dims, starts, ends, steps),
+            Op::Softmax {} | Op::Unary { kind: Unary::Log } if self.is_end(node) => {
+                let (value, axes) = self.rows(first)?;
+                Ok(Meaning::Rows { value, axes })
+            }
+            Op::ArgMax { .. } => Err("chooses tokens, which decoding does: export the logits instead".into()),
+            Op::Slice { starts, ends, steps } => match self.leaves_last(first, &dims, starts) {
+                Some(at) if self.is_tail(node) => self.last(first, at, false),
+                _ => self.slice(first, &dims, starts, ends, steps),
+            },
             Op::Expand { .. } => Err("repeats elements".into()),
             Op::Normalize { .. } => Err("layer norms have no counterpart in rows yet".into()),
             op => Err(format!("`{}` has no counterpart in rows", op.name())),
         }
     }
 
-    fn view(&mut self, operand: Operand, to: &ViewOf<'_>) -> Result<Meaning, String> {
+    pub(super) fn view(&mut self, operand: Operand, to: &ViewOf<'_>) -> Result<Meaning, String> {
         match operand.value().and_then(|v| self.meanings.get(&v)).cloned() {
             Some(Meaning::Ids(axes)) => Ok(Meaning::Ids(to(&axes)?)),
             Some(Meaning::Rows { value, axes }) => Ok(Meaning::Rows { value, axes: to(&axes)? }),
@@ -268,7 +280,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn embed(&mut self, table: Operand, ids: Operand) -> Result<Meaning, String> {
+    pub(super) fn embed(&mut self, table: Operand, ids: Operand) -> Result<Meaning, String> {
         let Some(Meaning::Ids(axes)) = ids.value().and_then(|v| self.meanings.get(&v)).cloned() else {
             return Err("looks up something else than token ids".into());
         };
@@ -459,6 +471,9 @@ impl<'a> Rows<'a> {
         }
         for (dtype, n) in &self.coarse {
             note(format!("{n} rotations by tables in {dtype} are computed by the exact angles of their base"));
+        }
+        for end in &self.ends {
+            note((*end).to_owned());
         }
         for (by, n) in &self.scaled {
             note(format!("{n} attentions scale their scores by {by} / √head_dim: the queries are multiplied by {by}"));

@@ -33,6 +33,18 @@ impl Side {
     pub(crate) fn plain(value: ValueId) -> Self {
         Side { value, perm: None, factor: 1.0 }
     }
+
+    /// How many heads there are.
+    pub(crate) fn heads(&self, look: Look<'_>) -> Option<usize> {
+        let shape = look.shape(Operand::Value(self.value));
+        let at = self.perm.map_or(1, |perm| perm[1] as usize);
+        // Without a batch it is 1.
+        if shape.len() == 3 {
+            at.checked_sub(1).map_or(Some(1), |at| shape.get(at).copied())
+        } else {
+            shape.get(at).copied()
+        }
+    }
 }
 
 /// One step from the product outward.

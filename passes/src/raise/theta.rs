@@ -18,8 +18,8 @@ pub(crate) fn theta(cos: &Tensor, sin: &Tensor) -> Result<f32, String> {
     // Numbers are rounded to their type, and so may be the frequencies that tokens multiply.
     let coarse = matches!(cos.dtype, DType::F16 | DType::BF16);
     let (fixed, relative) = match cos.dtype {
-        DType::BF16 => (5e-3, 4e-3),
-        DType::F16 => (6e-4, 5e-4),
+        DType::BF16 => (5e-3, 8e-3),
+        DType::F16 => (6e-4, 1e-3),
         _ => (2e-6, 1e-6),
     };
     if let Some(i) = (0..cosines.len()).find(|i| {
@@ -38,9 +38,13 @@ pub(crate) fn theta(cos: &Tensor, sin: &Tensor) -> Result<f32, String> {
             far > fixed + relative * angle
         })
     };
-    // The slowest pair tells it best: its angle is small, so nothing of it is lost.
+    // The slowest pair tells it best: its angle is small, so nothing of it is lost. Tables of 16 bits say most of it where it
+    // has grown.
     let slowest = half - 1;
-    let angle = libm::atan2(sines[half + slowest], cosines[half + slowest]);
+    let angle_of = |p: usize| libm::atan2(sines[p * half + slowest], cosines[p * half + slowest]);
+    let grows = |p: &usize| (angle_of(*p) - angle_of(*p - 1)).abs() < 0.5 && angle_of(*p) < 1.0;
+    let token = if coarse { (1..tokens).take_while(grows).last().unwrap_or(1) } else { 1 };
+    let angle = angle_of(token) / token as f64;
     let estimate = libm::pow(angle.max(f64::MIN_POSITIVE), 1.0 / exponent(slowest));
     // A base is a round number; the roundest one that fits is it.
     let mut candidates: Vec<f64> = (0..7).filter_map(|digits| format!("{estimate:.digits$e}").parse().ok()).collect();
@@ -92,10 +96,20 @@ mod tests {
             }
         }
         for dtype in [DType::F16, DType::BF16] {
-            for theta in [10_000.0, 1_000_000.0, 500_000.0] {
+            for theta in [10_000.0, 1_000_000.0, 500_000.0, 8e6] {
                 let [cos, sin] = tables(dtype, 40, 32, plain(theta, 32));
                 assert_eq!(super::theta(&cos, &sin), Ok(theta), "{theta} {dtype}");
             }
+        }
+    }
+
+    #[test]
+    fn angles_may_be_products_of_halves() {
+        let half = |x: f32| half::f16::from_f32(x).to_f32();
+        for (theta, tokens) in [(10_000.0, 40), (10_000.0, 256), (1_000_000.0, 256)] {
+            let frequency = plain(theta, 32);
+            let [cos, sin] = tables(DType::F16, tokens, 32, |p, k| half(p as f32 * half(frequency(1, k))));
+            assert_eq!(super::theta(&cos, &sin), Ok(theta), "{theta} {tokens}");
         }
     }
 

@@ -203,6 +203,29 @@ fn attention(of: impl Fn(&mut Build, Operand) -> Operand) -> VerifiedModule {
 }
 
 #[test]
+fn repetitions_that_are_hidden_are_no_error() {
+    let mut b = build();
+    let sizes = |heads| [2, heads, TOKENS, WIDTH];
+    let (q, k) = (param(&mut b, "q", DType::F32, &sizes(HEADS)), param(&mut b, "k", DType::F32, &sizes(KV_HEADS)));
+    let v = param(&mut b, "v", DType::F32, &sizes(KV_HEADS));
+    let repeat = |b: &mut Build, x| {
+        let x = b.reshape(x, &[2, KV_HEADS, 1, TOKENS, WIDTH]);
+        let dims = [2, KV_HEADS, HEADS / KV_HEADS, TOKENS, WIDTH].map(|n| n as i64).to_vec();
+        let x = b.op(Op::Expand { dims }, &[x]);
+        b.reshape(x, &[2, HEADS, TOKENS, WIDTH])
+    };
+    let (k, v) = (repeat(&mut b, k), repeat(&mut b, v));
+    let k = b.op(Op::Unary { kind: Unary::Tanh }, &[k]);
+    let k = b.transpose(k, &[0, 1, 3, 2]);
+    let s = b.op(Op::Matmul {}, &[q, k]);
+    let p = b.op(Op::Softmax {}, &[s]);
+    let y = b.op(Op::Matmul {}, &[p, v]);
+    let (nodes, notes) = raised(&b.done(y));
+    assert_eq!(ops(&nodes).last(), Some(&"matmul"));
+    assert!(notes.len() == 1 && notes[0].contains("another number of heads"), "{notes:?}");
+}
+
+#[test]
 fn masks_of_paddings_keep_the_padding() {
     for (dtype, causal) in [(DType::I64, true), (DType::I64, false), (DType::Bool, true)] {
         let module = attention(|b, s| {

@@ -365,7 +365,16 @@ fn packed_attention(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result
     let k = i.b.slice(&x, 2, a, a + b)?;
     let v = i.b.slice(&x, 2, a + b, a + b + d)?;
     let (q, k, v) = (split_heads(i, &q, heads)?, split_heads(i, &k, heads)?, split_heads(i, &v, heads)?);
-    finish(i, c, [q, k, v], c.opt(3), c.opt(5))
+    let mut out = finish(i, c, [q, k, v], c.opt(3), c.opt(5))?;
+    if c.wants(1) {
+        // Keys and values are one cache here: [2, B, H, T, D].
+        let shape = i.b.shape(&out[1])?;
+        let dims: Vec<usize> = std::iter::once(1).chain(shape).collect();
+        let (k, v) = (i.b.reshape(&out[1], &dims)?, i.b.reshape(&out[2], &dims)?);
+        out[1] = i.b.concat(&[&k, &v], 0)?;
+    }
+    out.truncate(2);
+    Ok(out)
 }
 
 fn multi_head(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result<Vec<Val>, String> {

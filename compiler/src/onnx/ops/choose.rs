@@ -1,7 +1,7 @@
 //! Ops whose result is as large as its operand's values say: they need known ones.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{DType, Data, Tensor};
 
@@ -23,7 +23,7 @@ pub(super) const ROWS: &[&[Row]] = &[CHOOSE];
 const MAX_PAIRS: usize = 1 << 28;
 
 /// An operand that decides the shape of the result.
-fn known(i: &Importer<'_>, v: &Val, what: &str) -> Result<Rc<Tensor>, String> {
+fn known(i: &Importer<'_>, v: &Val, what: &str) -> Result<Arc<Tensor>, String> {
     let help = "it decides a shape: give its value when compiling, as a constant";
     i.b.known(v)?.ok_or_else(|| format!("`{what}` is known only when the model runs; {help}"))
 }

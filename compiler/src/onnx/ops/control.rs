@@ -1,6 +1,6 @@
 //! Subgraphs and sequences: resolved while importing, or refused.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{DType, Data, Tensor};
 
@@ -31,10 +31,10 @@ const CONTROL: &[Row] = &[
 pub(super) const ROWS: &[&[Row]] = &[CONTROL];
 
 fn list(items: Vec<Val>) -> Val {
-    Val::List(Rc::new(items))
+    Val::List(Arc::new(items))
 }
 
-fn items(v: &Val) -> Result<Rc<Vec<Val>>, String> {
+fn items(v: &Val) -> Result<Arc<Vec<Val>>, String> {
     if let Val::List(items) = v { Ok(items.clone()) } else { Err("is a tensor where a sequence is needed".into()) }
 }
 
@@ -75,7 +75,8 @@ pub(super) fn body(
     let origin = i.b.origin.clone();
     i.run(graph, &mut inner).map_err(|e| e.to_string())?;
     i.b.origin = origin;
-    let out = graph.outputs.iter().map(|o| inner.find(&o.name).ok_or_else(|| format!("its body has no `{}`", o.name)));
+    let out =
+        graph.outputs.iter().map(|o| i.made(&inner, &o.name).ok_or_else(|| format!("its body has no `{}`", o.name)));
     out.collect()
 }
 
@@ -92,6 +93,9 @@ fn both_branches(i: &mut Importer<'_>, c: &Call<'_>, scope: &Scope<'_>) -> Resul
     let asked = i.b.reshape(c.arg(0)?, &[])?;
     let yes = body(i, c.graph("then_branch")?, scope, vec![])?;
     let no = body(i, c.graph("else_branch")?, scope, vec![])?;
+    if yes.len() != no.len() {
+        return Err(format!("its branches have {} and {} outputs", yes.len(), no.len()));
+    }
     let mut out = Vec::with_capacity(yes.len());
     for (yes, no) in yes.iter().zip(&no) {
         if i.b.dtype(yes)? != i.b.dtype(no)? || i.b.shape(yes)? != i.b.shape(no)? {
@@ -214,7 +218,7 @@ fn scan_along(
     out_axes: &[i64],
 ) -> Result<Vec<Val>, String> {
     let (count, outs) = (states.len(), out_axes.len());
-    let length = i.b.shape(&scanned[0])?[along[0]];
+    let length = *i.b.shape(&scanned[0])?.get(along[0]).ok_or("scans what has no dimension")?;
     if length > MAX_ITERATIONS {
         return Err(format!("a scan of more than {MAX_ITERATIONS} iterations is not unrolled"));
     }
@@ -286,7 +290,7 @@ fn sequence_map(i: &mut Importer<'_>, c: &Call<'_>, scope: &Scope<'_>) -> Result
 fn concat_sequence(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let items = items(c.arg(0)?)?;
     let rank = items.first().map_or(Err("the sequence is empty".into()), |x| i.b.rank(x))?;
-    let at = c.int("axis")?.ok_or("attribute `axis` is missing")?;
+    let at = c.needed("axis")?;
     if c.flag("new_axis")? {
         return stack(i, &items, axis(at, rank + 1)?);
     }

@@ -85,7 +85,8 @@ pub(super) fn products(
 pub(super) fn biased(i: &mut Importer<'_>, y: &Val, bias: Option<&Val>) -> Result<Val, String> {
     let Some(bias) = bias else { return Ok(y.clone()) };
     let bias = channels(i, bias, i.b.rank(y)?)?;
-    i.b.add(y, &bias)
+    let sum = i.b.add(y, &bias)?;
+    i.b.kept(y, sum)
 }
 
 /// One number per channel, laid against `[N, C, …]` of a rank; a single one as a scalar.

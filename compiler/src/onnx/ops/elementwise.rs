@@ -5,6 +5,7 @@ use dlx_ir::{Binary, Compare, DType, Op, Unary};
 use super::super::call::{Call, axis};
 use super::super::import::{Importer, Scope};
 use super::super::value::Val;
+use super::product::times;
 use super::{MS, Row, one};
 
 macro_rules! unaries {
@@ -47,7 +48,7 @@ const COMPARE: &[Row] = compares! {
 /// All others.
 const OTHERS: &[Row] = &[
     ("", "Add", |i, c, _| one(broadcast(i, c, |i, a, b| i.b.add(a, b)))),
-    ("", "Mul", |i, c, _| one(broadcast(i, c, |i, a, b| i.b.mul(a, b)))),
+    ("", "Mul", |i, c, _| one(broadcast(i, c, times))),
     ("", "BitShift", shift),
     ("", "Cast", |i, c, _| one(cast(i, c))),
     ("", "CastLike", |i, c, _| one(cast_like(i, c))),
@@ -57,7 +58,7 @@ const OTHERS: &[Row] = &[
     }),
     ("", "Clip", |i, c, _| one(clip(i, c))),
     ("", "Elu", |i, c, _| one(elu(i, c.arg(0)?, c.float_or("alpha", 1.0)?.into()))),
-    ("", "Gelu", |i, c, _| one(gelu(i, c.arg(0)?, c.text_or("approximate", "none")? == "tanh"))),
+    ("", "Gelu", |i, c, _| one(gelu(i, c.arg(0)?, c.choice("approximate", &["none", "tanh"])? == "tanh"))),
     ("", "HardSigmoid", |i, c, _| one(hard_sigmoid(i, c.arg(0)?, c.float_or("alpha", 0.2)?, c.float_or("beta", 0.5)?))),
     ("", "HardSwish", |i, c, _| one(hard_swish(i, c))),
     ("", "Identity", |_, c, _| Ok(vec![c.arg(0)?.clone()])),
@@ -116,7 +117,7 @@ fn mean(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
 }
 
 fn shift(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result<Vec<Val>, String> {
-    let kind = if c.text_or("direction", "")? == "LEFT" { Binary::Shl } else { Binary::Shr };
+    let kind = if c.choice("direction", &["LEFT", "RIGHT"])? == "LEFT" { Binary::Shl } else { Binary::Shr };
     one(i.b.binary(kind, c.arg(0)?, c.arg(1)?))
 }
 
@@ -147,7 +148,8 @@ fn clip(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
             _ => None,
         };
         if let Some(bound) = bound {
-            x = i.b.binary(kind, &x, &bound)?;
+            let y = i.b.binary(kind, &x, &bound)?;
+            x = i.b.kept(&x, y)?;
         }
     }
     Ok(x)
@@ -174,6 +176,7 @@ fn leaky(i: &mut Importer<'_>, c: &Call<'_>, default: f32) -> Result<Val, String
 fn prelu(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let x = c.arg(0)?;
     let scaled = i.b.mul(x, c.arg(1)?)?;
+    let scaled = i.b.kept(x, scaled)?;
     below_zero(i, x, &scaled, x)
 }
 

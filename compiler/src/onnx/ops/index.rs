@@ -79,6 +79,9 @@ fn one_hot(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let counted = i.b.reshape(&counted, &places)?;
     let hot = i.b.compare(Compare::Eq, &indices, &counted)?;
     let values = c.arg(2)?;
+    if i.b.shape(values)? != [2] {
+        return Err(format!("`values` are {:?}, not two numbers", i.b.shape(values)?));
+    }
     let (off, on) = (i.b.slice(values, 0, 0, 1)?, i.b.slice(values, 0, 1, 2)?);
     let (off, on) = (i.b.reshape(&off, &[])?, i.b.reshape(&on, &[])?);
     i.b.select(&hot, &on, &off)
@@ -92,7 +95,7 @@ fn tensor_scatter(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     if at == 0 || part.len() != shape.len() {
         return Err("needs a batch in front of the axis, and an update of as many dimensions".into());
     }
-    let circular = c.text_or("mode", "linear")? == "circular";
+    let circular = c.choice("mode", &["linear", "circular"])? == "circular";
     let steps = Tensor { dtype: DType::I64, shape: vec![part[at]], data: Data::I64((0..part[at] as i64).collect()) };
     let mut along = vec![1; shape.len()];
     along[at] = part[at];
@@ -119,10 +122,11 @@ fn top_k(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result<Vec<Val>, 
     let k = match (c.opt(1), c.int("k")?) {
         (Some(k), _) => {
             let k = i.decided(c, k, "k", |shape| Some(vec![*shape.get(at)? as i64]))?;
-            *k.first().ok_or("`k` is empty")?
+            let &[k] = &k[..] else { return Err("`k` is not one number".into()) };
+            k
         }
         (None, Some(k)) => k,
-        (None, None) => return Err("has no k".into()),
+        (None, None) => return Err("has no input 1, and attribute `k` is missing".into()),
     };
     let k = usize::try_from(k).ok().filter(|k| *k <= shape[at]).ok_or_else(|| format!("k={k} of {}", shape[at]))?;
     let descending = c.int_or("largest", 1)? != 0;

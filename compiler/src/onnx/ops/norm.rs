@@ -67,6 +67,7 @@ fn batch_norm(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result<Vec<V
     let y = i.b.sub(&x, &mean)?;
     let y = i.b.mul(&y, &factor)?;
     let y = i.b.add(&y, &bias)?;
+    let y = i.b.kept(&x, y)?;
     out.insert(0, i.b.cast(&y, dtype)?);
     Ok(out)
 }
@@ -86,8 +87,9 @@ fn grouped(i: &mut Importer<'_>, x: &Val, groups: usize, eps: f32) -> Result<Val
 fn scaled(i: &mut Importer<'_>, y: &Val, scale: &Val, bias: &Val) -> Result<Val, String> {
     let rank = i.b.rank(y)?;
     let (scale, bias) = (channels(i, scale, rank)?, channels(i, bias, rank)?);
-    let y = i.b.mul(y, &scale)?;
-    i.b.add(&y, &bias)
+    let z = i.b.mul(y, &scale)?;
+    let z = i.b.add(&z, &bias)?;
+    i.b.kept(y, z)
 }
 
 fn instance_norm(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {

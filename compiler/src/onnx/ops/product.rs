@@ -1,6 +1,6 @@
 //! Products of matrices.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{DType, Op, Reduce};
 
@@ -21,13 +21,14 @@ const PRODUCTS: &[Row] = &[
 pub(super) const ROWS: &[&[Row]] = &[PRODUCTS];
 
 /// The right side of a product with run-time values, as rows `[N, K]` of a weight.
-fn weight(i: &Importer<'_>, a: &Val, b: &Val) -> Result<Option<Rc<Stored>>, String> {
-    if !matches!(a, Val::Run(_)) || i.b.rank(b)? != 2 || !i.b.dtype(b)?.is_float() || i.b.elements(b)? == 0 {
+fn weight(i: &Importer<'_>, a: &Val, b: &Val) -> Result<Option<Arc<Stored>>, String> {
+    let floats = i.b.dtype(a)?.is_float() && i.b.dtype(b)?.is_float();
+    if !matches!(a, Val::Run(_)) || i.b.rank(b)? != 2 || !floats || i.b.elements(b)? == 0 {
         return Ok(None);
     }
     Ok(match b {
-        Val::Stored(s) => s.transposed().map(Rc::new),
-        Val::Known(t) => Stored::known(&i.b.origin, t).transposed().map(Rc::new),
+        Val::Stored(s) => s.transposed().map(Arc::new),
+        Val::Known(t) => Stored::known(&i.b.origin, t).transposed().map(Arc::new),
         Val::Run(_) | Val::List(_) | Val::Nothing => None,
     })
 }
@@ -72,7 +73,8 @@ fn gemm(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     }
     let Some(bias) = c.opt(2) else { return Ok(y) };
     let bias = if beta == 1.0 { bias.clone() } else { i.b.mul_number(bias, beta.into())? };
-    i.b.add(&y, &bias)
+    let sum = i.b.add(&y, &bias)?;
+    i.b.kept(&y, sum)
 }
 
 fn fused_matmul(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
@@ -109,9 +111,15 @@ fn matmul_integer(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
                 x = i.b.sub(&x, &zero)?;
             }
         }
-        let y = i.b.linear(&x, &Rc::new(w))?;
+        let y = i.b.linear(&x, &Arc::new(w))?;
         // Activations that were left unquantized make no integers.
-        return if left.is_int() { i.b.cast(&y, DType::I32) } else { Ok(y) };
+        if left.is_int() {
+            return i.b.cast(&y, DType::I32);
+        }
+        if let Val::Run(v) = y {
+            i.unscaled.insert(v, (x, s.clone(), c.opt(3).cloned()));
+        }
+        return Ok(y);
     }
     let mut a = i.b.cast(a, DType::I32)?;
     let mut b = i.b.cast(b, DType::I32)?;
@@ -125,6 +133,19 @@ fn matmul_integer(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
         b = i.b.sub(&b, &zero)?;
     }
     matmul(i, &a, &b)
+}
+
+/// A product of two values; of one with codes and what scales them it is one with the weight that they stand for.
+pub(super) fn times(i: &mut Importer<'_>, a: &Val, b: &Val) -> Result<Val, String> {
+    for (product, scale) in [(a, b), (b, a)] {
+        let Val::Run(v) = product else { continue };
+        let Some((x, codes, zero)) = i.unscaled.get(v).cloned() else { continue };
+        let w = codes.dequantized(i.model, 1, 0, scale, zero.as_ref()).and_then(|w| w.transposed());
+        if let Some(w) = w {
+            return i.b.linear(&x, &Arc::new(w));
+        }
+    }
+    i.b.mul(a, b)
 }
 
 /// One number per row, as a column; a single one as it is.

@@ -1,5 +1,7 @@
 //! Ops on quantized activations: integers less their zero points, the result scaled and rounded as written.
 
+use std::sync::Arc;
+
 use dlx_ir::{Binary, DType, Op, Reduce, Unary};
 
 use super::super::call::{Call, axis};
@@ -7,7 +9,7 @@ use super::super::import::Importer;
 use super::super::value::Val;
 use super::conv::{channels, convolve, layout, picks};
 use super::product::matmul;
-use super::quant::codes;
+use super::quant::{codes, is_real, plain, unrounded};
 use super::window::{kernel, windows};
 use super::{MS, Row, one};
 
@@ -57,8 +59,35 @@ fn number(i: &mut Importer<'_>, v: &Val) -> Result<Val, String> {
     scalar_or(i, &v)
 }
 
+/// The numbers that codes stand for; weights and rows of tables stay stored. `row` says that there may be a scale for each
+/// row of a matrix, else for each column.
+fn real(i: &mut Importer<'_>, c: &Call<'_>, at: usize, row: bool) -> Result<Val, String> {
+    let (x, scale, zero) = (c.arg(at)?, c.arg(at + 1)?, c.opt(at + 2));
+    if is_real(i, x)? {
+        return Ok(x.clone());
+    }
+    if let Val::Stored(s) = x
+        && let Some(w) = s.dequantized(i.model, usize::from(!row), 0, scale, zero)
+    {
+        return plain(i, w);
+    }
+    if let Some((table, indices)) = i.b.gathered(x)
+        && let Some(table) = table.dequantized(i.model, 0, 0, scale, zero)
+        && i.b.elements(scale)? == 1
+    {
+        return i.b.gather(&Val::Stored(Arc::new(table)), &indices, 0);
+    }
+    let x = centred(i, x, zero, DType::F32, row)?;
+    let scale = number(i, scale)?;
+    let scale = if row && i.b.rank(&scale)? == 1 { channels(i, &scale, i.b.rank(&x)? + 1)? } else { scale };
+    i.b.mul(&x, &scale)
+}
+
 /// The numbers that codes stand for.
 fn dequantized(i: &mut Importer<'_>, c: &Call<'_>, at: usize) -> Result<Val, String> {
+    if !i.exact {
+        return real(i, c, at, false);
+    }
     let x = centred(i, c.arg(at)?, c.opt(at + 2), DType::F32, false)?;
     let scale = number(i, c.arg(at + 1)?)?;
     i.b.mul(&x, &scale)
@@ -80,6 +109,9 @@ fn rounded(i: &mut Importer<'_>, y: &Val, zero: Option<&Val>, default: DType) ->
 }
 
 fn quantized(i: &mut Importer<'_>, y: &Val, c: &Call<'_>, at: usize, default: DType) -> Result<Val, String> {
+    if let Some(y) = unrounded(i, y) {
+        return Ok(y);
+    }
     let scale = number(i, c.arg(at)?)?;
     let y = i.b.div(y, &scale)?;
     rounded(i, &y, c.opt(at + 1), default)
@@ -96,6 +128,9 @@ fn conv_integer(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
 
 fn conv(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let (x, w) = (c.arg(0)?, c.arg(3)?);
+    if is_real(i, x)? {
+        return Err("convolves codes of activations, which are left out".into());
+    }
     let (windows, group) = layout(i, c, x, w)?;
     let (dtype, to) = (i.b.dtype(x)?, accumulator(i, w)?);
     let x = centred(i, x, c.opt(2), to, false)?;
@@ -128,6 +163,11 @@ fn column(i: &mut Importer<'_>, v: &Val) -> Result<Val, String> {
 }
 
 fn product(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
+    if !i.exact {
+        let (a, b) = (real(i, c, 0, true)?, real(i, c, 3, false)?);
+        let y = matmul(i, &a, &b)?;
+        return quantized(i, &y, c, 6, DType::U8);
+    }
     let (a, b) = (c.arg(0)?, c.arg(3)?);
     let (dtype, to) = (i.b.dtype(a)?, accumulator(i, b)?);
     let zero = c.opt(2).map(|z| column(i, z)).transpose()?;
@@ -144,6 +184,9 @@ fn product(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
 }
 
 fn gemm(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
+    if !i.exact {
+        return real_gemm(i, c);
+    }
     let (a, b) = (c.arg(0)?, c.arg(3)?);
     let (dtype, to) = (i.b.dtype(a)?, accumulator(i, b)?);
     let mut a = centred(i, a, c.opt(2), to, false)?;
@@ -167,6 +210,31 @@ fn gemm(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let y = i.b.cast(&y, DType::F32)?;
     let y = i.b.mul(&y, &factor)?;
     if c.opt(7).is_some() { quantized(i, &y, c, 7, dtype) } else { Ok(y) }
+}
+
+/// The same of the numbers that the codes stand for. Codes of biases have the scale of the product.
+fn real_gemm(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
+    let turned = c.flag("transB")?;
+    let (mut a, mut b) = (real(i, c, 0, false)?, real(i, c, 3, turned)?);
+    if c.flag("transA")? {
+        a = i.b.swap_last(&a)?;
+    }
+    if turned {
+        b = i.b.swap_last(&b)?;
+    }
+    let mut y = matmul(i, &a, &b)?;
+    let alpha = c.float_or("alpha", 1.0)?;
+    if let Some(bias) = c.opt(6) {
+        let (left, right) = (number(i, c.arg(1)?)?, number(i, c.arg(4)?)?);
+        let both = i.b.mul(&left, &right)?;
+        let bias = i.b.cast(bias, DType::F32)?;
+        let bias = i.b.mul(&bias, &both)?;
+        y = i.b.add(&y, &bias)?;
+    }
+    if alpha != 1.0 {
+        y = i.b.mul_number(&y, alpha.into())?;
+    }
+    if c.opt(7).is_some() { quantized(i, &y, c, 7, DType::U8) } else { Ok(y) }
 }
 
 type Two = fn(&mut Importer<'_>, &Val, &Val) -> Result<Val, String>;
@@ -199,7 +267,7 @@ fn leaky(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
 fn softmax(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let shape = i.b.shape(c.arg(0)?)?;
     let at = axis(c.int_or("axis", -1)?, shape.len())?;
-    let old = c.int_or("opset", 13)? < 13;
+    let old = c.needed("opset")? < 13;
     map(i, c, &|i, x| {
         if old {
             let flat = [shape[..at].iter().product(), shape[at..].iter().product()];
@@ -248,7 +316,7 @@ fn global_pool(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
 /// Operands are triples behind the scale and the zero point of the result.
 fn concat(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let dtype = i.b.dtype(c.arg(2)?)?;
-    let at = axis(c.int_or("axis", 0)?, i.b.rank(c.arg(2)?)?)?;
+    let at = axis(c.needed("axis")?, i.b.rank(c.arg(2)?)?)?;
     let parts = (2..c.args.len()).step_by(3).map(|n| dequantized(i, c, n)).collect::<Result<Vec<_>, _>>()?;
     let y = i.b.concat(&parts.iter().collect::<Vec<_>>(), at)?;
     quantized(i, &y, c, 0, dtype)

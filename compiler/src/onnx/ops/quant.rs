@@ -1,6 +1,9 @@
 //! Quantized tensors: what stores weights stays a weight, what rounds activations is computed as written.
+//!
+//! Where activations are not to be rounded, they pass for their own codes: an op on codes that is given floats takes them as
+//! they are, so what moves codes about moves the floats.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use dlx_ir::{Binary, Compare, DType, Op, Reduce, Unary};
 
@@ -44,11 +47,15 @@ fn spread(i: &mut Importer<'_>, c: &Call<'_>, x: &Val, s: &Val) -> Result<Val, S
 
 fn dequantize(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let (x, scale) = (c.arg(0)?, c.arg(1)?);
+    if is_real(i, x)? {
+        let dtype = i.b.dtype(scale)?;
+        return i.b.cast(x, dtype);
+    }
     if let Val::Stored(s) = x {
         let rank = s.dims().len();
         let at = if rank == 0 { 0 } else { axis(c.int_or("axis", 1)?, rank).unwrap_or(0) };
         if let Some(view) = s.dequantized(i.model, at, c.int_or("block_size", 0)?, scale, c.opt(2)) {
-            return Ok(Val::Stored(Rc::new(view)));
+            return plain(i, view);
         }
     }
     // Rows of a table of codes under one scale are rows of what the codes stand for.
@@ -56,13 +63,7 @@ fn dequantize(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
         && i.b.elements(scale)? == 1
         && let Some(table) = table.dequantized(i.model, 0, 0, scale, c.opt(2))
     {
-        return i.b.gather(&Val::Stored(Rc::new(table)), &indices, 0);
-    }
-    if let (Val::Run(v), false) = (x, i.exact)
-        && let Some(origin) = i.unquantized.get(v).cloned()
-    {
-        i.b.note("activations stay as they are: their quantization in the graph is left out");
-        return Ok(origin);
+        return i.b.gather(&Val::Stored(Arc::new(table)), &indices, 0);
     }
     let dtype = match c.elem("output_dtype")? {
         Some(dtype) => dtype,
@@ -103,8 +104,31 @@ pub(super) fn codes(dtype: DType) -> Option<(f64, f64)> {
     })
 }
 
+/// What codes stand for. A single number is a factor, an exponent or an epsilon, which others look at.
+pub(super) fn plain(i: &Importer<'_>, stored: Stored) -> Result<Val, String> {
+    let single = stored.dims().iter().product::<usize>() == 1;
+    if single { stored.read(i.model).map(Val::from) } else { Ok(Val::Stored(Arc::new(stored))) }
+}
+
+/// Whether a value that should be codes is what was not quantized.
+pub(super) fn is_real(i: &Importer<'_>, x: &Val) -> Result<bool, String> {
+    Ok(!i.exact && matches!(i.b.dtype(x)?, DType::F32 | DType::F16 | DType::BF16))
+}
+
+/// What is not rounded, if it need not be: activations, and what is computed beside them, such as angles.
+pub(super) fn unrounded(i: &mut Importer<'_>, x: &Val) -> Option<Val> {
+    if i.exact || !matches!(x, Val::Run(_) | Val::Known(_)) {
+        return None;
+    }
+    i.b.note("activations stay as they are: their quantization in the graph is left out");
+    Some(x.clone())
+}
+
 fn quantize(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let (x, scale) = (c.arg(0)?, c.arg(1)?);
+    if let Some(x) = unrounded(i, x) {
+        return Ok(x);
+    }
     let dtype = match (c.opt(2), c.elem("output_dtype")?) {
         (Some(zero), _) => i.b.dtype(zero)?,
         (None, Some(dtype)) => dtype,
@@ -130,11 +154,7 @@ fn quantize(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let (low, high) = (i.b.like(&y, low)?, i.b.like(&y, high)?);
     let y = i.b.binary(Binary::Max, &y, &low)?;
     let y = i.b.binary(Binary::Min, &y, &high)?;
-    let y = i.b.cast(&y, dtype)?;
-    if let Val::Run(v) = y {
-        i.unquantized.insert(v, x.clone());
-    }
-    Ok(y)
+    i.b.cast(&y, dtype)
 }
 
 /// Codes of u8 whose range is that of x and zero.
@@ -175,7 +195,7 @@ fn dynamic_quantize(i: &mut Importer<'_>, c: &Call<'_>, _: &Scope<'_>) -> Result
 fn matmul_nbits(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let stored = |n: usize| match c.opt(n) {
         Some(Val::Stored(s)) => Ok(Some(s.clone())),
-        Some(Val::Known(t)) => Ok(Some(Rc::new(Stored::known("packed", t)))),
+        Some(Val::Known(t)) => Ok(Some(Arc::new(Stored::known("packed", t)))),
         Some(_) => Err(format!("input {n} is no initializer")),
         None => Ok(None),
     };
@@ -183,9 +203,16 @@ fn matmul_nbits(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let scales = stored(2)?.ok_or("input 2 is missing")?;
     let (k, n, bits, block) = (c.size("K")?, c.size("N")?, c.int_or("bits", 4)?, c.size("block_size")?);
     let w = Stored::nbits([&codes, &scales], [stored(3)?.as_deref(), stored(4)?.as_deref()], [n, k], bits, block)?;
-    let y = i.b.linear(c.arg(0)?, &Rc::new(w))?;
+    let dtype = i.b.dtype(c.arg(0)?)?;
+    if !dtype.is_float() {
+        return Err(format!("input 0 is {dtype}, and floats are needed"));
+    }
+    let y = i.b.linear(c.arg(0)?, &Arc::new(w))?;
     match c.opt(5) {
-        Some(bias) => i.b.add(&y, bias),
+        Some(bias) => {
+            let sum = i.b.add(&y, bias)?;
+            i.b.kept(&y, sum)
+        }
         None => Ok(y),
     }
 }
@@ -197,7 +224,7 @@ fn gather_block(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     };
     let zeros = match c.opt(3) {
         Some(Val::Stored(s)) => Some(s.clone()),
-        Some(Val::Known(t)) => Some(Rc::new(Stored::known("zeros", t))),
+        Some(Val::Known(t)) => Some(Arc::new(Stored::known("zeros", t))),
         _ => None,
     };
     let rank = codes.dims().len();
@@ -210,6 +237,6 @@ fn gather_block(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let (bits, block) = (c.int_or("bits", 4)?, c.size("block_size")?);
     let table = Stored::block_table([codes, scales], zeros.as_deref(), bits, block)?;
     let dtype = i.b.dtype(c.arg(2)?)?;
-    let rows = i.b.gather(&Val::Stored(Rc::new(table)), c.arg(1)?, 0)?;
+    let rows = i.b.gather(&Val::Stored(Arc::new(table)), c.arg(1)?, 0)?;
     i.b.cast(&rows, dtype)
 }

@@ -235,7 +235,20 @@ pub(super) fn weighted(
     if let Some(b) = bias {
         y = i.b.add(&y, b)?;
     }
-    Ok(y)
+    i.b.kept(x, y)
+}
+
+/// Mean over the dimensions from `axis` on, and one over the deviation, of numbers as f32.
+fn statistics(i: &mut Importer<'_>, x: &Val, axis: usize, eps: f32) -> Result<[Val; 2], String> {
+    let axes: Vec<usize> = (axis..i.b.rank(x)?).collect();
+    let x = i.b.cast(x, DType::F32)?;
+    let mean = i.b.reduce(Reduce::Mean, &x, &axes, true)?;
+    let centred = i.b.sub(&x, &mean)?;
+    let square = i.b.mul(&centred, &centred)?;
+    let variance = i.b.reduce(Reduce::Mean, &square, &axes, true)?;
+    let variance = i.b.add_number(&variance, eps.into())?;
+    let deviation = i.b.unary(Unary::Sqrt, &variance)?;
+    Ok([mean, i.b.unary(Unary::Reciprocal, &deviation)?])
 }
 
 fn layer_norm(i: &mut Importer<'_>, c: &Call<'_>, _: &super::Scope<'_>) -> Result<Vec<Val>, String> {
@@ -245,15 +258,7 @@ fn layer_norm(i: &mut Importer<'_>, c: &Call<'_>, _: &super::Scope<'_>) -> Resul
     let eps = c.float_or("epsilon", 1e-5)?;
     let mut out = vec![weighted(i, x, axis, Norm::Layer, eps, c.opt(1), c.opt(2))?];
     if c.wants(1) || c.wants(2) {
-        let axes: Vec<usize> = (axis..rank).collect();
-        let x = i.b.cast(x, DType::F32)?;
-        let mean = i.b.reduce(Reduce::Mean, &x, &axes, true)?;
-        let centred = i.b.sub(&x, &mean)?;
-        let square = i.b.mul(&centred, &centred)?;
-        let variance = i.b.reduce(Reduce::Mean, &square, &axes, true)?;
-        let variance = i.b.add_number(&variance, eps.into())?;
-        let deviation = i.b.unary(Unary::Sqrt, &variance)?;
-        out.extend([mean, i.b.unary(Unary::Reciprocal, &deviation)?]);
+        out.extend(statistics(i, x, axis, eps)?);
     }
     Ok(out)
 }
@@ -268,8 +273,10 @@ fn skip_norm(i: &mut Importer<'_>, c: &Call<'_>, kind: Norm) -> Result<Vec<Val>,
     let eps = c.float_or("epsilon", 1e-12)?;
     let last = i.b.rank(&x)?.checked_sub(1).ok_or("needs a dimension")?;
     let y = weighted(i, &x, last, kind, eps, c.opt(2), beta)?;
-    if c.wants(1) || c.wants(2) {
-        return Err("mean and inverse deviation as outputs are not supported".into());
-    }
-    Ok(vec![y, x.clone(), x.clone(), x])
+    let [mean, deviation] = match kind {
+        Norm::Layer if c.wants(1) || c.wants(2) => statistics(i, &x, last, eps)?,
+        _ if c.wants(1) || c.wants(2) => return Err("the inverse deviation as an output is not supported".into()),
+        _ => [x.clone(), x.clone()],
+    };
+    Ok(vec![y, mean, deviation, x])
 }

@@ -44,7 +44,7 @@ pub(super) fn sizes(list: &[i64]) -> Result<Vec<usize>, String> {
 fn concat(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let parts = c.all()?;
     let rank = i.b.rank(c.arg(0)?)?;
-    // Before version 4 the axis could be left out.
+    // Only before version 4 may it be left out.
     let axis = axis(c.int_or("axis", 1)?, rank)?;
     i.b.concat(&parts, axis)
 }
@@ -63,7 +63,7 @@ fn constant(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     } else if let Some(x) = c.floats("value_floats")? {
         vector(Data::F32(x), DType::F32)
     } else {
-        return Err("holds no tensor of numbers".into());
+        return Err("attribute `value` is missing, or holds no numbers".into());
     };
     Ok(known.into())
 }
@@ -152,7 +152,7 @@ fn reshape(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let x = c.arg(0)?;
     let want = match c.opt(1) {
         Some(shape) => i.decided(c, shape, "shape", |shape| Some(as_i64(shape)))?,
-        None => c.ints("shape")?.ok_or("has no shape")?,
+        None => c.ints("shape")?.ok_or("has no input 1, and attribute `shape` is missing")?,
     };
     let (have, zero) = (i.b.shape(x)?, c.flag("allowzero")?);
     let total = i.b.elements(x)?;
@@ -168,7 +168,7 @@ fn reshape(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
             size => usize::try_from(size).map_err(|_| format!("{want:?} is no shape"))?,
         });
     }
-    let known = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).ok_or("the shape overflows")?;
+    let known = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).ok_or_else(|| format!("{want:?} overflows"))?;
     if let Some(n) = open {
         dims[n] = total.checked_div(known).unwrap_or(0);
     }
@@ -196,7 +196,7 @@ fn slice(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     } else {
         (operand(1, "starts")?, operand(2, "ends")?, operand(3, "axes")?, operand(4, "steps")?)
     };
-    let (from, to) = (from.ok_or("has no starts")?, to.ok_or("has no ends")?);
+    let (from, to) = (from.ok_or("`starts` is missing")?, to.ok_or("`ends` is missing")?);
     let along = along.unwrap_or_else(|| (0..from.len() as i64).collect());
     let by = by.unwrap_or_else(|| vec![1; from.len()]);
     if to.len() != from.len() || along.len() != from.len() || by.len() != from.len() {
@@ -296,7 +296,7 @@ fn unsqueeze(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     if let Some(shape) = i.declared(c, c.opt(1), 0) {
         return i.b.reshape(x, &shape);
     }
-    let list = listed(i, c)?.ok_or("has no axes")?;
+    let list = listed(i, c)?.ok_or("`axes` is missing")?;
     let mut shape = i.b.shape(x)?;
     for at in axes(&list, shape.len() + list.len())? {
         shape.insert(at, 1);
@@ -329,7 +329,7 @@ fn tile(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     x = i.b.reshape(&x, &ones)?;
     x = i.b.expand(&x, &times)?;
     let dims = shape.iter().zip(&repeats).map(|(a, b)| a.checked_mul(*b)).collect::<Option<Vec<_>>>();
-    i.b.reshape(&x, &dims.ok_or("the shape overflows")?)
+    i.b.reshape(&x, &dims.ok_or_else(|| format!("{shape:?} repeated {repeats:?} times overflows"))?)
 }
 
 fn transpose(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
@@ -382,7 +382,7 @@ fn depth_to_space(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     if deep == 0 || ch % (b * b) != 0 {
         return Err(format!("{ch} channels are not blocks of {b} × {b}"));
     }
-    let (dims, perm) = if c.text_or("mode", "DCR")? == "DCR" {
+    let (dims, perm) = if c.choice("mode", &["DCR", "CRD"])? == "DCR" {
         ([n, b, b, deep, h, w], [0, 3, 4, 1, 5, 2])
     } else {
         ([n, deep, b, b, h, w], [0, 1, 4, 2, 5, 3])
@@ -400,7 +400,7 @@ fn space_to_depth(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
         return Err(format!("{h} × {w} are not blocks of {b} × {b}"));
     }
     let y = i.b.reshape(x, &[n, ch, h / b, b, w / b, b])?;
-    let perm = if c.text_or("mode", "DCR")? == "DCR" { [0, 3, 5, 1, 2, 4] } else { [0, 1, 3, 5, 2, 4] };
+    let perm = if c.choice("mode", &["DCR", "CRD"])? == "DCR" { [0, 3, 5, 1, 2, 4] } else { [0, 1, 3, 5, 2, 4] };
     let y = i.b.transpose(&y, &perm)?;
     i.b.reshape(&y, &[n, ch * b * b, h / b, w / b])
 }
@@ -410,7 +410,7 @@ fn pad(i: &mut Importer<'_>, c: &Call<'_>) -> Result<Val, String> {
     let mut x = c.arg(0)?.clone();
     let rank = i.b.rank(&x)?;
     let (pads, value, along) = if c.opset() < 11 {
-        let pads = c.ints("pads")?.or(c.ints("paddings")?).ok_or("has no pads")?;
+        let pads = c.ints("pads")?.or(c.ints("paddings")?).ok_or("attribute `pads` is missing")?;
         (pads, Some(i.b.like(&x, c.float_or("value", 0.0)?.into())?), None)
     } else {
         let along = c.opt(3).map(|a| i.b.known_ints(a, "axes")).transpose()?;
@@ -449,7 +449,7 @@ pub(super) fn pad_one(
     let mut shape = i.b.shape(x)?;
     let size = shape[at] as i64;
     let total = size.checked_add(before).and_then(|n| n.checked_add(after)).filter(|n| (0..1 << 40).contains(n));
-    let total = total.ok_or("the padded size is negative or overflows")?;
+    let total = total.ok_or_else(|| format!("{size} padded by {before} and {after} is negative or overflows"))?;
     if before == 0 && after == 0 {
         return Ok(x.clone());
     }

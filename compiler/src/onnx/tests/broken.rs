@@ -2,39 +2,12 @@
 
 use prost::Message;
 
-use super::made::{File, body, external, function, graph, holding, int, model, node, opset, tensor, with, write};
-use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
-use crate::onnx::proto::{ModelProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
+use super::made::{
+    File, body, external, floats, function, graph, holding, input, int, ints, many, node, one, opset, tensor, with,
+    write,
+};
+use crate::onnx::proto::{ModelProto, TensorProto, ValueInfoProto};
 use crate::onnx::{Binding, OnnxModel, import, shapes};
-
-/// An input of an element type and shape.
-fn input(name: &str, elem: i32, dims: &[i64]) -> ValueInfoProto {
-    let dim = |d: &i64| Dimension { value: Some(dimension::Value::DimValue(*d)), ..Default::default() };
-    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-    let tensor = type_proto::Tensor { elem_type: Some(elem), shape };
-    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() });
-    ValueInfoProto { name: Some(name.into()), r#type, ..Default::default() }
-}
-
-/// One node over an input `x: f32[2, 3]` and initializers.
-fn one(op: &str, inputs: &str, tensors: Vec<TensorProto>) -> ModelProto {
-    many(vec![node(op, inputs, "y")], tensors)
-}
-
-fn many(nodes: Vec<crate::onnx::proto::NodeProto>, tensors: Vec<TensorProto>) -> ModelProto {
-    let mut g = graph("", "y", nodes);
-    g.input = vec![input("x", 1, &[2, 3])];
-    g.initializer = tensors;
-    model(g)
-}
-
-fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
-    TensorProto { float_data: values.to_vec(), ..tensor(name, 1, dims) }
-}
-
-fn ints(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto { int64_data: values.to_vec(), ..tensor(name, 7, &[values.len() as i64]) }
-}
 
 /// What opening and importing a file says.
 fn said(bytes: &[u8]) -> Result<usize, String> {

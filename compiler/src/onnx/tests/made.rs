@@ -8,9 +8,10 @@ use tempfile::TempDir;
 use crate::onnx::OnnxModel;
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_proto::DataLocation;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
-    TensorProto, ValueInfoProto,
+    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 
 fn list(names: &str) -> Vec<String> {
@@ -110,6 +111,36 @@ pub(super) fn external(name: &str, dims: &[i64], entries: &[(&str, &str)]) -> Te
     let entry = |(k, v): &(&str, &str)| StringStringEntryProto { key: Some((*k).into()), value: Some((*v).into()) };
     let external_data = entries.iter().map(entry).collect();
     TensorProto { data_location: Some(DataLocation::External.into()), external_data, ..tensor(name, 1, dims) }
+}
+
+/// An input of an element type and shape.
+pub(super) fn input(name: &str, elem: i32, dims: &[i64]) -> ValueInfoProto {
+    let dim = |d: &i64| Dimension { value: Some(dimension::Value::DimValue(*d)), ..Default::default() };
+    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: Some(elem), shape };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() });
+    ValueInfoProto { name: Some(name.into()), r#type, ..Default::default() }
+}
+
+/// One node over an input `x: f32[2, 3]` and initializers.
+pub(super) fn one(op: &str, inputs: &str, tensors: Vec<TensorProto>) -> ModelProto {
+    many(vec![node(op, inputs, "y")], tensors)
+}
+
+/// Nodes over that input, of which `y` is returned.
+pub(super) fn many(nodes: Vec<NodeProto>, tensors: Vec<TensorProto>) -> ModelProto {
+    let mut g = graph("", "y", nodes);
+    g.input = vec![input("x", 1, &[2, 3])];
+    g.initializer = tensors;
+    model(g)
+}
+
+pub(super) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
+    TensorProto { float_data: values.to_vec(), ..tensor(name, 1, dims) }
+}
+
+pub(super) fn ints(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto { int64_data: values.to_vec(), ..tensor(name, 7, &[values.len() as i64]) }
 }
 
 /// A file in a directory of its own.
