@@ -10,6 +10,7 @@ pub mod chat;
 pub mod compile;
 pub mod devices;
 pub mod eval;
+mod export;
 pub mod inspect;
 pub mod lists;
 pub mod opt;
@@ -28,9 +29,11 @@ use clap::{Parser, Subcommand};
 use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
+use dlx_runtime::host::Export;
 use dlx_runtime::session::Session;
 use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
 
+use crate::export::Emulator;
 use crate::options::{CompileOptions, QuantSpec};
 use crate::{cache, driver};
 
@@ -188,9 +191,40 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
     Ok(loaded)
 }
 
-/// A model as a session.
-fn session(loaded: Model, path: &Path) -> Result<Session, Failure> {
-    Session::new(loaded).map_err(|e| Error::new(path.display(), e.to_string()).into())
+/// A model that answers, and what is known of where it runs.
+struct Opened {
+    session: Session,
+    device: String,
+    /// Kernels that the self-test replaced.
+    replaced: Vec<String>,
+    /// What its manifest notes.
+    notes: Vec<String>,
+}
+
+/// Opens whatever answers: an artifact, a model directory that is compiled first, or an export, which is emulated.
+fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Opened, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Error::new(path.display(), e.to_string());
+    if path.join("manifest.json").is_file() {
+        for (flag, given) in [("--target", place.target.is_some()), ("--device", place.device.is_some())] {
+            if given {
+                let error = Error::new(flag, format!("has no effect: {} is an export", path.display()));
+                return Err(error.help(format!("leave {flag} out: dlxc runs exports on the CPU")).into());
+            }
+        }
+        let export = Export::open(path).map_err(|e| Error::new("", e.to_string()))?;
+        export.verify_weights().map_err(|e| Error::new("", e.to_string()))?;
+        let m = &export.manifest;
+        let (device, notes) = (format!("emulation of {} {}", m.target, m.profile), m.notes.clone());
+        terminal::note(&format!("running the export {} on the CPU, as its operators are defined", path.display()));
+        let emulator = Emulator::of(&export)?;
+        let session = export.session(emulator).map_err(|e| failed(&e))?;
+        return Ok(Opened { session, device, replaced: Vec::new(), notes });
+    }
+    let loaded = model(path, quant, place, threads)?;
+    let (device, replaced) = (loaded.executor.device(), loaded.executor.replaced());
+    let notes = loaded.manifest.notes.clone();
+    let session = Session::new(loaded).map_err(|e| failed(&e))?;
+    Ok(Opened { session, device, replaced, notes })
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

@@ -3,6 +3,7 @@
 //! The stages are those of `Compile::run`, each a function of what the stages before it made. What differs between
 //! targets, from the choice of passes to the bytes that only one executor reads, is the targets' business.
 
+mod export;
 mod foreign;
 mod graph;
 mod input;
@@ -21,6 +22,7 @@ use dlx_runtime::manifest::Manifest;
 use dlx_targets::artifact_writer::ArtifactWriter;
 
 use crate::options::CompileOptions;
+pub use export::{EXPORTS, ExportSummary, export, is_export};
 use foreign::{Foreign, is_onnx};
 pub use foreign::{compile_file, is_graph, outlook};
 pub use graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
@@ -84,6 +86,7 @@ struct Compile<'a> {
 impl Compile<'_> {
     fn run(&self) -> Result<Summary, Error> {
         let mut clock = Clock::start();
+        keep_input(self.model, self.output)?;
         let targets = find_targets(self.options)?;
         let foreign = is_onnx(self.model).then(|| Foreign::read(self.model, self.options)).transpose()?;
         let input = match &foreign {
@@ -114,6 +117,20 @@ impl Compile<'_> {
         clock.stage("write");
         Ok(Summary { passes, manifest, weights, file_bytes, stages: clock.stages })
     }
+}
+
+/// Refuses an output that would replace the input: the model's file, or one in its directory that is no artifact.
+///
+/// # Errors
+/// It would.
+pub(crate) fn keep_input(input: &Path, output: &Path) -> Result<(), Error> {
+    let (Ok(input), Ok(found)) = (input.canonicalize(), output.canonicalize()) else { return Ok(()) };
+    let inside = input.is_dir() && found.starts_with(&input) && found.is_file();
+    if found == input || (inside && dlx_runtime::artifact::Artifact::open(&found).is_err()) {
+        return Err(Error::new(output.display(), "belongs to the input, and would be replaced")
+            .help("name another file to write"));
+    }
+    Ok(())
 }
 
 /// Wall time by stage.

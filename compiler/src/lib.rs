@@ -8,6 +8,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod driver;
+pub mod export;
 pub mod hf;
 pub mod onnx;
 pub mod options;

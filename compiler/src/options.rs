@@ -122,7 +122,9 @@ pub struct CompileOptions {
     /// Names of the targets; the first is what runs unless another is asked for.
     pub targets: Vec<String>,
     /// Limits of the devices that plans are made for, by name.
-    pub profile: String,
+    pub profile: Option<String>,
+    /// Prompts that an export calibrates ranges on.
+    pub calibrate: Option<PathBuf>,
     /// Format of the matrices.
     pub quant: QuantSpec,
     /// Exceptions, later ones winning.
@@ -173,7 +175,8 @@ impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {
             targets: vec!["cpu".into()],
-            profile: "plain".into(),
+            profile: None,
+            calibrate: None,
             quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
             keep: Vec::new(),
             max_seq: None,

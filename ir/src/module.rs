@@ -245,6 +245,12 @@ impl Node {
     }
 }
 
+impl From<ValueId> for Operand {
+    fn from(v: ValueId) -> Self {
+        Operand::Value(v)
+    }
+}
+
 impl Operand {
     /// What kind of thing this is.
     pub fn kind(self) -> ArgKind {

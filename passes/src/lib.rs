@@ -7,6 +7,8 @@ mod block_attention;
 mod cache_kv;
 mod cse;
 mod dce;
+mod decompose;
+mod externalize_kv;
 mod fold;
 mod fuse_linears;
 mod fuse_norm;
@@ -31,6 +33,8 @@ pub const PASSES: &[PassInfo] = &[
     cache_kv::PASS,
     cse::PASS,
     dce::PASS,
+    decompose::PASS,
+    externalize_kv::PASS,
     fold::PASS,
     fuse_linears::PASS,
     fuse_norm::PASS,

@@ -20,16 +20,9 @@ fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result
     let missing = || Error::new("module", "there is no graph @step").help("run cache-kv first");
     let index = module.graphs.iter().position(|g| g.name == "step").ok_or_else(missing)?;
     let step = &module.graphs[index];
-    if step.results.len() != 1 {
-        return Err(Error::new("graph @step", format!("returns {} values, not the logits alone", step.results.len())));
-    }
-    let tail = row_wise_tail(step);
-    let head = tail.iter().find(|n| matches!(n.op, Op::Linear { .. }));
-    let (Some(Node { inputs, .. }), Some(head)) = (tail.first(), head) else {
-        return Err(Error::new("graph @step", "does not end in a linear LM head").help(
-            "the head is a linear of one weight without bias, on an optional norm; run split-head before fuse-norm",
-        ));
-    };
+    let tail = row_wise_tail(step)?;
+    let inputs = &tail[0].inputs;
+    let head = tail.iter().find(|n| matches!(n.op, Op::Linear { .. })).expect("a tail has a head");
     let hidden = inputs[0];
     let head_weight = head.inputs[1];
     let shape = |v| step.values[v].ty.dims.get(1).cloned();
@@ -69,7 +62,14 @@ fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result
 
 /// The norm, head and scale at the end of the graph, in execution order. Only a scale may follow the head: nothing else
 /// commutes with it.
-fn row_wise_tail(step: &Graph) -> Vec<Node> {
+///
+/// # Errors
+/// The graph does not return the logits of an LM head alone.
+pub(crate) fn row_wise_tail(step: &Graph) -> Result<Vec<Node>, Error> {
+    let place = format!("graph @{}", step.name);
+    if step.results.len() != 1 {
+        return Err(Error::new(place, format!("returns {} values, not the logits alone", step.results.len())));
+    }
     let defs: Vec<_> = step.definitions();
     let mut tail: Vec<Node> = Vec::new();
     let mut head_found = false;
@@ -84,6 +84,11 @@ fn row_wise_tail(step: &Graph) -> Vec<Node> {
         at = node.inputs[0].value();
         tail.push(node.clone());
     }
+    if !head_found {
+        return Err(Error::new(place, "does not end in a linear LM head").help(
+            "the head is a linear of one weight without bias, on an optional norm; run split-head before fuse-norm",
+        ));
+    }
     tail.reverse();
-    tail
+    Ok(tail)
 }

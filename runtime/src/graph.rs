@@ -32,7 +32,7 @@ pub use dlx_ir::{DType, Data, Tensor};
 pub use error::GraphError;
 pub use golden::GraphVectors;
 pub use manifest::{GraphManifest, GraphMemory, Kind, Port, Signature};
-pub use model::{GraphModel, GraphOptions, Tensors, read_graph_manifest};
+pub use model::{GraphModel, GraphOptions, Tensors, compute, read_graph_manifest};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod decode;
 pub mod exec;
 pub mod graph;
+pub mod host;
 pub mod manifest;
 pub mod mapped;
 mod model;

@@ -38,6 +38,23 @@ pub struct TextSection {
     pub add_bos_token: Option<bool>,
 }
 
+impl TextSection {
+    /// The tokenizer of these bytes, and the chat template.
+    pub(crate) fn load(self, tokenizer: &[u8]) -> Result<(Tokenizer, Option<ChatTemplate>), TextError> {
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer)?;
+        match self.add_bos_token {
+            Some(false) => tokenizer.set_prefix(None),
+            Some(true) if tokenizer.prefix().is_empty() => {
+                let bos = self.special_tokens.get("bos_token");
+                tokenizer.set_prefix(bos.and_then(|bos| tokenizer.token_id(bos)));
+            }
+            _ => {}
+        }
+        let template = self.chat_template.map(|t| ChatTemplate::new(&t, self.special_tokens)).transpose()?;
+        Ok((tokenizer, template))
+    }
+}
+
 /// The executor of one of an artifact's targets.
 pub enum AnyExecutor {
     /// On the CPU.
@@ -303,18 +320,7 @@ impl Model {
 fn load_text(artifact: &Artifact) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
     let text: TextSection = json(artifact, artifact::TEXT)?;
     let bad_text = |source| ModelError::Text { path: artifact.path().to_path_buf(), source };
-    let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
-    let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(bad_text)?;
-    match text.add_bos_token {
-        Some(false) => tokenizer.set_prefix(None),
-        Some(true) if tokenizer.prefix().is_empty() => {
-            let bos = text.special_tokens.get("bos_token");
-            tokenizer.set_prefix(bos.and_then(|bos| tokenizer.token_id(bos)));
-        }
-        _ => {}
-    }
-    let template = text.chat_template.map(|t| ChatTemplate::new(&t, text.special_tokens));
-    Ok((tokenizer, template.transpose().map_err(bad_text)?))
+    text.load(artifact.section(artifact::TOKENIZER).unwrap_or_default()).map_err(bad_text)
 }
 
 fn json<T: for<'de> Deserialize<'de>>(artifact: &Artifact, section: &str) -> Result<T, ModelError> {

@@ -108,7 +108,7 @@ fn rows(ty: &Type) -> (usize, usize) {
 fn bytes_of(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<Vec<u8>, Error> {
     let w = &module.weights[task.weight];
     if w.def != WeightDef::Source {
-        return tensor(module, task.weight, source).map(|t| t.to_le_bytes());
+        return weight(module, task.weight, source).map(|t| t.to_le_bytes());
     }
     let mut bytes = vec![0; task.rows.len() * rows(&w.ty).1];
     source.read_bytes(&w.name, task.rows.clone(), &mut bytes)?;
@@ -116,8 +116,11 @@ fn bytes_of(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<V
     Ok(bytes)
 }
 
-/// A whole weight.
-fn tensor(module: &Module, id: WeightId, source: &dyn WeightSource) -> Result<Tensor, Error> {
+/// A whole weight in its own element type, from the source or computed.
+///
+/// # Errors
+/// A weight without plain elements, or what the source reports.
+pub fn weight(module: &Module, id: WeightId, source: &dyn WeightSource) -> Result<Tensor, Error> {
     let w = &module.weights[id];
     plain_bytes(module, w)?;
     let shape = w.ty.shape().expect("weights have static dimensions");
@@ -130,7 +133,7 @@ fn tensor(module: &Module, id: WeightId, source: &dyn WeightSource) -> Result<Te
         }
         WeightDef::Literal(data) => Ok(Tensor { dtype: w.ty.dtype, shape, data: data.clone() }),
         WeightDef::Expr(op, inputs) => {
-            let args = inputs.iter().map(|i| tensor(module, *i, source)).collect::<Result<Vec<_>, _>>()?;
+            let args = inputs.iter().map(|i| weight(module, *i, source)).collect::<Result<Vec<_>, _>>()?;
             let args: Vec<&Tensor> = args.iter().collect();
             let mut results = compute(op, &args).map_err(failed)?;
             results.pop().ok_or_else(|| failed("has no result".into()))

@@ -16,7 +16,7 @@ pub mod wgpu;
 use dlx_ir::{DType, Error, Op, VerifiedModule};
 
 pub use emit::{CodeRows, Emission, WeightSource, emit};
-pub use emit_plain::{LITERAL_IN_TEXT, emit_plain};
+pub use emit_plain::{LITERAL_IN_TEXT, emit_plain, weight};
 pub use pipeline::Settings;
 
 /// A device that artifacts are compiled for.
@@ -37,8 +37,7 @@ pub struct Target {
     pub product: fn(&VerifiedModule, &Settings) -> Result<Product, Error>,
 }
 
-/// What an executor is given besides the weights. A target whose executor reads files of a foreign format would add a
-/// variant that holds them by name.
+/// What an executor is given besides the weights.
 #[derive(Debug)]
 pub enum Product {
     /// The program, and nothing else; loading decides what it needs.

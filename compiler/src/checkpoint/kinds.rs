@@ -70,6 +70,9 @@ pub(super) fn not_a_directory(path: &Path) -> Error {
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (message, help) = match path.metadata().map(|_| path.extension().and_then(|e| e.to_str())) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.extension().is_some_and(|e| e == "onnx") => {
+            ("no such file".to_owned(), "check the name of the ONNX file".to_owned())
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => (
             "no such directory".to_owned(),
             "download the checkpoint (config.json, *.safetensors, tokenizer.json) and give its directory".to_owned(),
@@ -147,6 +150,10 @@ pub(crate) fn by_content(path: &Path, bytes: &[u8]) -> Option<Error> {
 
 /// A directory without `config.json`.
 pub(super) fn no_config(dir: &Path) -> Error {
+    if dir.join("manifest.json").is_file() && dir.join("embeddings.bin").is_file() {
+        return Error::new(dir.display(), "is an export, which is compiled already")
+            .help("`dlxc run`, `dlxc eval` and `dlxc inspect` take it; compile the model that it was made from");
+    }
     if let Some(error) = adapter(dir) {
         return error;
     }

@@ -12,7 +12,6 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use dlx_ir::Error;
-use dlx_runtime::Model;
 use dlx_runtime::decode::FinishReason;
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
 use dlx_runtime::text::Message;
@@ -22,7 +21,7 @@ use self::input::Input;
 use self::saved::{Said, Saved};
 use super::canvas::{Canvas, Cell};
 use super::run::{Args, Decode, as_json, statistics};
-use super::{Failure, terminal};
+use super::{Failure, Opened, terminal};
 
 /// The conversation so far. One turn of `dlxc run` is a conversation that ends.
 pub struct Conversation<'a> {
@@ -49,8 +48,8 @@ pub struct Conversation<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let mut chat = Conversation::new(args, model)?;
+    let opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let mut chat = Conversation::new(args, opened);
     if let Some(prompt) = first {
         chat.answer(&prompt)?;
     }
@@ -59,16 +58,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 impl<'a> Conversation<'a> {
     /// One with a model.
-    ///
-    /// # Errors
-    /// When the model's policy cannot be run.
-    pub fn new(args: &'a Args, model: Model) -> Result<Self, Failure> {
-        let (device, replaced) = (model.executor.device(), model.executor.replaced());
-        let notes = model.manifest.notes.clone();
-        Ok(Self {
+    fn new(args: &'a Args, opened: Opened) -> Self {
+        let Opened { session, device, replaced, notes } = opened;
+        Self {
             args,
             decode: args.decode.clone(),
-            session: super::session(model, &args.model)?,
+            session,
             device,
             replaced,
             notes,
@@ -76,7 +71,7 @@ impl<'a> Conversation<'a> {
             messages: Vec::new(),
             last: None,
             survives: false,
-        })
+        }
     }
 
     /// Takes turns and commands from standard input until it ends.

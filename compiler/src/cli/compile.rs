@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dlx_ir::DType;
+use dlx_ir::{DType, Error};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -20,15 +20,22 @@ pub struct Args {
     /// Directory of a Hugging Face checkpoint, or an ONNX file.
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
-    /// File to write.
+    /// File to write; for onnx and qnn, a directory.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// What to compile for, one or several over the same weights, such as cpu,wgpu; see `dlxc targets`.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "cpu")]
     pub target: Vec<String>,
-    /// Limits of the graphics devices that it shall run on: plain (WebGPU's defaults, any device) or desktop.
-    #[arg(long, value_name = "NAME", default_value = "plain")]
-    pub profile: String,
+    /// For wgpu, limits of the graphics devices that it shall run on: plain (WebGPU's defaults, any device; the default) or
+    /// desktop. For qnn, how weights and activations are stored: w8a16 (the default), w4a16, mnb4, mnb8 or f16.
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// JSONL file of prompts (`prompt`, and `answer` if known) or texts (`text`) that qnn's ranges of activations come from.
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// Replace an output directory that holds files.
+    #[arg(long)]
+    pub force: bool,
     /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:64, int4:64:min).
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
@@ -66,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv: Option<DType>,
     /// Rows of the compiled steps, smallest first; a call runs in the next larger one, and may serve several sequences.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = size(1 << 16))]
+    #[arg(long, visible_alias = "rows", value_name = "N,…", value_delimiter = ',', value_parser = size(1 << 16))]
     pub buckets: Vec<u32>,
     /// Passes to run instead of the target's own; see `dlxc passes`.
     #[arg(long, value_name = "PIPELINE")]
@@ -108,6 +115,7 @@ impl Args {
         CompileOptions {
             targets: self.target.clone(),
             profile: self.profile.clone(),
+            calibrate: self.calibrate.clone(),
             quant: self.quant,
             keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
             max_seq: count(self.max_seq),
@@ -139,6 +147,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let view = View::new("compile");
     if driver::is_graph(&args.model, &args.options())? {
         return graphs(args, &view, started);
+    }
+    if driver::is_export(&args.options())? {
+        return super::export::run(args, &view, started);
+    }
+    for (flag, given) in [("--calibrate", args.calibrate.is_some()), ("--force", args.force)] {
+        if given {
+            let help = format!("leave {flag} out, or compile for --target qnn");
+            return Err(Error::new(flag, "is for exports, which are directories").help(help).into());
+        }
     }
     let summary = driver::compile(&args.model, &args.output, &args.options(), &view, terminal::interrupt_flag());
     view.bar.finish_and_clear();

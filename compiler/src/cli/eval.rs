@@ -29,7 +29,7 @@ use dlx_runtime::decode::Passes;
     after_help = "Examples:\n  dlxc eval sdar.dlxa questions.jsonl\n  dlxc eval models/sdar questions.jsonl --quant none --json"
 )]
 pub struct Args {
-    /// A .dlxa file, or a model directory to compile first.
+    /// A .dlxa file, a model directory to compile first, or the directory of an export, which is run on the CPU.
     #[arg(value_name = "ARTIFACT|MODEL")]
     pub model: PathBuf,
     /// One JSON object per line: prompt, answer, and optionally task and system.
@@ -96,9 +96,8 @@ struct Miss {
 /// A model that cannot be loaded, a malformed data file, a prompt that the model cannot take; on Ctrl-C.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let questions = read(&args.data)?;
-    let model = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let notes = model.manifest.notes.clone();
-    let mut session = super::session(model, &args.model)?;
+    let super::Opened { mut session, notes, .. } =
+        super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
     let answered = answer_all(args, &questions, &mut session)?;
     let card = match &args.against {
         Some(baseline) => Some(card(args, &questions, baseline, answered.all.passes.forward())?),

@@ -6,6 +6,7 @@ use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::artifact::{Artifact, plan_section, program_section};
 use dlx_runtime::graph::{Port, read_graph_manifest};
+use dlx_runtime::host::Export;
 use dlx_runtime::wgpu::plan::Plan;
 use dlx_runtime::{ModelError, read_manifest};
 use serde_json::json;
@@ -16,14 +17,14 @@ use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::onnx::{OnnxModel, Summary};
 use crate::{driver, hf};
 
-/// Show what is in an artifact, a model directory or an ONNX file.
+/// Show what is in an artifact, a model directory, an ONNX file or an export.
 #[derive(Parser, Debug)]
 #[command(
     after_help = "Examples:\n  dlxc inspect sdar.dlxa\n  dlxc inspect sdar.dlxa --ir | less\n  dlxc inspect models/sdar\n  dlxc inspect model.onnx\n  dlxc inspect bert.onnx --dim batch=1 --dim seq=32"
 )]
 pub struct Args {
-    /// A .dlxa file, a model directory, or an .onnx file.
-    #[arg(value_name = "ARTIFACT|MODEL|FILE.onnx")]
+    /// A .dlxa file, a model directory, an .onnx file, or the directory of an export.
+    #[arg(value_name = "ARTIFACT|MODEL|FILE.onnx|EXPORT")]
     pub model: PathBuf,
     /// Size of a dynamic dimension of an ONNX graph, to see what would become of it; may be repeated.
     #[arg(long, value_name = "NAME=N", value_parser = super::compile::dim)]
@@ -42,7 +43,9 @@ pub struct Args {
 /// When the file or directory is damaged or of an unknown kind.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let is_onnx = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
-    let text = if args.model.is_dir() {
+    let text = if args.model.join("manifest.json").is_file() {
+        export(args)?
+    } else if args.model.is_dir() {
         checkpoint(args)?
     } else if is_onnx(&args.model) {
         onnx(args)?
@@ -234,6 +237,33 @@ fn onnx(args: &Args) -> Result<String, Error> {
     // Names come from the file, and a terminal obeys control characters.
     let plain = |text: String| text.replace(char::is_control, "\u{fffd}");
     Ok(pairs(rows.into_iter().map(|(k, v)| (plain(k), plain(v)))))
+}
+
+fn export(args: &Args) -> Result<String, Error> {
+    if args.ir {
+        return Err(Error::new(args.model.display(), "is an export, which has no IR to print")
+            .help("inspect one of its .onnx files, or leave --ir away"));
+    }
+    let m = Export::open(&args.model).map_err(|e| Error::new("", e.to_string()))?.manifest;
+    if args.json {
+        return Ok(format!("{:#}\n", json!(m)));
+    }
+    let rows = [
+        ("holds", format!("an export for {}, profile {}", m.target, m.profile)),
+        ("family", m.model.family.clone()),
+        ("vocabulary", m.model.vocab.to_string()),
+        ("cache rows", m.model.max_seq.to_string()),
+        ("mask", m.model.mask.clone()),
+        ("weights", table::bytes(m.weights.bytes)),
+        ("calibration", m.calibration.clone()),
+        ("compiler", m.compiler.clone()),
+    ];
+    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v));
+    let entries = m.entries.iter().map(|e| {
+        let (inputs, outputs) = (e.inputs.len(), e.outputs.len());
+        (e.file.clone(), format!("{} rows, {inputs} inputs, {outputs} outputs", e.rows))
+    });
+    Ok(pairs(rows.chain(entries).chain(m.notes.iter().map(|n| ("note".to_owned(), n.clone())))))
 }
 
 fn pairs(rows: impl Iterator<Item = (String, String)>) -> String {

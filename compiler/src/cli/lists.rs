@@ -45,7 +45,10 @@ pub fn run(list: List) -> Result<(), Failure> {
             ("domain", rows)
         }
         List::Passes => ("parameters", PASSES.iter().map(|p| row(p.name, p.params.join(", "), p.doc)).collect()),
-        List::Targets => ("layouts", TARGETS.iter().map(|t| row(t.name, t.lowering.to_owned(), t.doc)).collect()),
+        List::Targets => {
+            let exports = crate::driver::EXPORTS.iter().map(|(name, doc)| row(name, String::new(), doc));
+            ("layouts", TARGETS.iter().map(|t| row(t.name, t.lowering.to_owned(), t.doc)).chain(exports).collect())
+        }
     };
     terminal::print(&table(&[("name", Align::Left), (detail, Align::Left), ("", Align::Left)], &rows))
 }

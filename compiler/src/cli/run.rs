@@ -19,7 +19,7 @@ use crate::options::QuantSpec;
 #[derive(Parser, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A .dlxa file, or a model directory to compile first.
+    /// A .dlxa file, a model directory to compile first, or the directory of an export, which is run on the CPU.
     #[arg(value_name = "ARTIFACT|MODEL")]
     pub model: PathBuf,
     /// What to say; standard input if not given.

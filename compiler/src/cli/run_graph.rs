@@ -54,6 +54,9 @@ Examples:
 /// An artifact without graphs, inputs that none of them takes, a node that fails, or on Ctrl-C.
 pub fn run(args: &Args) -> Result<(), Failure> {
     Format::of(&args.output)?;
+    for input in [&args.artifact, &args.inputs] {
+        crate::driver::keep_input(input, &args.output)?;
+    }
     let threads = args.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| Error::new("--threads", e.to_string()))?;

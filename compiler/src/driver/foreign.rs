@@ -162,6 +162,7 @@ pub fn compile_file(
     watch: &dyn Watch,
     cancel: &AtomicBool,
 ) -> Result<GraphSummary, Error> {
+    super::keep_input(path, output)?;
     let model = OnnxModel::open(path)?;
     let name = path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let mut graphs = Graphs { name, entries: Vec::new(), notes: model.notes().to_vec() };

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use dlx_ir::Error;
-use dlx_runtime::text::{ChatTemplate, Tokenizer};
+use dlx_runtime::text::{ChatTemplate, Message, Tokenizer};
 use dlx_targets::WeightSource;
 
 use crate::checkpoint::{Checkpoint, TextFiles};
@@ -32,7 +32,9 @@ impl Input<'_> {
     pub(super) fn read(model: &Path, options: &CompileOptions) -> Result<Self, Error> {
         for (flag, given) in [
             ("--config", options.config.is_some()),
+            ("--dim", !options.dims.is_empty()),
             ("--family", options.family.is_some()),
+            ("--graph", options.graph),
             ("--tokenizer", options.tokenizer.is_some()),
         ] {
             if given {
@@ -97,4 +99,12 @@ pub(super) fn check_text(model: &Path, text: &TextFiles, vocab: usize) -> Result
         template.map_err(|e| Error::new(format_args!("{}: chat template", model.display()), e.to_string()))?;
     }
     Ok(())
+}
+
+/// What the model is asked when a user says `prompt`: through its chat template, if it has one.
+pub(super) fn chat(text: &TextFiles, prompt: &str) -> Result<String, Error> {
+    let failed = |e: dlx_runtime::text::TextError| Error::new("chat template", e.to_string());
+    let Some(template) = &text.chat_template else { return Ok(prompt.to_owned()) };
+    let template = ChatTemplate::new(template, text.special_tokens.clone()).map_err(failed)?;
+    template.render(&[Message::new("user", prompt)], &serde_json::Map::new()).map_err(failed)
 }

@@ -79,6 +79,12 @@ fn memory(programs: &[Program], golden: &Golden) -> Memory {
     }
 }
 
+/// What is known of a model's texts besides its tokenizer.
+pub(super) fn text_section(text: TextFiles) -> Result<TextSection, Error> {
+    let add_bos_token = text.add_bos_token()?;
+    Ok(TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens, add_bos_token })
+}
+
 /// Adds the sections to the weights and finishes the file. Returns its length.
 pub(super) fn write(
     mut writer: ArtifactWriter,
@@ -88,8 +94,8 @@ pub(super) fn write(
     golden: &Golden,
 ) -> Result<u64, Error> {
     let json = |what: Result<Vec<u8>, serde_json::Error>| what.map_err(|e| Error::new("manifest", e.to_string()));
-    let add_bos_token = text.add_bos_token()?;
-    let texts = TextSection { chat_template: text.chat_template, special_tokens: text.special_tokens, add_bos_token };
+    let tokenizer = text.tokenizer.clone();
+    let texts = text_section(text)?;
     writer.section(artifact::MANIFEST, json(serde_json::to_vec_pretty(manifest))?);
     for program in programs {
         let stored = &program.stored;
@@ -100,7 +106,7 @@ pub(super) fn write(
             writer.section(artifact::plan_section(program.stored.target.name), plan.as_slice());
         }
     }
-    writer.section(artifact::TOKENIZER, text.tokenizer);
+    writer.section(artifact::TOKENIZER, tokenizer);
     writer.section(artifact::TEXT, json(serde_json::to_vec(&texts))?);
     writer.section(artifact::GOLDEN, json(serde_json::to_vec(&golden.vectors))?);
     writer.finish()

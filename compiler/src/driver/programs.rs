@@ -179,15 +179,16 @@ pub(super) fn find_targets(options: &CompileOptions) -> Result<Vec<&'static Targ
 /// There is none.
 pub fn find_target(name: &str) -> Result<&'static Target, Error> {
     TARGETS.iter().find(|t| t.name == name).ok_or_else(|| {
-        let known: Vec<_> = TARGETS.iter().map(|t| t.name).collect();
+        let exports = super::EXPORTS.iter().map(|(name, _)| *name);
+        let known: Vec<_> = TARGETS.iter().map(|t| t.name).chain(exports).collect();
         Error::new("--target", format!("there is no target `{name}`")).help(format!("use one of {}", known.join(", ")))
     })
 }
 
 /// Reads rows of a model and refuses what is not finite.
-struct Checked<'a> {
-    weights: &'a dyn Weights,
-    allow_nonfinite: bool,
+pub(super) struct Checked<'a> {
+    pub(super) weights: &'a dyn Weights,
+    pub(super) allow_nonfinite: bool,
 }
 
 impl WeightSource for Checked<'_> {

@@ -25,7 +25,7 @@ pub(super) fn settings(options: &CompileOptions, imported: &Imported) -> Setting
         ban: (policy.mask_id >= 0).then_some(policy.mask_id),
         quant: options.quant.dtype(),
         keep: options.keep.iter().map(|(name, format)| (name.clone(), format.dtype())).collect(),
-        profile: options.profile.clone(),
+        profile: options.profile.clone().unwrap_or_else(|| "plain".into()),
     }
 }
 

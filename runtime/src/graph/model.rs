@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dlx_ir::{DType, Error, Id, Node, Operand, Tensor, Type, VerifiedModule, WeightDef, compute, held_bytes};
+use dlx_ir::{DType, Error, Id, Node, Op, Operand, Tensor, Type, VerifiedModule, WeightDef, held_bytes};
 use serde::Deserialize;
 
 use super::error::GraphError;
@@ -224,21 +224,7 @@ impl GraphModel {
             Operand::State(_) => Err("a graph has no states"),
         };
         let args = node.inputs.iter().map(operand).collect::<Result<Vec<_>, _>>()?;
-        if let &[ty] = types
-            && let Some(out) = product::compute(&node.op, &args, ty)
-        {
-            return Ok(vec![out]);
-        }
-        let outs = compute(&node.op, &args)?;
-        // What follows relies on the written types.
-        let fits = |(out, ty): (&Tensor, &&Type)| {
-            ty.shape().as_ref() == Some(&out.shape) && ty.elements() == Some(out.data.len()) && out.data.holds(ty.dtype)
-        };
-        if outs.len() == types.len() && outs.iter().zip(types).all(fits) {
-            Ok(outs)
-        } else {
-            Err("the result is not of the written type".into())
-        }
+        compute(&node.op, &args, types)
     }
 
     /// The first graph that takes inputs of these names, types and shapes, and no others.
@@ -277,6 +263,28 @@ impl GraphModel {
     fn refuse(&self, reason: String) -> GraphError {
         let entries: Vec<_> = self.entries.iter().map(ToString::to_string).collect();
         GraphError::Input { reason, entries: entries.join("\n      and ") }
+    }
+}
+
+/// The results of a pure op, of the types that are written for them, as a run of a graph computes them.
+///
+/// # Errors
+/// Operands that do not fit the op, or results of other types.
+pub fn compute(op: &Op, args: &[&Tensor], types: &[&Type]) -> Result<Vec<Tensor>, String> {
+    if let &[ty] = types
+        && let Some(out) = product::compute(op, args, ty)
+    {
+        return Ok(vec![out]);
+    }
+    let outs = dlx_ir::compute(op, args)?;
+    // What follows relies on the written types.
+    let fits = |(out, ty): (&Tensor, &&Type)| {
+        ty.shape().as_ref() == Some(&out.shape) && ty.elements() == Some(out.data.len()) && out.data.holds(ty.dtype)
+    };
+    if outs.len() == types.len() && outs.iter().zip(types).all(fits) {
+        Ok(outs)
+    } else {
+        Err("the result is not of the written type".into())
     }
 }
 
