@@ -12,6 +12,7 @@ pub mod devices;
 pub mod eval;
 mod export;
 pub mod inspect;
+pub mod lint;
 pub mod lists;
 pub mod opt;
 pub mod run;
@@ -82,6 +83,7 @@ enum Command {
     Bench(bench::Args),
     Eval(eval::Args),
     Opt(opt::Args),
+    Lint(lint::Args),
     Synth(synth::Args),
     /// List the passes that pipelines are made of
     Passes,
@@ -118,6 +120,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Opt(args) => opt::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
         Command::Ops { onnx } => lists::run(if onnx { lists::List::OnnxOps } else { lists::List::Ops }),

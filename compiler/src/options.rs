@@ -125,6 +125,10 @@ pub struct CompileOptions {
     pub profile: Option<String>,
     /// Prompts that an export calibrates ranges on.
     pub calibrate: Option<PathBuf>,
+    /// SoC that an export is for.
+    pub soc: Option<String>,
+    /// Whether an export may hold operators that the device does not take.
+    pub allow_fallback: bool,
     /// Format of the matrices.
     pub quant: QuantSpec,
     /// Exceptions, later ones winning.
@@ -177,6 +181,8 @@ impl Default for CompileOptions {
             targets: vec!["cpu".into()],
             profile: None,
             calibrate: None,
+            soc: None,
+            allow_fallback: false,
             quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
             keep: Vec::new(),
             max_seq: None,

@@ -56,6 +56,9 @@ fn an_export_answers_like_the_model() {
             if !profile.contains('4') {
                 assert_eq!(found, wanted, "{model} {target} {profile}");
             }
+            if *target == "qnn" {
+                assert_eq!(text(&dlxc(&["lint", path(&out)])), "");
+            }
             let manifest: serde_json::Value =
                 serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
             let calibration = manifest["calibration"].as_str().unwrap();
@@ -96,6 +99,9 @@ fn what_cannot_be_exported_is_refused() {
         (&["--calibrate", &file("long.jsonl", &long)], "and --max-seq is 64", "raise --max-seq"),
         (&["--calibrate", "nowhere.jsonl"], "nowhere.jsonl: cannot be read", "JSONL"),
         (&["--profile", "w2a2"], "`w2a2` is no profile of the target qnn", "w8a16, w4a16, mnb4, mnb8, f16"),
+        (&["--soc", "SM1"], "--soc: `SM1` is not known", "SM8650 (57, v75)"),
+        (&["--soc", "30"], "--soc: SM8350 has HTP v68, and this profile needs v69", "SM8450 (36, v69)"),
+        (&["--target", "onnx", "--soc", "57"], "--soc: has no effect for the target onnx", "leave it out"),
         (&["--rows", "128"], "--rows: the steps have [128] rows", "no more than --max-seq"),
         (&["--rows", "2"], "--rows: the steps have [2] rows", "must hold a block"),
         (&["--target", "qnn,cpu"], "an export is a directory", "a run of its own"),

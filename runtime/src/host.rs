@@ -30,7 +30,7 @@ mod manifest;
 use std::path::{Path, PathBuf};
 
 pub use executor::{Backend, HostExecutor};
-pub use manifest::{Entry, EntryKind, FORMAT, MASKED, Manifest, Model, Port, Role, Table, VERSION, WeightsFile};
+pub use manifest::{Entry, EntryKind, FORMAT, MASKED, Manifest, Model, Port, Role, Soc, Table, VERSION, WeightsFile};
 
 use crate::mapped::Mapped;
 use crate::model::TextSection;

@@ -116,7 +116,7 @@ fn weights_above_the_binding_limit_are_read_in_shards() {
     // Small steps, so that activations fit the limit that weights do not.
     let small = CompileOptions { buckets: vec![4, 8], ..options(&["cpu", "wgpu"]) };
     compile(&model(), &whole, &small).unwrap();
-    compile(&model(), &sharded, &CompileOptions { profile: "plain:32768".into(), ..small }).unwrap();
+    compile(&model(), &sharded, &CompileOptions { profile: Some("plain:32768".into()), ..small }).unwrap();
     let [one, two] = [&whole, &sharded].map(|path| Artifact::open(path).unwrap());
     assert!(one.weights() == two.weights(), "sharding changes no byte");
     let (many, few) = (plan(&sharded).summary().weights, plan(&whole).summary().weights);

@@ -150,10 +150,6 @@ pub(crate) fn by_content(path: &Path, bytes: &[u8]) -> Option<Error> {
 
 /// A directory without `config.json`.
 pub(super) fn no_config(dir: &Path) -> Error {
-    if dir.join("manifest.json").is_file() && dir.join("embeddings.bin").is_file() {
-        return Error::new(dir.display(), "is an export, which is compiled already")
-            .help("`dlxc run`, `dlxc eval` and `dlxc inspect` take it; compile the model that it was made from");
-    }
     if let Some(error) = adapter(dir) {
         return error;
     }

@@ -33,7 +33,14 @@ pub struct Args {
     /// JSONL file of prompts (`prompt`, and `answer` if known) or texts (`text`) that qnn's ranges of activations come from.
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
-    /// Replace an output directory that holds files.
+    /// SoC that qnn's files are for, by name or QNN's number, such as SM8650; those of every SoC from the profile's oldest on if
+    /// not given.
+    #[arg(long, value_name = "NAME")]
+    pub soc: Option<String>,
+    /// Note operators that qnn would run on the CPU, instead of refusing them.
+    #[arg(long)]
+    pub allow_fallback: bool,
+    /// Replace an output directory that holds an export.
     #[arg(long)]
     pub force: bool,
     /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:64, int4:64:min).
@@ -116,6 +123,8 @@ impl Args {
             targets: self.target.clone(),
             profile: self.profile.clone(),
             calibrate: self.calibrate.clone(),
+            soc: self.soc.clone(),
+            allow_fallback: self.allow_fallback,
             quant: self.quant,
             keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
             max_seq: count(self.max_seq),
@@ -151,7 +160,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if driver::is_export(&args.options())? {
         return super::export::run(args, &view, started);
     }
-    for (flag, given) in [("--calibrate", args.calibrate.is_some()), ("--force", args.force)] {
+    for (flag, given) in [
+        ("--calibrate", args.calibrate.is_some()),
+        ("--soc", args.soc.is_some()),
+        ("--allow-fallback", args.allow_fallback),
+        ("--force", args.force),
+    ] {
         if given {
             let help = format!("leave {flag} out, or compile for --target qnn");
             return Err(Error::new(flag, "is for exports, which are directories").help(help).into());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dlx_ir::{Error, Graph, Mask, Op, VerifiedModule};
-use dlx_runtime::host::{Entry, EntryKind, FORMAT, Manifest, Model, Port, Table, VERSION, WeightsFile};
+use dlx_runtime::host::{Entry, EntryKind, FORMAT, Manifest, Model, Port, Soc, Table, VERSION, WeightsFile};
 use dlx_runtime::text::Tokenizer;
 use half::f16;
 use prost::Message;
@@ -15,7 +15,8 @@ use super::input::Input;
 use super::programs::{Checked, run_passes};
 use super::settings::settings;
 use super::{Clock, Watch, in_pool};
-use crate::export::{self, Common, Embeddings, Profile, RATIOS, Ranges, Sequence, Store, WEIGHTS};
+use crate::export::{self, Common, Embeddings, Finding, Kind, Profile, RATIOS, Ranges, Sequence, Store, WEIGHTS};
+use crate::onnx::OnnxModel;
 use crate::options::{CompileOptions, QuantSpec};
 
 /// What a host has to do, in words.
@@ -81,6 +82,7 @@ pub fn export(
         check_output(model, output, force)?;
         let mut clock = Clock::start();
         let profile = profile(options)?;
+        let soc = options.soc.as_deref().map(|name| export::soc(name, profile.least)).transpose()?;
         let foreign = is_onnx(model).then(|| Foreign::read(model, options)).transpose()?;
         let input = match &foreign {
             Some(foreign) => foreign.input()?,
@@ -133,6 +135,10 @@ pub fn export(
             entries.push(entry);
         }
         store.finish()?;
+        let mut notes = input.imported.facts.notes.clone();
+        if options.targets[0] == "qnn" {
+            notes.extend(linted(dir, &entries, options.allow_fallback)?);
+        }
         let table = dir.join("embeddings.bin");
         write_embeddings(&embeddings, &table)?;
         std::fs::write(dir.join("README.md"), CONTRACT).map_err(|e| failed(dir, e))?;
@@ -143,6 +149,8 @@ pub fn export(
         clock.stage("write");
 
         let manifest = manifest(&input, &options.targets[0], profile, model, entries, calibrated, dir)?;
+        let soc = soc.map(|s| Soc { name: s.name.into(), soc_model: s.model, htp_arch: s.arch });
+        let manifest = Manifest { notes, soc, ..manifest };
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new("manifest.json", e.to_string()))?;
         std::fs::write(dir.join("manifest.json"), text).map_err(|e| failed(dir, e))?;
         let bytes = bytes_in(dir)?;
@@ -150,6 +158,22 @@ pub fn export(
         clock.stage("finish");
         Ok(ExportSummary { manifest, bytes, stages: clock.stages })
     })
+}
+
+/// What the lint finds in the entries and is allowed, as notes.
+fn linted(dir: &Path, entries: &[Entry], allow_fallback: bool) -> Result<Vec<String>, Error> {
+    let mut notes = Vec::new();
+    for entry in entries {
+        for found in export::lint(&OnnxModel::open(&dir.join(&entry.file))?) {
+            let Finding { rule, kind, node, what, fix } = found;
+            let message = format!("{rule}: {what}");
+            if kind != Kind::Elsewhere || !allow_fallback {
+                return Err(Error::new(node, message).help(fix));
+            }
+            notes.push(format!("{node}: {message}"));
+        }
+    }
+    Ok(notes)
 }
 
 /// The profile that the options name. What would have no effect is refused.
@@ -160,6 +184,8 @@ fn profile(options: &CompileOptions) -> Result<Profile, Error> {
         ("--quant", qnn && !usual.contains(&options.quant), "name a --profile"),
         ("--profile", !qnn && options.profile.is_some(), "name a format with --quant"),
         ("--calibrate", !qnn && options.calibrate.is_some(), "leave it out: nothing has ranges there"),
+        ("--soc", !qnn && options.soc.is_some(), "leave it out: plain ONNX is for any device"),
+        ("--allow-fallback", !qnn && options.allow_fallback, "leave it out: plain ONNX is for any device"),
         ("--keep", !options.keep.is_empty(), "leave it out: all matrices have one format"),
         ("--kv", options.kv.is_some(), "leave it out: caches are f16"),
     ];
@@ -338,7 +364,8 @@ fn manifest(
         compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
         target: target.into(),
         profile: profile.name.into(),
-        min_htp: if target == "qnn" { 69 } else { 0 },
+        min_htp: profile.least,
+        soc: None,
         model,
         decode: imported.policy.clone(),
         tokenizer: "tokenizer.json".into(),
@@ -347,7 +374,7 @@ fn manifest(
         weights: WeightsFile { file: WEIGHTS.into(), bytes, blake3: hasher.finalize().to_hex().to_string() },
         calibration,
         entries,
-        notes: imported.facts.notes.clone(),
+        notes: Vec::new(),
     })
 }
 

@@ -42,6 +42,10 @@ impl Input<'_> {
                 return Err(Error::new(flag, message).help("leave it out: the directory has its own files"));
             }
         }
+        if model.join("manifest.json").is_file() && !model.join("config.json").is_file() {
+            return Err(Error::new(model.display(), "is an export, which is compiled already")
+                .help("`dlxc run`, `dlxc eval` and `dlxc inspect` take it; compile the model that it was made from"));
+        }
         let checkpoint = Checkpoint::open(model)?;
         let text = TextFiles::read(model)?;
         let imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;

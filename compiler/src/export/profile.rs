@@ -30,6 +30,8 @@ pub struct Profile {
     pub doc: &'static str,
     /// How matrices are stored.
     pub weights: Weights,
+    /// The oldest HTP generation that takes it; 0 where none is meant.
+    pub least: u32,
     /// Whether what goes into products and comes out of them has 16-bit codes, whose ranges are calibrated.
     pub codes: bool,
 }
@@ -57,27 +59,31 @@ pub const QNN: &[Profile] = &[
         name: "w8a16",
         doc: "int8 weights with a scale per output, 16-bit activations around products; from v69 on",
         weights: Weights::Channels,
+        least: 69,
         codes: true,
     },
     Profile {
         name: "w4a16",
         doc: "int4 weights in blocks of 32 (LPBQ), 16-bit activations around products; from v69 on",
         weights: Weights::Blocks(32),
+        least: 69,
         codes: true,
     },
     Profile {
         name: "mnb4",
         doc: "int4 weights in blocks of 32 as MatMulNBits, computed in fp16; needs no calibration",
         weights: Weights::NBits(4, 32),
+        least: 69,
         codes: false,
     },
     Profile {
         name: "mnb8",
         doc: "int8 weights in blocks of 32 as MatMulNBits, computed in fp16; needs no calibration",
         weights: Weights::NBits(8, 32),
+        least: 69,
         codes: false,
     },
-    Profile { name: "f16", doc: "f16 weights, computed in fp16", weights: Weights::F16, codes: false },
+    Profile { name: "f16", doc: "f16 weights, computed in fp16", weights: Weights::F16, least: 68, codes: false },
 ];
 
 /// The profile of that name for the target `qnn`.
@@ -109,5 +115,5 @@ pub fn onnx(quant: QuantSpec) -> Result<Profile, Error> {
                 .help("use none, f16, int8 or int4, with a group if wanted"));
         }
     };
-    Ok(Profile { name, doc: "plain ONNX", weights, codes: false })
+    Ok(Profile { name, doc: "plain ONNX", weights, least: 0, codes: false })
 }

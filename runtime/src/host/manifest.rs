@@ -31,6 +31,9 @@ pub struct Manifest {
     pub profile: String,
     /// The oldest HTP generation that takes the graphs; 0 where none is meant.
     pub min_htp: u32,
+    /// The SoC that was asked for, as QNN's options `soc_model` and `htp_arch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soc: Option<Soc>,
     /// The model.
     pub model: Model,
     /// How the model decodes.
@@ -49,6 +52,17 @@ pub struct Manifest {
     pub entries: Vec<Entry>,
     /// What the user should know.
     pub notes: Vec<String>,
+}
+
+/// A system on a chip.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Soc {
+    /// Its name.
+    pub name: String,
+    /// `soc_model`.
+    pub soc_model: u32,
+    /// `htp_arch`.
+    pub htp_arch: u32,
 }
 
 /// Sizes of a model.

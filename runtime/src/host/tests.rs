@@ -30,6 +30,7 @@ fn manifest() -> Manifest {
         target: "qnn".into(),
         profile: "f16".into(),
         min_htp: 0,
+        soc: None,
         model: model(),
         decode: policy,
         tokenizer: "tokenizer.json".into(),
