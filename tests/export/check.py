@@ -124,7 +124,8 @@ def qnn(path, feed, target):
         child = [sys.executable, __file__, "--child", path, given, soc, arch, made]
         ran = subprocess.run(child, capture_output=True, text=True)
         if ran.returncode != 0:
-            lines = [l for l in (ran.stderr + ran.stdout).splitlines() if l.strip()]
+            # The library talks on both streams; what Python raised is what counts.
+            lines = [l for l in ran.stderr.splitlines() if l.strip() and not l.startswith((" ", "\x1b"))]
             return None, False, lines[-1] if lines else f"ended with {ran.returncode}"
         with np.load(made) as out:
             return [out[f"arr_{i}"] for i in range(len(out.files) - 1)], bool(out["same"]), ""

@@ -36,6 +36,9 @@ if [ "${1:-}" = --all ]; then
     models=(sdar-tiny fast-dllm-v2-tiny qwen2-tiny dream-tiny llada-tiny)
     profiles=(w8a16 w4a16 mnb4 mnb8 f16)
 fi
+if [ "${1:-}" = --all ] && [ ${#qnn[@]} -gt 0 ]; then
+    $python tests/export/lint.py --dlxc "$dlxc"
+fi
 for model in "${models[@]}"; do
     for profile in "${profiles[@]}"; do
         codes=()

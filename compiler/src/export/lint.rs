@@ -192,7 +192,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "weighted-norm-before-blocks",
         kind: Kind::Refused,
-        what: "a norm with a weight, then codes, then a block-quantized product: \"Failed to finalize … 1002\" at 1024 features",
+        what: "a norm with a weight, then codes, then a block-quantized product: \"Failed to finalize … 1002\" at 1024 features to 3072",
         fix: "give the norm a scale of ones and multiply by the weight after it",
         find: |v, n| {
             if n.op != "MatMul" {
@@ -250,17 +250,6 @@ pub const RULES: &[Rule] = &[
         what: "block-quantized weights (LPBQ) of a Gemm are refused",
         fix: "use MatMul, and Add for the bias",
         find: |v, n| Some(n.op == "Gemm" && block(v.weight(View::given(n, 1)?)?).is_some()),
-    },
-    Rule {
-        name: "signed-second-operand",
-        kind: Kind::Refused,
-        what: "a product whose second operand is an activation of signed codes: MEM_ALLOC when the graph is finalized",
-        fix: "use unsigned codes, or none",
-        find: |v, n| {
-            let b = View::given(n, 1)?;
-            let signed = matches!(v.codes(b)?, ElemType::Int16 | ElemType::Int8);
-            Some(n.op == "MatMul" && signed && v.weight(b).is_none())
-        },
     },
     Rule {
         name: "norm-weight-of-signed-codes",

@@ -223,7 +223,6 @@ fn every_rule_finds_its_graph_and_not_the_mended_one() {
         ("block-factor-too-large", product("MatMul", true, Some(17)), product("MatMul", true, Some(15))),
         ("blocks-without-zeros", product("MatMul", false, Some(3)), product("MatMul", true, Some(3))),
         ("blocks-in-gemm", product("Gemm", true, Some(3)), product("MatMul", true, Some(3))),
-        ("signed-second-operand", activations(Elem::U16, Elem::I8), activations(Elem::U16, Elem::U8)),
         ("norm-weight-of-signed-codes", norm_of(3, Some(Elem::I8)), norm_of(3, Some(Elem::U16))),
         ("too-many-dimensions", norm_of(5, None), norm_of(4, None)),
         ("nbits-form", nbits(2, None), nbits(3, None)),
