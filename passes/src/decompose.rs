@@ -23,8 +23,11 @@ pub(crate) const PASS: PassInfo = PassInfo {
     params: &[],
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
+            // An op without results, such as a write to a cache, has no name.
+            let (&[x, ref rest @ ..], [_, ..]) = (&node.inputs[..], &node.outputs[..]) else {
+                return Ok(Rewrite::Keep);
+            };
             let name = rw.old_name(node, 0);
-            let [x, ref rest @ ..] = node.inputs[..] else { return Ok(Rewrite::Keep) };
             let dims = |rw: &Rewriter<'_>, x: Operand| rw.module.operand_type(&rw.graph, x).shape();
             let signed = |dims: &[usize]| dims.iter().map(|d| *d as i64).collect::<Vec<_>>();
             Ok(match &node.op {

@@ -83,7 +83,7 @@ pub const QNN: &[Profile] = &[
         least: 69,
         codes: false,
     },
-    Profile { name: "f16", doc: "f16 weights, computed in fp16", weights: Weights::F16, least: 68, codes: false },
+    Profile { name: "f16", doc: "f16 weights, computed in fp16", weights: Weights::F16, least: 69, codes: false },
 ];
 
 /// The profile of that name for the target `qnn`.

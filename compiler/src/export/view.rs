@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DimText, ElemType, Node, OnnxModel, ValueInfo};
 
-/// Most nodes that a type or shape is followed through.
-const DEPTH: usize = 64;
+/// Most dimensions of a shape that is followed.
+const MAX_RANK: usize = 32;
 
 /// A graph, seen by its names.
 pub(super) struct View<'a> {
@@ -14,20 +14,47 @@ pub(super) struct View<'a> {
     makers: BTreeMap<&'a str, &'a Node>,
     readers: BTreeMap<&'a str, Vec<&'a Node>>,
     inputs: BTreeMap<&'a str, &'a ValueInfo>,
+    /// Of everything but constants.
+    elems: BTreeMap<&'a str, Option<ElemType>>,
+    shapes: BTreeMap<&'a str, Option<Vec<usize>>>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn of(model: &'a OnnxModel) -> Self {
         let graph = model.graph();
-        let mut view = View { model, makers: BTreeMap::new(), readers: BTreeMap::new(), inputs: BTreeMap::new() };
+        let mut view = View {
+            model,
+            makers: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            elems: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+        };
         for node in &graph.nodes {
             view.makers.extend(node.outputs.iter().map(|name| (name.as_str(), node)));
             for name in &node.inputs {
                 view.readers.entry(name).or_default().push(node);
             }
         }
-        view.inputs.extend(graph.inputs.iter().map(|i| (i.name.as_str(), i)));
+        for input in &graph.inputs {
+            let known = |d: &DimText| if let DimText::Known(n) = d { Some(*n) } else { None };
+            let shape = input.dims.as_ref().and_then(|dims| dims.iter().map(known).collect());
+            view.inputs.insert(&input.name, input);
+            view.note(&input.name, input.elem, shape);
+        }
+        // A node comes after those that it reads.
+        for node in &graph.nodes {
+            let (elem, shape) = (view.elem_of(node), view.shape_of(node));
+            for name in &node.outputs {
+                view.note(name, elem, shape.clone());
+            }
+        }
         view
+    }
+
+    fn note(&mut self, name: &'a str, elem: Option<ElemType>, shape: Option<Vec<usize>>) {
+        self.elems.insert(name, elem);
+        self.shapes.insert(name, shape.filter(|dims| dims.len() <= MAX_RANK));
     }
 
     /// The node that makes a value, if it is of that op.
@@ -54,44 +81,31 @@ impl<'a> View<'a> {
 
     /// Element type.
     pub(super) fn elem(&self, name: &str) -> Option<ElemType> {
-        self.elem_within(name, DEPTH)
+        match self.constant(name) {
+            Some(t) => ElemType::from_number(t.data_type()),
+            None => *self.elems.get(name)?,
+        }
     }
 
-    fn elem_within(&self, name: &str, depth: usize) -> Option<ElemType> {
-        let depth = depth.checked_sub(1)?;
-        if let Some(t) = self.constant(name) {
-            return ElemType::from_number(t.data_type());
-        }
-        if let Some(input) = self.input(name) {
-            return input.elem;
-        }
-        let node = self.makers.get(name)?;
+    fn elem_of(&self, node: &'a Node) -> Option<ElemType> {
         match node.op.as_str() {
-            "DequantizeLinear" => self.elem_within(Self::given(node, 1)?, depth),
-            "QuantizeLinear" => {
-                Self::given(node, 2).map_or(Some(ElemType::Uint8), |zero| self.elem_within(zero, depth))
-            }
+            "DequantizeLinear" => self.elem(Self::given(node, 1)?),
+            "QuantizeLinear" => Self::given(node, 2).map_or(Some(ElemType::Uint8), |zero| self.elem(zero)),
             "Cast" => ElemType::from_number(node.int("to").ok()?.and_then(|n| i32::try_from(n).ok())?),
-            _ => self.elem_within(Self::given(node, 0)?, depth),
+            _ => self.elem(Self::given(node, 0)?),
         }
     }
 
     /// Dimensions.
     pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.shape_within(name, DEPTH)
+        match self.constant(name) {
+            Some(t) => t.dims.iter().map(|d| usize::try_from(*d).ok()).collect(),
+            None => self.shapes.get(name)?.clone(),
+        }
     }
 
-    fn shape_within(&self, name: &str, depth: usize) -> Option<Vec<usize>> {
-        let depth = depth.checked_sub(1)?;
-        if let Some(t) = self.constant(name) {
-            return t.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
-        }
-        if let Some(input) = self.input(name) {
-            let known = |d: &DimText| if let DimText::Known(n) = d { Some(*n) } else { None };
-            return input.dims.as_ref()?.iter().map(known).collect();
-        }
-        let node = self.makers.get(name)?;
-        let of = |i: usize| self.shape_within(Self::given(node, i)?, depth);
+    fn shape_of(&self, node: &'a Node) -> Option<Vec<usize>> {
+        let of = |i: usize| self.shape(Self::given(node, i)?);
         match node.op.as_str() {
             "Reshape" | "Expand" => {
                 let wanted = self.model.tensor(self.constant(Self::given(node, 1)?)?).ok()?;
@@ -109,7 +123,8 @@ impl<'a> View<'a> {
             }
             "Add" | "Mul" | "Sub" | "Div" => {
                 let (a, b) = (of(0)?, of(1)?);
-                Some(if b.len() > a.len() || b.iter().product::<usize>() > a.iter().product() { b } else { a })
+                let elements = |dims: &[usize]| dims.iter().map(|d| *d as f64).product::<f64>();
+                Some(if b.len() > a.len() || elements(&b) > elements(&a) { b } else { a })
             }
             "Cast" | "QuantizeLinear" | "DequantizeLinear" | "RMSNormalization" | "Softmax" | "Sigmoid"
             | "Identity" | "Clip" | "Relu" | "Tanh" => of(0),

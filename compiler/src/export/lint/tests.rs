@@ -240,3 +240,12 @@ fn every_rule_finds_its_graph_and_not_the_mended_one() {
         assert_eq!(findings(right), [], "{rule}");
     }
 }
+
+/// A shape is followed once per node, however many ways lead to it.
+#[test]
+fn shapes_pass_through_doubling_chains() {
+    let names: Vec<String> = (0..200).map(|i| if i == 0 { "x".into() } else { format!("y{i}") }).collect();
+    let doubled = names.windows(2).map(|w| node("Add", &[&w[0], &w[0]], &[&w[1]], vec![]));
+    let found = findings(Made(x(&[1, 1, 1, 1, 1, 2]), vec![], doubled.collect()));
+    assert_eq!(found.iter().filter(|f| f.rule == "too-many-dimensions").count(), 199);
+}
