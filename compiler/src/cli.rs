@@ -5,21 +5,29 @@
 //! exit, so that temporary files are always removed.
 
 pub mod bench;
+pub mod bisect;
 pub mod canvas;
 pub mod chat;
+mod checks;
 pub mod compile;
 pub mod devices;
+pub mod diff;
+mod diff_view;
 pub mod eval;
+pub mod explain;
 mod export;
 pub mod inspect;
 pub mod lint;
 pub mod lists;
+pub mod memory;
 pub mod opt;
+pub mod report;
 pub mod run;
 pub mod run_graph;
 pub mod synth;
 pub mod table;
 pub mod terminal;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -32,10 +40,11 @@ use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::host::Export;
 use dlx_runtime::session::Session;
+use dlx_runtime::trace::About;
 use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
 
 use crate::export::Emulator;
-use crate::options::{CompileOptions, QuantSpec};
+use crate::options::{CompileOptions, QuantSpec, memory_size};
 use crate::{cache, driver};
 
 /// Why a subcommand stopped.
@@ -47,6 +56,8 @@ pub enum Failure {
     Interrupted,
     /// Nobody reads stdout any more.
     ClosedPipe,
+    /// What was compared differs, as has been told.
+    Differs,
 }
 
 impl From<Error> for Failure {
@@ -82,9 +93,14 @@ enum Command {
     Inspect(inspect::Args),
     Bench(bench::Args),
     Eval(eval::Args),
+    Explain(explain::Args),
     Opt(opt::Args),
+    Bisect(bisect::Args),
+    Diff(diff::Args),
     Lint(lint::Args),
+    Report(report::Args),
     Synth(synth::Args),
+    Trace(trace::Args),
     /// List the passes that pipelines are made of
     Passes,
     /// List the operations of the IR, or the ONNX operators that become them
@@ -119,9 +135,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Opt(args) => opt::run(&args),
+        Command::Bisect(args) => bisect::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
         Command::Ops { onnx } => lists::run(if onnx { lists::List::OnnxOps } else { lists::List::Ops }),
         Command::Targets => lists::run(lists::List::Targets),
@@ -129,6 +150,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match result {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Failure::Differs) => ExitCode::FAILURE,
         Err(Failure::Interrupted) => {
             let _ = writeln!(std::io::stderr(), "interrupted");
             ExitCode::from(130)
@@ -152,6 +174,10 @@ pub struct Place {
     /// Read the artifact into memory instead of mapping it, so that nothing that happens to the file matters.
     #[arg(long)]
     pub no_mmap: bool,
+    /// Most memory that the process may take for the model, such as 2GiB, 1500MB or bytes; a model that could take more is not
+    /// loaded. See docs/memory.md.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub max_memory: Option<u64>,
 }
 
 impl Place {
@@ -164,7 +190,13 @@ impl Place {
     /// How to load a model there.
     pub fn options(&self, threads: Option<u16>) -> LoadOptions {
         let cpu = CpuOptions { threads: threads.map_or(0, usize::from), isa: None };
-        LoadOptions { target: self.target.clone(), device: self.device.clone(), cpu, ..LoadOptions::default() }
+        LoadOptions {
+            target: self.target.clone(),
+            device: self.device.clone(),
+            cpu,
+            max_memory: self.max_memory,
+            ..LoadOptions::default()
+        }
     }
 }
 
@@ -182,8 +214,12 @@ fn artifact(model: &Path, quant: QuantSpec, place: &Place) -> Result<Artifact, F
 
 /// Loads an artifact, or a model directory that is compiled first.
 fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
-    let artifact = artifact(model, quant, place)?;
-    let loaded = Model::load(&artifact, &place.options(threads));
+    load(&artifact(model, quant, place)?, place, threads)
+}
+
+/// Loads an artifact, and says where it runs if that was not asked for.
+fn load(artifact: &Artifact, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
+    let loaded = Model::load(artifact, &place.options(threads));
     let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
     if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {
         terminal::note(&format!("running on {}", loaded.executor.device()));
@@ -202,13 +238,19 @@ struct Opened {
     replaced: Vec<String>,
     /// What its manifest notes.
     notes: Vec<String>,
+    /// What a trace says of it; nothing of an export.
+    about: Option<About>,
 }
 
 /// Opens whatever answers: an artifact, a model directory that is compiled first, or an export, which is emulated.
 fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Opened, Failure> {
     let failed = |e: &dyn std::fmt::Display| Error::new(path.display(), e.to_string());
     if path.join("manifest.json").is_file() {
-        for (flag, given) in [("--target", place.target.is_some()), ("--device", place.device.is_some())] {
+        for (flag, given) in [
+            ("--target", place.target.is_some()),
+            ("--device", place.device.is_some()),
+            ("--max-memory", place.max_memory.is_some()),
+        ] {
             if given {
                 let error = Error::new(flag, format!("has no effect: {} is an export", path.display()));
                 return Err(error.help(format!("leave {flag} out: dlxc runs exports on the CPU")).into());
@@ -221,13 +263,15 @@ fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> R
         terminal::note(&format!("running the export {} on the CPU, as its operators are defined", path.display()));
         let emulator = Emulator::of(&export)?;
         let session = export.session(emulator).map_err(|e| failed(&e))?;
-        return Ok(Opened { session, device, replaced: Vec::new(), notes });
+        return Ok(Opened { session, device, replaced: Vec::new(), notes, about: None });
     }
-    let loaded = model(path, quant, place, threads)?;
+    let artifact = artifact(path, quant, place)?;
+    let loaded = load(&artifact, place, threads)?;
+    let about = Some(About::of(&artifact, &loaded.manifest, &loaded.executor));
     let (device, replaced) = (loaded.executor.device(), loaded.executor.replaced());
     let notes = loaded.manifest.notes.clone();
     let session = Session::new(loaded).map_err(|e| failed(&e))?;
-    Ok(Opened { session, device, replaced, notes })
+    Ok(Opened { session, device, replaced, notes, about })
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

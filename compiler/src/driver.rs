@@ -3,10 +3,12 @@
 //! The stages are those of `Compile::run`, each a function of what the stages before it made. What differs between
 //! targets, from the choice of passes to the bytes that only one executor reads, is the targets' business.
 
+mod checks;
 mod export;
 mod foreign;
 mod graph;
 mod input;
+mod memory;
 mod output;
 mod programs;
 mod settings;
@@ -21,14 +23,17 @@ use dlx_passes::Report;
 use dlx_runtime::manifest::Manifest;
 use dlx_targets::artifact_writer::ArtifactWriter;
 
+use crate::check::each::Checked;
 use crate::options::CompileOptions;
+pub use checks::with_passes;
 pub use export::{EXPORTS, ExportSummary, export, is_export};
 use foreign::{Foreign, is_onnx};
 pub use foreign::{compile_file, is_graph, outlook};
 pub use graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
 use input::Input;
+use memory::{Sections, certificates, check_limit};
 pub use programs::find_target;
-use programs::{find_targets, products};
+use programs::{find_targets, lower};
 pub use settings::default_pipeline;
 use settings::settings;
 
@@ -53,6 +58,10 @@ pub trait Watch: Sync {
     fn progress(&self, done: u64, total: u64);
     /// The IR after a pass of `--print-after`.
     fn print(&self, pass: &str, ir: &str);
+    /// The passes of a target are about to be checked, on what the notes say.
+    fn verifying(&self, _target: &str, _notes: &[String]) {}
+    /// A pass was checked.
+    fn checked(&self, _target: &str, _checked: &Checked) {}
 }
 
 /// Compiles the checkpoint in `model` into the artifact `output`. Setting `cancel` stops it and leaves nothing.
@@ -96,22 +105,31 @@ impl Compile<'_> {
         let settings = settings(self.options, &input.imported);
         clock.stage("import");
 
-        let (lowered, mut passes) = self.lower(&targets, &input.imported.module, &settings)?;
+        let (lowered, mut passes, space) =
+            lower(self.options, self.watch, &targets, &input.imported.module, &settings)?;
         let raised = foreign.iter().flat_map(|f| f.reports()).map(|r| ("onnx", r.clone()));
         passes.splice(0..0, raised);
         clock.stage("passes");
 
+        let sections = Sections::of(&input)?;
+        let certificates = certificates(&lowered, space.len(), &input, &sections, &settings)?;
+        check_limit(&certificates, &input, &sections, &targets, self.options)?;
+        clock.stage("memory");
+
+        if self.options.verify_each {
+            self.verify(&targets, &input, &settings)?;
+            clock.stage("verify");
+        }
+
         let mut writer = ArtifactWriter::create(self.output)?;
-        let stored = self.store(lowered, &*input.weights, &mut writer)?;
+        writer.reserve_all(space);
+        let programs = self.store(lowered, &*input.weights, &writer)?;
         clock.stage("weights");
 
-        let golden = self.record(&stored, &writer)?;
+        let golden = self.record(&programs, &writer)?;
         clock.stage("golden");
 
-        let programs = products(stored, &settings)?;
-        clock.stage("plan");
-
-        let manifest = self.manifest(&input, &settings, &programs, &golden);
+        let manifest = self.manifest(&input, &settings, &programs, certificates);
         let weights = output::weight_sizes(&programs);
         let file_bytes = output::write(writer, &manifest, input.text, &programs, &golden)?;
         clock.stage("write");

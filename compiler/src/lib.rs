@@ -5,12 +5,16 @@
 
 pub mod arrays;
 pub mod cache;
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod driver;
+pub mod explain;
 pub mod export;
 pub mod hf;
 pub mod onnx;
 pub mod options;
 pub mod quality;
+pub mod report;
 pub mod synth;
+pub mod trace;

@@ -116,6 +116,64 @@ impl FromStr for Keep {
     }
 }
 
+/// Element type of KV caches, by its name in `--kv`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn kv_type(text: &str) -> Result<DType, String> {
+    match text {
+        "f16" => Ok(DType::F16),
+        "f32" => Ok(DType::F32),
+        "int8" | "q8" => Ok(DType::CACHE_Q8),
+        _ => Err("use f16, f32 or int8".into()),
+    }
+}
+
+/// A size in bytes: `2GiB`, `2G`, `1500MB`, `2000000`.
+///
+/// # Errors
+/// What is no size, or more than fits a number.
+pub fn memory_size(text: &str) -> Result<u64, String> {
+    let bad = || {
+        format!(
+            "`{text}` is no size: write bytes, or a number with kB, MB, GB, KiB, MiB, GiB, K, M, G or T, such as 2GiB or 1.5G"
+        )
+    };
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = unit.to_ascii_lowercase();
+    let scale: u64 = match unit.as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    let number = number.trim_end();
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > 9 || number.ends_with('.') {
+        return Err(bad());
+    }
+    if !part.is_empty() && scale == 1 {
+        return Err(format!("`{text}` is no whole number of bytes: write 2GiB, 1500MB or whole bytes"));
+    }
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let part: u64 = format!("{part:0<9}").parse().map_err(|_| bad())?;
+    let bytes = u128::from(whole) * u128::from(scale) + u128::from(part) * u128::from(scale) / 1_000_000_000;
+    match u64::try_from(bytes) {
+        Ok(0) => Err(format!("`{text}` is no memory at all: a limit is above 0, such as 2GiB")),
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err(format!("`{text}` is more than any machine has: write 2GiB or 1500MB")),
+    }
+}
+
 /// Everything that a compilation depends on besides the checkpoint.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CompileOptions {
@@ -163,8 +221,12 @@ pub struct CompileOptions {
     pub print_after: Vec<String>,
     /// Whether weights may hold NaN or infinity.
     pub allow_nonfinite: bool,
+    /// Bytes that running the artifact may take at most.
+    pub max_memory: Option<u64>,
     /// Threads to use; one per core if not given. The result does not depend on it.
     pub threads: Option<usize>,
+    /// Run the module before and after every pass, and hold the pass to what it says it keeps.
+    pub verify_each: bool,
 }
 
 impl CompileOptions {
@@ -200,7 +262,9 @@ impl Default for CompileOptions {
             dump: None,
             print_after: Vec::new(),
             allow_nonfinite: false,
+            max_memory: None,
             threads: None,
+            verify_each: false,
         }
     }
 }
@@ -234,6 +298,29 @@ mod tests {
         {
             let e = text.parse::<QuantSpec>().unwrap_err();
             assert!(e.starts_with(&format!("`{text}` is not")), "{e}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_memory_parse() {
+        for (text, bytes) in [
+            ("2GiB", 2 << 30),
+            ("2G", 2 << 30),
+            ("2 GiB", 2 << 30),
+            ("1500MB", 1_500_000_000),
+            ("1.5g", 3 << 29),
+            ("0.5kB", 500),
+            ("123456", 123_456),
+            ("7b", 7),
+            ("3t", 3 << 40),
+        ] {
+            assert_eq!(memory_size(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "G", "2GG", "-1G", "1,5G", "1.G", ".5G", "2e9", "nan", "∞", "0", "0G", "1.5", "99999999999T", "2 G B"]
+        {
+            let error = memory_size(text).unwrap_err();
+            assert!(error.contains("GiB"), "{text}: {error}");
         }
     }
 

@@ -6,7 +6,7 @@
 //! standard deviation 0.02; norms 1), so the text that such a model writes is noise.
 
 mod graph;
-mod numbers;
+pub(crate) mod numbers;
 mod onnx;
 mod shapes;
 mod tokenizer;

@@ -116,7 +116,9 @@ fn vectors_are_recorded_with_the_weights_that_are_stored() {
     assert_ne!(own, passes);
     let report = compile(&["--passes", &own]);
     let read: u64 = report["weights"].as_object().unwrap().values().map(|b| b.as_u64().unwrap()).sum();
-    assert_eq!(report["manifest"]["memory"]["weights"].as_u64(), Some(read), "nothing is stored that is not read");
+    let weights = report["manifest"]["memory"][0]["parts"][0]["bytes"].as_u64().unwrap();
+    // Each weight begins at a multiple of 64 bytes.
+    assert!((read..read + 64 * 200).contains(&weights), "nothing is stored that is not read: {read} of {weights}");
 }
 
 #[test]

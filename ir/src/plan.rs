@@ -13,7 +13,7 @@ pub const SLOT_ALIGN: u64 = 64;
 const MAX_BYTES: u64 = 1 << 40;
 
 /// First and last time at which each value holds its bytes, both inclusive.
-fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
+pub fn live_ranges(graph: &Graph) -> Vec<(usize, usize)> {
     let mut live = vec![(0, 0); graph.values.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         for &out in &node.outputs {

@@ -157,7 +157,7 @@ impl DType {
     }
 
     /// The nearest number that an element of this type holds; itself for types without a rounding of their own.
-    pub(crate) fn round(self, v: f32) -> f32 {
+    pub fn round(self, v: f32) -> f32 {
         match self {
             DType::F32 => v,
             _ => Float::of(self).map_or(v, |float| float.round(f64::from(v)) as f32),

@@ -6,13 +6,14 @@
 //! ```
 //! becomes `%a = attention %q, %k, %v {head_dim=64, mask=block_causal:4}`; `dce` removes the mask.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{Op, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "block-attention",
     doc: "attention with a mask tensor made by a rule → attention with a static mask",
     params: &[],
+    keeps: |_| Keeps::Bits,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let (Op::Attention { head_dim, mask: None }, [q, k, v, mask]) = (&node.op, &node.inputs[..]) else {

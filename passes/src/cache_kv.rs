@@ -12,13 +12,18 @@
 //!
 //! Parameters: `max_seq` (cache rows of a slot), `kv` (f32, f16, or q8: int8 with one scale per row and head).
 
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 use dlx_ir::{DType, EntryKind, Error, Module, Op, Operand, Rewrite, Type, rewrite, spans_type};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "cache-kv",
     doc: "@forward → @step with KV states {max_seq, kv=f32|f16|q8}",
     params: &["max_seq", "kv"],
+    keeps: |params| match params.get("kv") {
+        Some("f16") => Keeps::Format(0.02),
+        Some("q8") => Keeps::Format(0.1),
+        _ => Keeps::Bits,
+    },
     run,
 };
 

@@ -7,7 +7,7 @@
 //! ```
 //! becomes `%a = silu %x: f32[4, 8]` and `%c = mul %a, %a: f32[4, 8]`.
 
-use crate::PassInfo;
+use crate::{Keeps, PassInfo};
 use dlx_ir::{Id, Module, Op, Operand, Rewrite, WeightDef, WeightId, rewrite};
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "cse",
     doc: "equal pure nodes and equal weight expressions → one",
     params: &[],
+    keeps: |_| Keeps::Bits,
     run: |module, _, _| {
         let mut changes = merge_weights(module);
         for g in 0..module.graphs.len() {

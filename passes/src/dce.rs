@@ -3,14 +3,19 @@
 //! Reachability runs on the petgraph view: from the results and from nodes that write a state which is read somewhere.
 //! A write that only fed a dead read goes too, so a sweep that removed a node is followed by another.
 
-use crate::PassInfo;
+use crate::{Keeps, PassInfo};
 use dlx_ir::{Arena, Error, Id, Module, Operand, Rewrite, StateId, WeightDef, WeightId, dataflow, rewrite};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::{Dfs, Reversed};
 use std::collections::BTreeSet;
 
-pub(crate) const PASS: PassInfo =
-    PassInfo { name: "dce", doc: "removes nodes, weights and states that nothing reads", params: &[], run };
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "dce",
+    doc: "removes nodes, weights and states that nothing reads",
+    params: &[],
+    keeps: |_| Keeps::Bits,
+    run,
+};
 
 fn run(module: &mut Module, _: &crate::Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let mut changes = 0;

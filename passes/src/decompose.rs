@@ -15,12 +15,13 @@
 
 use dlx_ir::{DType, Error, Norm, Op, Operand, Post, Rewrite, Rewriter, Unary};
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "decompose",
     doc: "rms_norm, silu, biases → tensor ops, at static shapes",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             // An op without results, such as a write to a cache, has no name.

@@ -30,12 +30,13 @@ use dlx_ir::{DType, Error, Graph, Module, Node, Op, Operand, SideTable, Type, Va
 
 use crate::pipeline::parse;
 use crate::split_head::row_wise_tail;
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "externalize-kv",
     doc: "@forward → @step_M with caches as operands, @head_R with logits {max_seq, rows=M:M, heads=R:R, edge=f16|f32}",
     params: &["max_seq", "rows", "heads", "edge"],
+    keeps: |_| Keeps::Rounding,
     run,
 };
 

@@ -4,13 +4,14 @@
 //! * `scale` of a `scale` → one scale, unless the product leaves the range of f32;
 //! * `matmul %x, (transpose @w)` → `linear %x, @w`, which needs no transposed copy.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{DType, Op, Operand, Post, Rewrite, Rewriter, ValueId, WeightDef};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fold",
     doc: "removes operations without effect and joins constant factors",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let Some(&x) = node.inputs.first() else { return Ok(Rewrite::Keep) };

@@ -9,7 +9,7 @@
 //!
 //! Parameter: `max` – most weights that the kernels of a target share one input among; unlimited if not given.
 
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 use dlx_ir::{Error, Module, Node, Op, Operand, Post, Rewrite, ValueId, rewrite};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-linears",
     doc: "linears with the same input (Q/K/V, gate/up) → one linear of several weights {max}",
     params: &["max"],
+    keeps: |_| Keeps::Bits,
     run,
 };
 

@@ -7,13 +7,14 @@
 //! becomes `%y = linear %x, @w, @norm {norm=1e-6}: f32[4, 512]`; `dce` removes the norm.
 //! A norm that several nodes read stays: it would be computed once for each.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{Op, Post, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-norm",
     doc: "rms_norm + linear or head_stats → one op with a norm prologue",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let Some(Op::RmsNorm { eps }) = node.inputs.first().and_then(|x| rw.pure_def(*x)).map(|d| &d.op) else {

@@ -7,13 +7,14 @@
 //! becomes `%h = linear %a, @w, %x {post=add}: f32[4, 192]`; `dce` removes the first linear.
 //! A linear that something else reads too stays: it would be computed twice.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{Op, Operand, Post, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-residual",
     doc: "linear + add → linear with a residual epilogue",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             if !matches!(node.op, Op::Add {}) {

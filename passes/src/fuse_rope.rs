@@ -7,13 +7,14 @@
 //! becomes `%r = rope %q, %table, @q_norm {head_dim=64, norm=1e-6}: f32[4, 192]`; `dce` removes the norm.
 //! A norm that something else reads too stays, as does one over other chunks than the heads.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{Dim, Op, Rewrite};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-rope",
     doc: "per-head rms_norm + rope → rope with a norm",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             let Op::Rope { head_dim, norm: None } = node.op else { return Ok(Rewrite::Keep) };

@@ -8,13 +8,14 @@
 //! becomes `%m = linear %x, @gate, @up {n=2, post=swiglu}: f32[4, 512]`; `dce` removes the rest.
 //! A gate, its SiLU or an up that something else reads too stays: the linear would be computed twice.
 
-use crate::{PassInfo, rewrite_all};
+use crate::{Keeps, PassInfo, rewrite_all};
 use dlx_ir::{Op, Operand, Post, Rewrite, Rewriter};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "fuse-swiglu",
     doc: "silu(gate) · up after a linear of two weights → linear with a SwiGLU epilogue",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, _| {
         rewrite_all(module, &mut |rw, node| {
             if !matches!(node.op, Op::Mul {}) {

@@ -7,12 +7,17 @@
 //!
 //! Only nodes whose readers take a weight there are hoisted: a row-major float operand may be either.
 
-use crate::PassInfo;
+use crate::{Keeps, PassInfo};
 use dlx_ir::{Error, Id, Module, Op, Operand, Rewrite, WeightDef, rewrite};
 use std::collections::BTreeMap;
 
-pub(crate) const PASS: PassInfo =
-    PassInfo { name: "hoist-weights", doc: "nodes that read only weights → weight expressions", params: &[], run };
+pub(crate) const PASS: PassInfo = PassInfo {
+    name: "hoist-weights",
+    doc: "nodes that read only weights → weight expressions",
+    params: &[],
+    keeps: |_| Keeps::Bits,
+    run,
+};
 
 fn run(module: &mut Module, _: &crate::Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let mut changes = 0;

@@ -25,7 +25,7 @@ mod shard_weights;
 mod specialize;
 mod split_head;
 
-pub use pipeline::{Failure, Note, Params, PassInfo, Report, Step, parse_pipeline, run_pipeline};
+pub use pipeline::{Failure, Keeps, Note, Params, PassInfo, Report, Step, parse_pipeline, run_pipeline};
 
 /// Every pass, alphabetically.
 pub const PASSES: &[PassInfo] = &[

@@ -6,13 +6,14 @@
 //!
 //! Parameters: `pack`, `keys`, `values` – layout names.
 
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 use dlx_ir::{DType, Error, Id, Module, Op, Operand, Type, WeightDef};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "lower",
     doc: "weights and caches → the layouts of a target {pack, keys, values}",
     params: &["pack", "keys", "values"],
+    keeps: |_| Keeps::Bits,
     run,
 };
 

@@ -17,8 +17,21 @@ pub struct PassInfo {
     pub doc: &'static str,
     /// Parameters that it knows; `*` allows any.
     pub params: &'static [&'static str],
+    /// What it keeps of the numbers that a module computes, with these parameters.
+    pub keeps: fn(&Params) -> Keeps,
     /// Changes the module, says how many nodes, weights or graphs changed, and notes what it left alone and why.
     pub run: fn(&mut Module, &Params, &mut Vec<Note>) -> Result<usize, Error>,
+}
+
+/// What a pass keeps of the numbers that a module computes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Keeps {
+    /// Every bit.
+    Bits,
+    /// All but the last ones: sums in another order, one rounding more or less.
+    Rounding,
+    /// What a coarser format leaves: at most this much of a result, as the RMS of the difference over that of the result.
+    Format(f32),
 }
 
 /// Something that looked like what a pass is after and is not, or is left as it is, and why.

@@ -10,16 +10,28 @@
 //! overrides (`none` = as stored), of which the last that matches counts; `head` and `embed` name the LM head and the
 //! embedding. Weights that come quantized stay as they are, whatever is asked for.
 
-use crate::pipeline::{Params, PassInfo, parse};
-use dlx_ir::{DType, Error, Module, Op, Type, WeightDef, WeightId};
+use crate::pipeline::{Keeps, Params, PassInfo, parse};
+use dlx_ir::{DType, Error, Module, Op, QuantFormat, Type, WeightDef, WeightId};
 use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "quantize",
     doc: "matrices → quantized weights {to=q4g32|…|f16, NAME-PART|head|embed=FORMAT|none…}",
     params: &["*"],
+    keeps,
     run,
 };
+
+/// As much as the coarsest format leaves; of 4 bits, an eighth of a weight's largest neighbor is lost, several layers deep.
+fn keeps(params: &Params) -> Keeps {
+    let formats = params.0.iter().filter_map(|(_, format)| format.parse().ok());
+    let loss = formats.map(|format: DType| match format {
+        DType::Quant(QuantFormat { bits: 4, .. }) => 0.5,
+        DType::F16 | DType::BF16 => 0.03,
+        _ => 0.1,
+    });
+    Keeps::Format(loss.fold(0.0, f32::max))
+}
 
 fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result<usize, Error> {
     let to: Option<DType> = params.optional("to")?;

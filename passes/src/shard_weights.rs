@@ -8,13 +8,14 @@
 //! No byte changes, so other targets may read the same weight whole. Shards are of about the same size and, where the limit
 //! allows, a multiple of 64 rows. Parameter: `limit` – bytes of the largest shard.
 
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 use dlx_ir::{Error, Module, Op, SHARD_ROWS, Type, WeightDef, WeightId, layout};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "shard-weights",
     doc: "packed matrices above a size → marked with the rows that are read as one piece {limit}",
     params: &["limit"],
+    keeps: |_| Keeps::Bits,
     run,
 };
 

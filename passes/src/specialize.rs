@@ -2,7 +2,7 @@
 //!
 //! Parameters: for each name, its sizes joined by `:`, such as `T=4:64`.
 
-use crate::pipeline::{Params, PassInfo, parse};
+use crate::pipeline::{Keeps, Params, PassInfo, parse};
 use dlx_ir::{Dim, Error, Graph, Module};
 use std::collections::BTreeSet;
 
@@ -10,6 +10,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "specialize",
     doc: "graphs with a named dimension → one graph per size {NAME=SIZE:SIZE…}",
     params: &["*"],
+    keeps: |_| Keeps::Bits,
     run,
 };
 

@@ -4,13 +4,14 @@
 //!
 //! Parameters: `rows` (rows of `@hidden`: the largest step), `ban` (token that is never the best one: the mask id).
 
-use crate::{Params, PassInfo};
+use crate::{Keeps, Params, PassInfo};
 use dlx_ir::{DType, Error, Graph, Module, Node, Op, Operand, Post, Type};
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "split-head",
     doc: "the LM head of @step → @head (statistics) and @logits over rows of @hidden {rows, ban}",
     params: &["rows", "ban"],
+    keeps: |_| Keeps::Rounding,
     run,
 };
 

@@ -7,9 +7,10 @@
 //! | `policy.attention`, `policy.block` | the program: the mask of every attention |
 //! | `policy.mask_id` | the program: the token that heads never report |
 //! | `targets` | the section table: the programs, and the plans of targets that have one |
+//! | `memory`: weights, activations, hidden states, caches | the program, the plan and the section table: their sizes |
 //!
 //! Within a program all attentions have one mask, all heads ban one token, logits are what the heads look at, and heads
-//! read rows that every step stores. `memory`, `options`, `pipelines`, `notes`, `quality`, `compiler`, `family`,
+//! read rows that every step stores. The rest of `memory`, `options`, `pipelines`, `notes`, `quality`, `compiler`, `family`,
 //! `parameters` and `config_hash` are for people: nothing is decided or allocated by them.
 //!
 //! Invariant: every error names both places.
@@ -21,6 +22,7 @@ use dlx_ir::{Graph, Mask, Module, Op, Post};
 use crate::artifact::{self, Artifact};
 use crate::decode::policy::{Attention, DecodePolicy};
 use crate::manifest::Manifest;
+use crate::memory::{Certificate, FACTS};
 
 /// Checks a manifest against the section table and the tokenizer.
 ///
@@ -96,6 +98,27 @@ pub(crate) fn program(manifest: &Manifest, module: &Module, target: &str) -> Res
         let stores = |n: &dlx_ir::Node| matches!(n.op, Op::StoreRows {}) && n.inputs[1] == taken;
         if let Some(step) = of("step").find(|g| !g.nodes.iter().any(stores)) {
             return Err(format!("section `{program}`: @{} reads rows that @{} does not store", head.name, step.name));
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a manifest says of a target's memory against what its program or plan takes.
+///
+/// # Errors
+/// The first part that differs.
+pub(crate) fn memory(manifest: &Manifest, found: &Certificate) -> Result<(), String> {
+    let target = &found.target;
+    let listed = manifest.memory.iter().map(|c| &c.target).eq(&manifest.targets);
+    let Some(said) = manifest.memory.iter().find(|c| c.target == *target).filter(|_| listed) else {
+        let targets = manifest.targets.join(", ");
+        return Err(format!("the manifest's memory is not that of its targets {targets}, in this order"));
+    };
+    for part in FACTS {
+        let (said, found) = (said.part(part), found.part(part));
+        if said != found {
+            let program = artifact::program_section(target);
+            return Err(format!("the manifest says {said} bytes of {part}, but section `{program}` takes {found}"));
         }
     }
     Ok(())

@@ -142,6 +142,18 @@ impl Artifact {
         &self.path
     }
 
+    /// Bytes of the file.
+    #[allow(clippy::len_without_is_empty, reason = "an artifact is never empty")]
+    pub fn len(&self) -> u64 {
+        self.file.bytes().len() as u64
+    }
+
+    /// BLAKE3 of the header page in hexadecimal: it holds the checksum of every section, so two files with the same one
+    /// hold the same bytes, the weights' once [`Artifact::verify_weights`] has seen them.
+    pub fn identity(&self) -> String {
+        blake3::hash(&self.file.bytes()[..PAGE]).to_hex().to_string()
+    }
+
     /// The section table, in file order.
     pub fn sections(&self) -> &[Section] {
         &self.sections

@@ -4,6 +4,7 @@
 //! `ARCHITECTURE.md` ("Entries"). Executors hold the KV caches, in slots of one sequence each, and the hidden states of the
 //! last step.
 
+use crate::memory::OverLimit;
 use dlx_ir::MAX_SPANS;
 
 /// New rows of one sequence in a forward pass. A step takes several spans, each of a sequence in a slot of its own.
@@ -69,6 +70,9 @@ pub enum ExecError {
     /// The device has no memory left.
     #[error("the device is out of memory: {0}; free some, or compile with a smaller --max-seq")]
     OutOfMemory(String),
+    /// It would take more memory than it was loaded with.
+    #[error(transparent)]
+    Limit(OverLimit),
 }
 
 /// What an executor's compiled steps and caches can hold.
@@ -177,10 +181,15 @@ pub trait Executor {
     /// Sequences that the caches hold at a time: 1 at first.
     fn slots(&self) -> usize;
 
+    /// Rows of logits that memory was counted for, where it is limited.
+    fn logits_rows(&self) -> usize {
+        usize::MAX
+    }
+
     /// Makes room for at least `slots` sequences. What the caches held is gone if there was less room before.
     ///
     /// # Errors
-    /// [`ExecError::OutOfMemory`], or [`ExecError::Shape`] when the device cannot hold so many.
+    /// [`ExecError::OutOfMemory`], [`ExecError::Limit`], or [`ExecError::Shape`] when the device cannot hold so many.
     fn reserve(&mut self, slots: usize) -> Result<(), ExecError>;
 
     /// Makes the first `rows` cache rows of slot `to` those of slot `from`, so that a sequence that begins like another need
@@ -211,9 +220,32 @@ pub trait Executor {
     /// [`ExecError::Shape`] when a row was not in the last step or `out` has the wrong length.
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError>;
 
-    /// Runs a step again and names the first value in it that is not finite. `None` where there is none or the
-    /// executor cannot tell.
-    fn first_nonfinite(&mut self, _spans: &[Span<'_>]) -> Option<String> {
-        None
+    /// Runs a step as [`Executor::step`] does, and shows every f32 value that a node computes, by the node's order and the
+    /// value's name in the program, then what the step leaves for the head, as [`HIDDEN`]. Returns false, without a step,
+    /// where an executor cannot look inside.
+    ///
+    /// # Errors
+    /// As [`Executor::step`].
+    fn observe(&mut self, _spans: &[Span<'_>], _see: See<'_>) -> Result<bool, ExecError> {
+        Ok(false)
     }
+}
+
+/// What observers call the hidden rows that a step leaves; no value of a program has this name.
+pub const HIDDEN: &str = "@hidden";
+
+/// Sees a value of a step: its name, and its live rows one after the other.
+pub type See<'s> = &'s mut dyn FnMut(&str, &[f32]);
+
+/// Runs a step again and names the first value in it that is not finite. `None` where there is none or the executor cannot
+/// tell.
+pub(crate) fn first_nonfinite(executor: &mut dyn Executor, spans: &[Span<'_>]) -> Option<String> {
+    let mut first = None;
+    let mut see = |name: &str, rows: &[f32]| {
+        if first.is_none() && rows.iter().any(|x| !x.is_finite()) {
+            first = Some(format!("`{name}`"));
+        }
+    };
+    executor.observe(spans, &mut see).ok()?;
+    first
 }

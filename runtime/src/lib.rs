@@ -11,12 +11,16 @@ pub mod graph;
 pub mod host;
 pub mod manifest;
 pub mod mapped;
+pub mod memory;
 mod model;
 pub mod selftest;
 pub mod session;
 pub mod text;
+pub mod trace;
 pub mod wgpu;
 
 #[cfg(feature = "wgpu")]
 pub use model::load_wgpu;
-pub use model::{AnyExecutor, LoadOptions, Model, ModelError, TextSection, load_cpu, load_executor, read_manifest};
+pub use model::{
+    AnyExecutor, LoadOptions, Model, ModelError, TextSection, certify, load_cpu, load_executor, read_manifest,
+};

@@ -4,6 +4,7 @@
 //! it is resolved, and the rest is for people: no size in here is ever allocated.
 
 use crate::decode::DecodePolicy;
+use crate::memory::Certificate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -31,8 +32,8 @@ pub struct Manifest {
     pub pipelines: BTreeMap<String, String>,
     /// Programs in the artifact, by target; the first runs unless another is asked for.
     pub targets: Vec<String>,
-    /// What a session needs.
-    pub memory: Memory,
+    /// What running it takes at most, for each target in the order of `targets`, on [`THREADS`](crate::memory::THREADS) threads.
+    pub memory: Vec<Certificate>,
     /// How to decode.
     pub policy: DecodePolicy,
     /// What the user should know, such as tensors left out for a reason.
@@ -78,16 +79,4 @@ pub struct ModelInfo {
     pub config_hash: String,
     /// BLAKE3 of `tokenizer.json`; a draft and its verifier must agree in it.
     pub tokenizer_hash: String,
-}
-
-/// Memory certificate of the first target, in bytes; for people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memory {
-    /// Mapped weights.
-    pub weights: u64,
-    /// KV caches and hidden states, at the full context.
-    pub states: u64,
-    /// Activations of the largest entry.
-    pub arena: u64,
 }

@@ -2,11 +2,13 @@
 
 use crate::agree;
 use crate::artifact::{self, Artifact, ArtifactError};
-use crate::cpu::{CpuExecutor, CpuOptions, LoadError};
+use crate::cpu::{self, CpuExecutor, CpuOptions, LoadError};
 use crate::exec::Executor;
 use crate::manifest::{Manifest, kind_of};
+use crate::memory::{Budget, Certificate, Held, OverLimit, THREADS, Usage};
 use crate::selftest::{self, GoldenVectors, SelfTestError};
-use crate::text::{ChatTemplate, TextError, Tokenizer};
+use crate::text::{ChatTemplate, TextError, Tokenizer, TokenizerSize};
+use crate::wgpu::plan::Plan;
 use dlx_ir::{Error, VerifiedModule};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -130,11 +132,21 @@ pub struct LoadOptions {
     pub verify_weights: bool,
     /// Whether to run the golden vectors.
     pub self_test: bool,
+    /// Bytes that the process may take for the model; one that could take more does not load, and one that is loaded does not
+    /// grow beyond. What is counted says [`memory`](crate::memory).
+    pub max_memory: Option<u64>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { target: None, device: None, cpu: CpuOptions::default(), verify_weights: true, self_test: true }
+        LoadOptions {
+            target: None,
+            device: None,
+            cpu: CpuOptions::default(),
+            verify_weights: true,
+            self_test: true,
+            max_memory: None,
+        }
     }
 }
 
@@ -171,6 +183,14 @@ pub enum ModelError {
         path: PathBuf,
         /// Why.
         source: LoadError,
+    },
+    /// It could take more memory than the limit.
+    #[error("{}: {source}", path.display())]
+    Memory {
+        /// The artifact.
+        path: PathBuf,
+        /// What it takes.
+        source: OverLimit,
     },
     /// The plan cannot run here.
     #[cfg(feature = "wgpu")]
@@ -249,14 +269,16 @@ pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecuto
         artifact.verify_weights()?;
     }
     let path = || artifact.path().to_path_buf();
-    let name = artifact::program_section("cpu");
-    let broken = |reason: String| ModelError::Section { path: path(), section: name.clone(), reason };
-    let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
-    let program = VerifiedModule::new(program).map_err(|e| broken(Error::first_of(e).to_string()))?;
-    agreed(artifact, &program, "cpu")?;
+    let program = program(artifact, "cpu")?;
+    let manifest = agreed(artifact, &program, "cpu")?;
+    let failed = |source| ModelError::Load { path: path(), source };
+    let certify = |held: &Held, usage: &Usage| Certificate::of_cpu(&program, held, usage).map_err(failed);
+    let budget = budget(artifact, options, &manifest, &certify)?;
     let (file, weights) = artifact.mapped_weights();
-    let executor = CpuExecutor::new(&program, file, weights, options.cpu);
-    let mut executor = executor.map_err(|source| ModelError::Load { path: path(), source })?;
+    let mut executor = CpuExecutor::new(&program, file, weights, options.cpu).map_err(failed)?;
+    if let Some(budget) = budget {
+        executor.set_budget(budget);
+    }
     if options.self_test {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
@@ -275,18 +297,18 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
         artifact.verify_weights()?;
     }
     let path = || artifact.path().to_path_buf();
-    let broken = |section: String, reason: String| ModelError::Section { path: path(), section, reason };
-    let name = artifact::program_section("wgpu");
-    let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(name.clone(), e.to_string()))?;
-    let program = VerifiedModule::new(program).map_err(|e| broken(name.clone(), Error::first_of(e).to_string()))?;
-    agreed(artifact, &program, "wgpu")?;
-    let name = artifact::plan_section("wgpu");
-    let plan: crate::wgpu::plan::Plan = json(artifact, &name)?;
-    plan.check_program(&program).map_err(|e| broken(name.clone(), e))?;
+    let program = program(artifact, "wgpu")?;
+    let manifest = agreed(artifact, &program, "wgpu")?;
+    let plan = plan(artifact, &program)?;
+    let certify = |held: &Held, usage: &Usage| Ok(Certificate::of_wgpu(&plan, held, usage));
+    let budget = budget(artifact, options, &manifest, &certify)?;
     let (file, weights) = artifact.mapped_weights();
     let device = crate::wgpu::WgpuOptions { device: options.device.clone() };
     let executor = crate::wgpu::WgpuExecutor::new(plan, &file, weights, &device);
     let mut executor = executor.map_err(|source| ModelError::Device { path: path(), source })?;
+    if let Some(budget) = budget {
+        executor.set_budget(budget);
+    }
     if options.self_test {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
@@ -295,12 +317,93 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
     Ok(executor)
 }
 
-/// Refuses an artifact that contradicts itself; see [`agree`].
-fn agreed(artifact: &Artifact, program: &dlx_ir::Module, target: &str) -> Result<(), ModelError> {
+/// The verified program of a target.
+fn program(artifact: &Artifact, target: &str) -> Result<VerifiedModule, ModelError> {
+    let name = artifact::program_section(target);
+    let broken =
+        |reason: String| ModelError::Section { path: artifact.path().to_path_buf(), section: name.clone(), reason };
+    let program = dlx_ir::parse(artifact.text(&name)?).map_err(|e| broken(e.to_string()))?;
+    VerifiedModule::new(program).map_err(|e| broken(Error::first_of(e).to_string()))
+}
+
+/// The checked plan of a program for wgpu.
+fn plan(artifact: &Artifact, program: &VerifiedModule) -> Result<Plan, ModelError> {
+    let name = artifact::plan_section("wgpu");
+    let plan: Plan = json(artifact, &name)?;
+    let checked = plan.check_program(program).and_then(|()| plan.check(artifact.weights().len() as u64));
+    checked.map_err(|reason| ModelError::Section { path: artifact.path().to_path_buf(), section: name, reason })?;
+    Ok(plan)
+}
+
+/// What running one target of an artifact takes at most on so many threads, computed from its program.
+///
+/// # Errors
+/// A target that it lacks, or a program that cannot be run.
+pub fn certify(artifact: &Artifact, target: &str, threads: usize) -> Result<Certificate, ModelError> {
+    let program = program(artifact, target)?;
+    let manifest = agreed(artifact, &program, target)?;
+    let held = held(artifact, target)?;
+    let usage = Usage::of(&manifest.policy, manifest.model.max_seq, manifest.model.vocab, threads);
+    let usage = Usage { loaders: rayon::current_num_threads().max(threads), ..usage };
+    if target == "wgpu" {
+        return Ok(Certificate::of_wgpu(&plan(artifact, &program)?, &held, &usage));
+    }
+    let failed = |source| ModelError::Load { path: artifact.path().to_path_buf(), source };
+    Certificate::of_cpu(&program, &held, &usage).map_err(failed)
+}
+
+/// The manifest, unless the artifact contradicts itself; see [`agree`].
+fn agreed(artifact: &Artifact, program: &dlx_ir::Module, target: &str) -> Result<Manifest, ModelError> {
     let manifest = read_manifest(artifact)?;
-    agree::sections(artifact, &manifest).and_then(|()| agree::program(&manifest, program, target)).map_err(|reason| {
-        let section = artifact::MANIFEST.into();
-        ModelError::Section { path: artifact.path().to_path_buf(), section, reason }
+    let agreed = agree::sections(artifact, &manifest).and_then(|()| agree::program(&manifest, program, target));
+    agreed.map_err(|reason| contradiction(artifact, reason))?;
+    Ok(manifest)
+}
+
+fn contradiction(artifact: &Artifact, reason: String) -> ModelError {
+    let section = artifact::MANIFEST.into();
+    ModelError::Section { path: artifact.path().to_path_buf(), section, reason }
+}
+
+/// Checks what the manifest says of memory against what `certify` finds, and both against the limit, if there is one.
+fn budget(
+    artifact: &Artifact,
+    options: &LoadOptions,
+    manifest: &Manifest,
+    certify: &dyn Fn(&Held, &Usage) -> Result<Certificate, ModelError>,
+) -> Result<Option<Budget>, ModelError> {
+    let (policy, model) = (&manifest.policy, &manifest.model);
+    let usage = Usage::of(policy, model.max_seq, model.vocab, THREADS);
+    let weights = artifact.weights().len() as u64;
+    let found = certify(&Held { weights, ..Held::default() }, &usage)?;
+    agree::memory(manifest, &found).map_err(|reason| contradiction(artifact, reason))?;
+    let Some(limit) = options.max_memory else { return Ok(None) };
+    let held = held(artifact, &found.target)?;
+    let usage = Usage { threads: threads(options), loaders: rayon::current_num_threads(), ..usage };
+    let over = |source| ModelError::Memory { path: artifact.path().to_path_buf(), source };
+    Budget::new(limit, usage, policy, &|usage| certify(&held, usage), over).map(Some)
+}
+
+fn threads(options: &LoadOptions) -> usize {
+    match options.cpu.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+/// Sizes of an artifact's sections.
+fn held(artifact: &Artifact, target: &str) -> Result<Held, ModelError> {
+    let size = |name: &str| artifact.section(name).map_or(0, |bytes| bytes.len() as u64);
+    let tokenizer = TokenizerSize::of(artifact.section(artifact::TOKENIZER).unwrap_or_default());
+    let weights = artifact.weights().len() as u64;
+    Ok(Held {
+        weights,
+        others: artifact.len().saturating_sub(weights),
+        program: size(&artifact::program_section(target)),
+        plan: size(&artifact::plan_section(target)),
+        golden: size(artifact::GOLDEN),
+        text: size(artifact::TEXT),
+        tokenizer: tokenizer.map_err(|source| ModelError::Text { path: artifact.path().to_path_buf(), source })?,
     })
 }
 
@@ -311,7 +414,14 @@ impl Model {
     /// As [`load_executor`], or a broken tokenizer or template.
     pub fn load(artifact: &Artifact, options: &LoadOptions) -> Result<Self, ModelError> {
         // A large vocabulary takes longer to read than everything else: it is read beside it.
-        let (executor, text) = rayon::join(|| load_executor(artifact, options), || load_text(artifact));
+        let (executor, text) = if options.max_memory.is_none() {
+            rayon::join(|| load_executor(artifact, options), || load_text(artifact))
+        } else {
+            // Nothing is read for a program that does not fit.
+            (Ok(load_executor(artifact, options)?), load_text(artifact))
+        };
+        // Reading a tokenizer takes several times what it keeps.
+        cpu::give_back();
         let (tokenizer, template) = text?;
         Ok(Model { manifest: read_manifest(artifact)?, executor: executor?, tokenizer, template })
     }

@@ -135,8 +135,9 @@ pub enum SelfTestError {
 }
 
 /// Rows that a probe feeds: enough to use a full register tile and a partial one.
-const PROBE_ROWS: usize = 21;
-const HEAD_ROWS: usize = 3;
+pub const PROBE_ROWS: usize = 21;
+/// Rows of the heads and of the logits that a probe looks at.
+pub const HEAD_ROWS: usize = 3;
 /// Rows that go through a whole step: few, since every weight is read for them.
 const WHOLE_ROWS: usize = 4;
 /// Logits closer than this, times the tolerance, may change places.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::decode::{
-    DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Resolved, Times, decode,
+    Decision, DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Resolved, Times,
+    decode,
 };
 use crate::exec::Executor;
 use crate::model::Model;
@@ -82,6 +83,15 @@ impl Request {
 /// What a running call tells its caller.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
+    /// The call can be answered, and begins.
+    Begin {
+        /// The prompt in tokens.
+        prompt: &'a [i32],
+        /// How it is decoded.
+        policy: &'a DecodePolicy,
+        /// Most tokens to return after the prompt.
+        max_new: usize,
+    },
     /// The next piece of the text. It will not change.
     Text(&'a str),
     /// A denoising step has changed the block.
@@ -92,6 +102,8 @@ pub enum Event<'a> {
         masked: &'a [usize],
         /// Positions of the block.
         block: Range<usize>,
+        /// What the pass said, and what was made of it.
+        decision: Decision<'a>,
     },
     /// A finished block is in the caches for good.
     Committed {
@@ -277,9 +289,10 @@ impl Session {
             text: String::new(),
             stopped: None,
         };
-        let (mut failure, mut hung_up) = (None, false);
+        let begun = events(Event::Begin { prompt: &prompt, policy: &policy, max_new: request.max_new });
+        let (mut failure, mut hung_up) = (None, begun.is_break());
         let mut tell = |event: Event<'_>| {
-            hung_up |= events(event).is_break();
+            hung_up = hung_up || events(event).is_break();
             if hung_up { ControlFlow::Break(FinishReason::Cancelled) } else { ControlFlow::Continue(()) }
         };
         let mut observe = |moment: Moment<'_>| match moment {
@@ -292,9 +305,9 @@ impl Session {
                 }
                 tell(Event::Forward(forward))
             }
-            Moment::Revealed { ids, start, end } => {
+            Moment::Revealed { ids, start, end, decision } => {
                 let masked: Vec<usize> = (start..end).filter(|&at| ids[at] == policy.mask_id).collect();
-                tell(Event::Canvas { ids, masked: &masked, block: start..end })
+                tell(Event::Canvas { ids, masked: &masked, block: start..end, decision })
             }
             Moment::Settled { ids, end } => {
                 let piece = match stream.settle(&ids[..end], &policy.stop_ids) {

@@ -16,12 +16,35 @@ use dlx_runtime::artifact::{ALIGN, PAGE, Section, WEIGHTS, encode, place};
 use dlx_runtime::mapped::Mapped;
 use tempfile::NamedTempFile;
 
+/// Places in a weights section, handed out one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Space(u64);
+
+impl Space {
+    /// Sets `len` bytes aside and returns where they start, at a multiple of [`ALIGN`].
+    pub fn reserve(&mut self, len: u64) -> u64 {
+        let offset = self.0.next_multiple_of(ALIGN as u64);
+        self.0 = offset.saturating_add(len);
+        offset
+    }
+
+    /// Bytes up to the end of what was set aside.
+    pub fn len(&self) -> u64 {
+        self.0
+    }
+
+    /// Whether nothing was.
+    pub fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// An artifact being written.
 #[derive(Debug)]
 pub struct ArtifactWriter {
     path: PathBuf,
     temp: NamedTempFile,
-    weights_len: u64,
+    weights: Space,
     weights_hash: Option<[u8; 32]>,
     sections: Vec<(String, Vec<u8>)>,
 }
@@ -46,15 +69,24 @@ impl ArtifactWriter {
             Error::new(path.display(), format!("cannot write into {}: {e}", dir.display()))
                 .help("choose an output directory that exists and can be written")
         })?;
-        Ok(ArtifactWriter { path: path.into(), temp, weights_len: 0, weights_hash: None, sections: Vec::new() })
+        Ok(ArtifactWriter {
+            path: path.into(),
+            temp,
+            weights: Space::default(),
+            weights_hash: None,
+            sections: Vec::new(),
+        })
     }
 
     /// Sets `len` bytes of the weights section aside and returns where they start in it, at a multiple of
     /// [`ALIGN`]. Bytes that are never written are zero.
     pub fn reserve(&mut self, len: u64) -> u64 {
-        let offset = self.weights_len.next_multiple_of(ALIGN as u64);
-        self.weights_len = offset.saturating_add(len);
-        offset
+        self.weights.reserve(len)
+    }
+
+    /// Sets as much aside as `space` has handed out, from the start of the section on.
+    pub fn reserve_all(&mut self, space: Space) {
+        self.weights = space;
     }
 
     /// Writes into space that [`ArtifactWriter::reserve`] returned. Threads may write different parts at the same time.
@@ -63,7 +95,7 @@ impl ArtifactWriter {
     /// When the system refuses (a full disk), or the bytes lie outside what was reserved.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > self.weights_len) {
+        if end.is_none_or(|end| end > self.weights.len()) {
             let message = format!("{} bytes at {offset} lie outside the reserved weights", bytes.len());
             return Err(Error::new(self.path.display(), message));
         }
@@ -85,7 +117,7 @@ impl ArtifactWriter {
     /// # Errors
     /// When the system refuses.
     pub fn map_weights(&self) -> Result<(Arc<Mapped>, Range<usize>), Error> {
-        let end = PAGE as u64 + self.weights_len;
+        let end = PAGE as u64 + self.weights.len();
         self.temp.as_file().set_len(end).map_err(|e| self.failed(&e))?;
         let mapped = Mapped::open(self.temp.path()).map_err(|e| self.failed(&e))?;
         Ok((Arc::new(mapped), PAGE..usize::try_from(end).unwrap_or(usize::MAX)))
@@ -99,6 +131,12 @@ impl ArtifactWriter {
     /// Adds a section. Sections lie in the file in the order of these calls, after the weights.
     pub fn section(&mut self, name: impl Into<String>, bytes: impl Into<Vec<u8>>) {
         self.sections.push((name.into(), bytes.into()));
+    }
+
+    /// Bytes that the file has besides its weights, at most: sections may begin on pages of their own.
+    pub fn others(&self) -> u64 {
+        let page = PAGE as u64;
+        page + self.sections.iter().map(|(_, bytes)| (bytes.len() as u64).next_multiple_of(page)).sum::<u64>()
     }
 
     /// Writes the sections and the header, syncs, and renames the file to its destination. Returns its length.
@@ -128,7 +166,7 @@ impl ArtifactWriter {
     /// The section table: the weights, hashed from the file, then the buffered sections.
     fn table(&mut self) -> io::Result<Vec<Section>> {
         let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, "the artifact is longer than a file can be");
-        self.temp.as_file().set_len((PAGE as u64).checked_add(self.weights_len).ok_or_else(too_long)?)?;
+        self.temp.as_file().set_len((PAGE as u64).checked_add(self.weights.len()).ok_or_else(too_long)?)?;
         let hash = hash_from(self.temp.as_file_mut(), PAGE as u64)?;
         if self.weights_hash.is_some_and(|expected| expected != hash) {
             return Err(io::Error::new(
@@ -136,8 +174,8 @@ impl ArtifactWriter {
                 "the weights do not have the checksum of their source",
             ));
         }
-        let mut table = vec![Section { name: WEIGHTS.into(), offset: PAGE as u64, len: self.weights_len, hash }];
-        let mut end = PAGE as u64 + self.weights_len;
+        let mut table = vec![Section { name: WEIGHTS.into(), offset: PAGE as u64, len: self.weights.len(), hash }];
+        let mut end = PAGE as u64 + self.weights.len();
         for (name, bytes) in &self.sections {
             let offset = place(name, end).ok_or_else(too_long)?;
             let len = bytes.len() as u64;

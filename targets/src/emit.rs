@@ -74,26 +74,33 @@ pub struct Emission {
 /// Values per chunk, about: enough to amortise a task, little enough for the cache.
 const CHUNK_VALUES: usize = 1 << 19;
 
+#[derive(Debug)]
 struct Task {
     weight: WeightId,
     rows: Range<usize>,
     offset: u64,
 }
 
-/// Computes all weights that graphs read and writes them, but for those that a module in `stored` has already under the
-/// same name and type: targets that read the same layout share their bytes. `progress` is told bytes done and bytes in all; setting
-/// `cancel` stops between chunks.
+/// Where every weight goes, and what has to be written.
+#[derive(Debug)]
+pub struct Placed {
+    /// The module with every weight stored.
+    pub module: VerifiedModule,
+    /// Bytes of weights that have to be written.
+    pub bytes: u64,
+    tasks: Vec<Task>,
+}
+
+/// Places all weights that graphs read, but for those that a module in `stored` has already under the same name and type:
+/// targets that read the same layout share their bytes. `reserve` sets bytes aside and says where. Nothing is read.
 ///
 /// # Errors
-/// What the source or the writer reports, a number or scale that its stored type cannot hold, or cancellation.
-pub fn emit(
+/// A weight that cannot be packed.
+pub fn place(
     module: &VerifiedModule,
-    source: &dyn WeightSource,
-    writer: &mut ArtifactWriter,
     stored: &[&Module],
-    cancel: &AtomicBool,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Emission, Error> {
+    reserve: &mut dyn FnMut(u64) -> u64,
+) -> Result<Placed, Error> {
     let mut read = module.weights.side_table(false);
     for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
         read[w] = true;
@@ -120,7 +127,7 @@ pub fn emit(
             continue;
         }
         let layout = Layout::of(module, id)?;
-        let offset = writer.reserve(layout.bytes() as u64);
+        let offset = reserve(layout.bytes() as u64);
         total += layout.bytes() as u64;
         let step = (CHUNK_VALUES / layout.k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
         tasks.extend((0..layout.n).step_by(step).map(|first| Task {
@@ -131,9 +138,33 @@ pub fn emit(
         let def = WeightDef::Stored { offset, bytes: layout.bytes() as u64, shard };
         map.push(Some(stored.weights.push(dlx_ir::Weight { def, ..w.clone() })));
     }
+    stored.states = module.states.clone();
+    stored.graphs = module.graphs.clone();
+    for input in stored.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if let dlx_ir::Operand::Weight(w) = input {
+            *w = map[w.index()].expect("read weights are stored");
+        }
+    }
+    let stored = VerifiedModule::new(stored).map_err(Error::first_of)?;
+    Ok(Placed { module: stored, bytes: total, tasks })
+}
+
+/// Computes the weights of `module` and writes them where [`place`] said, in space that `writer` has set aside. `progress` is
+/// told bytes done and bytes in all; setting `cancel` stops between chunks.
+///
+/// # Errors
+/// What the source or the writer reports, a number or scale that its stored type cannot hold, or cancellation.
+pub fn emit(
+    module: &VerifiedModule,
+    placed: Placed,
+    source: &dyn WeightSource,
+    writer: &ArtifactWriter,
+    cancel: &AtomicBool,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Emission, Error> {
+    let Placed { module: stored, bytes: total, tasks } = placed;
     let done = AtomicU64::new(0);
     let rounded: Vec<AtomicBool> = module.weights.iter().map(|_| AtomicBool::new(false)).collect();
-    let writer = &*writer;
     tasks.par_iter().try_for_each(|task| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new("compile", "was interrupted"));
@@ -144,14 +175,6 @@ pub fn emit(
         progress(done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64, total);
         Ok(())
     })?;
-    stored.states = module.states.clone();
-    stored.graphs = module.graphs.clone();
-    for input in stored.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
-        if let dlx_ir::Operand::Weight(w) = input {
-            *w = map[w.index()].expect("read weights are stored");
-        }
-    }
-    let stored = VerifiedModule::new(stored).map_err(Error::first_of)?;
     let rounded = rounded.into_iter().filter(|r| r.load(Ordering::Relaxed)).count();
     Ok(Emission { module: stored, bytes: total, rounded })
 }

@@ -14,8 +14,10 @@ mod pipeline;
 pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, VerifiedModule};
+use dlx_runtime::memory::{Certificate, Held, Usage};
+use dlx_runtime::wgpu::plan::Plan;
 
-pub use emit::{CodeRows, Emission, WeightSource, emit};
+pub use emit::{CodeRows, Emission, Placed, WeightSource, emit, place};
 pub use emit_plain::{LITERAL_IN_TEXT, emit_plain, weight};
 pub use pipeline::Settings;
 
@@ -44,13 +46,31 @@ pub enum Product {
     Program,
     /// The program and a plan.
     Planned {
+        /// The plan.
+        plan: Box<Plan>,
         /// Contents of the plan's section.
-        plan: Vec<u8>,
-        /// Bytes of the states.
-        states: u64,
-        /// Bytes of everything else that a session holds besides the weights.
-        arena: u64,
+        bytes: Vec<u8>,
     },
+}
+
+impl Product {
+    /// Contents of the plan's section; none if there is no plan.
+    pub fn plan_bytes(&self) -> Option<&[u8]> {
+        if let Product::Planned { bytes, .. } = self { Some(bytes) } else { None }
+    }
+
+    /// What running it takes at most.
+    ///
+    /// # Errors
+    /// A program that the executor does not run.
+    pub fn certificate(&self, program: &VerifiedModule, held: &Held, usage: &Usage) -> Result<Certificate, Error> {
+        match self {
+            Product::Program => {
+                Certificate::of_cpu(program, held, usage).map_err(|e| Error::new(&program.name, e.to_string()))
+            }
+            Product::Planned { plan, .. } => Ok(Certificate::of_wgpu(plan, held, usage)),
+        }
+    }
 }
 
 /// Every target, alphabetically.

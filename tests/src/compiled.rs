@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use dlx_ir::{Entry, EntryKind, Error, Evaluator, MAX_SPANS, Module, SPAN_FIELDS, Tensor};
 use dlx_passes::Step;
 use dlx_runtime::artifact::Artifact;
-use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
+use dlx_runtime::exec::{ExecError, Executor, RowStats, See, Span};
 use dlx_runtime::{LoadOptions, Model};
 use dlxc::checkpoint::{Checkpoint, TextFiles};
 use dlxc::driver::{self, Watch};
@@ -103,7 +103,16 @@ impl Interpreted {
     }
 
     fn run(&mut self, graph: &str, args: &[Tensor]) -> Result<Vec<Tensor>, ExecError> {
-        self.evaluator.run(graph, args, &mut |_, _| {}).map_err(|e| ExecError::Device(e.to_string()))
+        self.run_observed(graph, args, &mut |_, _| {})
+    }
+
+    fn run_observed(
+        &mut self,
+        graph: &str,
+        args: &[Tensor],
+        see: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self.evaluator.run(graph, args, see).map_err(|e| ExecError::Device(e.to_string()))
     }
 
     fn run_head(&mut self, graph: &str, rows: &[usize]) -> Result<Vec<(Tensor, Option<Tensor>, usize)>, ExecError> {
@@ -150,7 +159,11 @@ impl Executor for Interpreted {
     }
 
     fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
-        let rows = spans.iter().map(|s| s.ids.len()).sum();
+        self.observe(spans, &mut |_, _| {}).map(drop)
+    }
+
+    fn observe(&mut self, spans: &[Span<'_>], see: See<'_>) -> Result<bool, ExecError> {
+        let rows: usize = spans.iter().map(|s| s.ids.len()).sum();
         let bucket = self.steps.iter().copied().find(|b| *b >= rows);
         let bucket = bucket.ok_or_else(|| ExecError::Shape(format!("{rows} rows fit no step")))?;
         // Rows that fill up the bucket belong to no span; whatever they hold must not matter.
@@ -163,9 +176,14 @@ impl Executor for Interpreted {
         let mut table: Vec<i32> = fields.map(|v| i32::try_from(v).expect("rows fit")).collect();
         table.resize(MAX_SPANS * SPAN_FIELDS, 0);
         let table = Tensor::i32(&[MAX_SPANS, SPAN_FIELDS], table);
-        self.run(&format!("step_{bucket}"), &[padded(|s| s.ids.to_vec()), padded(|s| s.pos.to_vec()), table])?;
+        let args = [padded(|s| s.ids.to_vec()), padded(|s| s.pos.to_vec()), table];
+        self.run_observed(&format!("step_{bucket}"), &args, &mut |name, value| {
+            if let Ok(floats) = value.floats() {
+                see(name, &floats[..floats.len() / bucket * rows]);
+            }
+        })?;
         self.live = rows;
-        Ok(())
+        Ok(true)
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ; test: opt dce                    runs a pipeline; the verifier accepts the module before it
+//! ; test: same dce                   every pass of a pipeline keeps what it says, on seeded weights and inputs
 //! ; test: parse                      the text does not parse
 //! ; test: verify                     the text parses and is not valid
 //! module @m { … }
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use dlx_ir::{Error, Module, VerifiedModule, parse, verify};
 use dlx_passes::{PASSES, parse_pipeline, run_pipeline};
+use dlxc::check::each::{Checked, SEED, verify_each};
+use dlxc::check::source::Seeded;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests")
@@ -101,9 +104,14 @@ fn every_documented_example_is_a_file_test() {
 fn check(path: &Path, bless: bool) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
     let header = text.lines().next().and_then(|l| l.strip_prefix("; test: "));
-    let header = header.ok_or("the first line is not `; test: opt PIPELINE`, `; test: parse` or `; test: verify`")?;
+    let header = header.ok_or(
+        "the first line is not `; test: opt PIPELINE`, `; test: same PIPELINE`, `; test: parse` or `; test: verify`",
+    )?;
     if header == "verify" {
         return check_verify(&text);
+    }
+    if let Some(pipeline) = header.strip_prefix("same ") {
+        return check_same(&text, pipeline);
     }
     let end = text.find("\n; expect:").into_iter().chain(text.find("\n; error:")).min();
     let (input, expected) = text.split_at(end.map_or(text.len(), |at| at + 1));
@@ -120,6 +128,19 @@ fn check(path: &Path, bless: bool) -> Result<(), String> {
     }
     let help = "run with DLX_BLESS=1, then read the difference";
     Err(format!("{help}\n{}", difference(expected, &found)))
+}
+
+/// Checks that a pipeline changes nothing but what its passes say.
+fn check_same(text: &str, pipeline: &str) -> Result<(), String> {
+    let module = parse(text).map_err(|e| format!("the text does not parse: {e}"))?;
+    let module = VerifiedModule::new(module).map_err(|e| format!("the module is not valid: {}", e[0]))?;
+    let steps = parse_pipeline(pipeline).map_err(|e| e.to_string())?;
+    let weights = Seeded { module: &module, seed: SEED };
+    let (all, _) = verify_each(&module, &steps, &weights, SEED, &mut |_| {}).map_err(|e| e.to_string())?;
+    if all.iter().all(|c| c.comparison.compared == 0) {
+        return Err("no pass changed anything that could be compared".into());
+    }
+    all.iter().find_map(Checked::error).map_or(Ok(()), |e| Err(e.to_string()))
 }
 
 /// The expectation that the outcome of a pipeline meets.

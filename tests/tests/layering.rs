@@ -11,6 +11,7 @@ const LAYERS: &[(&str, &str, &[&str])] = &[
     ("targets", "dlx-targets", &["dlx-ir", "dlx-runtime"]),
     ("compiler", "dlxc", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-targets"]),
     ("tests", "dlx-tests", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-targets", "dlxc"]),
+    ("tests/oracle", "dlx-oracle", &["dlx-ir", "dlx-runtime", "dlx-tests", "dlxc"]),
     ("examples", "dlx-examples", &["dlx-runtime"]),
 ];
 

@@ -1,5 +1,5 @@
 //! A loaded executor allocates nothing, on any thread: steps of every size, heads and logits run in what was reserved at
-//! load. Nor does a sampler that has seen one row.
+//! load. Nor does a sampler that has seen one row. And a tokenizer takes no more than is counted for it, nor much less.
 //!
 //! The only test of its binary, because the counter sees every thread of the process.
 #![allow(unsafe_code, reason = "an allocator that counts")]
@@ -15,16 +15,26 @@ use dlx_runtime::decode::noise::{Noise, NoiseRow};
 use dlx_runtime::decode::policy::{ConfidenceStage, DecodePolicy, FilterOrder};
 use dlx_runtime::decode::sample::{Choice, Needs, Sampler};
 use dlx_runtime::exec::{Executor, RowStats, Span};
+use dlx_runtime::text::{Tokenizer, TokenizerSize};
 use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
+use serde_json::{Value, json};
 
 /// Counts what the system's allocator is asked for.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes in use, and the most of them since it was last asked.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// The smallest block of an allocator.
+const BLOCK: usize = 32;
 
 fn count(bytes: usize) {
+    let live = LIVE.fetch_add(bytes.max(BLOCK), Ordering::Relaxed) + bytes.max(BLOCK);
+    PEAK.fetch_max(live, Ordering::Relaxed);
     ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
     BYTES.fetch_add(bytes, Ordering::Relaxed);
 }
@@ -45,11 +55,13 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        LIVE.fetch_sub(layout.size().max(BLOCK), Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(at, layout, size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size().max(BLOCK), Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(at, layout) }
     }
@@ -92,6 +104,7 @@ fn nothing_is_allocated_after_loading() {
         }
     }
     complaints.extend(sampling());
+    complaints.extend(tokenizers());
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -127,6 +140,85 @@ fn sampling() -> Vec<String> {
         }
     }
     complaints
+}
+
+/// Tokenizers of several kinds and sizes that take more than is counted for them, or much less.
+fn tokenizers() -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (kind, tokens, merges) in [
+        ("BPE", 300, "none"),
+        ("BPE", 30_000, "none"),
+        ("BPE", 30_000, "texts"),
+        ("BPE", 30_000, "pairs"),
+        ("BPE", 140_000, "texts"),
+        ("BPE", 140_000, "pairs"),
+        ("WordLevel", 30_000, "none"),
+        ("WordPiece", 30_000, "none"),
+        ("Unigram", 30_000, "none"),
+    ] {
+        let json = tokenizer(kind, tokens, merges);
+        let size = TokenizerSize::of(json.as_bytes()).unwrap();
+        let (held, reading) = (size.held() as usize, size.reading() as usize);
+        let before = LIVE.load(Ordering::SeqCst);
+        PEAK.store(before, Ordering::SeqCst);
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes()).unwrap();
+        let (live, peak) = (LIVE.load(Ordering::SeqCst) - before, PEAK.load(Ordering::SeqCst) - before);
+        assert!(tokenizer.vocab_size() >= tokens);
+        let what = format!("{kind} of {tokens} tokens, merges {merges}");
+        complaints.extend((live > held).then(|| format!("{what}: holds {live} bytes of {held}")));
+        complaints.extend((peak > reading).then(|| format!("{what}: reading takes {peak} bytes of {reading}")));
+        if kind == "BPE" && tokens > 1000 && reading > peak * 3 / 2 {
+            complaints.push(format!("{what}: {reading} bytes are counted for {peak}"));
+        }
+    }
+    complaints
+}
+
+/// A tokenizer of `tokens` made-up tokens, each the join of two before it.
+fn tokenizer(kind: &str, tokens: usize, merges: &str) -> String {
+    let letter = |i: usize| char::from_u32(0x100 + i as u32).unwrap().to_string();
+    let mut vocab: Vec<String> = (0..256).map(letter).collect();
+    let mut pairs = Vec::new();
+    for i in 0..tokens - 256 {
+        let (first, rest) = (letter(i % 256), i / 256);
+        let (left, right) = if rest < 256 {
+            (first, letter(rest))
+        } else {
+            (format!("{first}{}", letter(rest % 256)), letter(rest / 256 - 1))
+        };
+        vocab.push(format!("{left}{right}"));
+        pairs.push((left, right));
+    }
+    let numbered: serde_json::Map<_, _> = vocab.iter().cloned().zip((0..).map(Value::from)).collect();
+    let pairs: Vec<Value> = match merges {
+        "pairs" => pairs.into_iter().map(|(a, b)| json!([a, b])).collect(),
+        "texts" => pairs.into_iter().map(|(a, b)| json!(format!("{a} {b}"))).collect(),
+        _ => Vec::new(),
+    };
+    let unknown = letter(0);
+    let model = match kind {
+        "BPE" => json!({"type": kind, "vocab": numbered, "merges": pairs}),
+        "WordLevel" => json!({"type": kind, "vocab": numbered, "unk_token": unknown}),
+        "WordPiece" => json!({
+            "type": kind, "vocab": numbered, "unk_token": unknown, "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        }),
+        _ => json!({
+            "type": kind, "unk_id": 0, "byte_fallback": false,
+            "vocab": vocab.iter().map(|text| json!([text, -1.5])).collect::<Vec<_>>(),
+        }),
+    };
+    let splitter = json!({"type": "Split", "pattern": {"Regex": "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+"},
+                          "behavior": "Isolated", "invert": false});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": {"type": "NFC"}, "pre_tokenizer": splitter,
+        "added_tokens": [{
+            "id": tokens, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false,
+        }],
+        "post_processor": null, "decoder": null, "model": model,
+    })
+    .to_string()
 }
 
 /// A pass of steps of several sizes, some of them cut short of their bucket, each with a head and logits.

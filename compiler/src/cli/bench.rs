@@ -4,9 +4,9 @@
 //! number of threads. It measures only; nothing here changes what is dispatched.
 
 mod kernels;
-mod measure;
+pub(super) mod measure;
 mod report;
-mod wgpu;
+pub(super) mod wgpu;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuOptions, Isa, Pool, f32_peak, int8_peak};
-use dlx_runtime::manifest::Memory;
+use dlx_runtime::memory::Certificate;
 use dlx_runtime::{LoadOptions, load_cpu, read_manifest};
 use serde_json::{Map, Value};
 
@@ -74,7 +74,7 @@ struct Report {
     /// Most memory that the process ever held, where the system tells.
     peak_resident: Option<u64>,
     /// What the artifact says it needs.
-    memory: Memory,
+    memory: Vec<Certificate>,
     limits: Vec<Limits>,
     lines: Vec<Line>,
 }
@@ -143,7 +143,9 @@ fn on_cpu(artifact: &Artifact, args: &Args, threads: &[usize], rows: &[usize]) -
     let mut report: Option<Report> = None;
     for &threads in threads {
         let cpu = CpuOptions { threads, isa: None };
-        let options = LoadOptions { cpu, verify_weights: false, self_test: false, ..LoadOptions::default() };
+        let max_memory = args.place.max_memory;
+        let options =
+            LoadOptions { cpu, verify_weights: false, self_test: false, max_memory, ..LoadOptions::default() };
         let mut executor = load_cpu(artifact, &options).map_err(|e| unreadable(&e))?;
         let report = report.get_or_insert_with(|| Report {
             artifact: place.clone(),
@@ -184,7 +186,7 @@ fn size(n: u32) -> usize {
 }
 
 /// Most bytes of memory that this process ever held, mapped weights among them; `None` where only Linux would tell.
-fn peak_resident() -> Option<u64> {
+pub(super) fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kibibytes = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?;
     kibibytes.trim().parse::<u64>().ok()?.checked_mul(1024)

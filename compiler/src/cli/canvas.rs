@@ -9,6 +9,9 @@ use std::io::{self, Write};
 
 use unicode_width::UnicodeWidthChar;
 
+/// What stands where nothing is decided.
+pub(super) const MASKED: &str = "▒";
+
 /// One position of the block being denoised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cell<'a> {
@@ -95,17 +98,13 @@ impl<W: Write> Canvas<W> {
         let (mut row, mut column) = (0, self.column);
         'cells: for cell in cells {
             let (style, text) = match cell {
-                Cell::Masked => ("\x1b[2m", "▒"),
+                Cell::Masked => ("\x1b[2m", MASKED),
                 Cell::Fresh(text) => ("\x1b[1m", *text),
                 Cell::Known(text) => ("", *text),
             };
             paint.push_str(style);
             for c in text.chars() {
-                let c = match c {
-                    '\n' => '⏎',
-                    '\t' => '⇥',
-                    c => visible(c),
-                };
+                let c = shown(c);
                 let width = c.width().unwrap_or(0);
                 if column + width >= size.columns {
                     if row + 2 >= size.rows {
@@ -159,6 +158,15 @@ impl<W: Write> Canvas<W> {
     fn write(&mut self, paint: &str) -> io::Result<()> {
         self.out.write_all(paint.as_bytes())?;
         self.out.flush()
+    }
+}
+
+/// A character as it stands in a line of its own.
+pub(super) fn shown(c: char) -> char {
+    match c {
+        '\n' => '⏎',
+        '\t' => '⇥',
+        c => visible(c),
     }
 }
 

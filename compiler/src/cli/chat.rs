@@ -15,12 +15,14 @@ use dlx_ir::Error;
 use dlx_runtime::decode::FinishReason;
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
 use dlx_runtime::text::Message;
+use dlx_runtime::trace::About;
 
 use self::commands::{COMMANDS, ESCAPE, Line};
 use self::input::Input;
 use self::saved::{Said, Saved};
 use super::canvas::{Canvas, Cell};
 use super::run::{Args, Decode, as_json, statistics};
+use super::trace::Recording;
 use super::{Failure, Opened, terminal};
 
 /// The conversation so far. One turn of `dlxc run` is a conversation that ends.
@@ -32,6 +34,8 @@ pub struct Conversation<'a> {
     device: String,
     replaced: Vec<String>,
     notes: Vec<String>,
+    /// What a trace says of the model; an export has none.
+    about: Option<About>,
     system: Option<String>,
     /// Questions and answers in turn.
     messages: Vec<Message>,
@@ -59,7 +63,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 impl<'a> Conversation<'a> {
     /// One with a model.
     fn new(args: &'a Args, opened: Opened) -> Self {
-        let Opened { session, device, replaced, notes } = opened;
+        let Opened { session, device, replaced, notes, about } = opened;
         Self {
             args,
             decode: args.decode.clone(),
@@ -67,6 +71,7 @@ impl<'a> Conversation<'a> {
             device,
             replaced,
             notes,
+            about,
             system: args.system.clone(),
             messages: Vec::new(),
             last: None,
@@ -232,6 +237,7 @@ impl<'a> Conversation<'a> {
             report["device"] = self.device.clone().into();
             report["replaced_kernels"] = self.replaced.clone().into();
             report["notes"] = self.notes.clone().into();
+            report["peak_resident_bytes"] = super::bench::peak_resident().into();
             terminal::print(&format!("{report:#}\n"))?;
         }
         if !report.prefix.is_empty() {
@@ -260,7 +266,18 @@ impl<'a> Conversation<'a> {
         let (json, mask) = (self.args.json, self.session.policy().mask_id);
         let tokenizer = self.session.tokenizer();
         let mut previous: Vec<i32> = Vec::new();
+        let mut recording = match &self.args.trace {
+            Some(path) => Some(Recording::create(path, self.about.clone())?),
+            None => None,
+        };
+        let mut unrecorded = None;
         let report = self.session.generate(request, &mut |event| {
+            if let Some(recording) = &mut recording {
+                unrecorded = recording.take(&event).err();
+                if unrecorded.is_some() {
+                    return ControlFlow::Break(());
+                }
+            }
             let shown = match event {
                 Event::Text(text) if !json => canvas.stable(text),
                 Event::Canvas { ids, block, .. } if size.is_some() => {
@@ -290,6 +307,12 @@ impl<'a> Conversation<'a> {
         let finished = if silent { Ok(()) } else { canvas.finish().map(drop) };
         if let Some(e) = broken.or(finished.err()) {
             return Err(terminal::stdout_failure(&e));
+        }
+        if let Some(e) = unrecorded {
+            return Err(e.into());
+        }
+        if let (Some(recording), Ok(report), false) = (recording, &report, terminal::interrupted()) {
+            recording.finish(report, &tokenizer)?;
         }
         Ok(report)
     }

@@ -1,6 +1,8 @@
 //! `dlxc compile`: what can be typed, what it means, and the report.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -8,10 +10,13 @@ use dlx_ir::{DType, Error};
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::checks::Checks;
+use super::memory::memory_table;
 use super::table::{self, Align};
 use super::{Failure, terminal};
+use crate::check::each::Checked;
 use crate::driver::{self, Summary, Watch};
-use crate::options::{CompileOptions, Keep, QuantSpec};
+use crate::options::{CompileOptions, Keep, QuantSpec, kv_type, memory_size};
 
 /// Compile a model into one file that the runtime can run.
 #[derive(Parser, Debug)]
@@ -94,9 +99,17 @@ pub struct Args {
     /// Print to stderr what passes left alone, and why.
     #[arg(long)]
     pub why: bool,
+    /// Run the model before and after every pass on seeded inputs, and stop at a pass that does not keep what it says. A large
+    /// model is cut to one of each kind of layer.
+    #[arg(long)]
+    pub verify_each: bool,
     /// Compile weights that hold NaN or infinity.
     #[arg(long)]
     pub allow_nonfinite: bool,
+    /// Most memory that running the artifact may take, such as 2GiB, 1500MB or bytes: proven for up to 16 threads before
+    /// weights are written, or refused with the options that would fit. See docs/memory.md.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub max_memory: Option<u64>,
     /// Threads to use, one per core if not given. The output does not depend on it.
     #[arg(long, value_name = "N", value_parser = size(1024))]
     pub threads: Option<u32>,
@@ -110,6 +123,8 @@ Examples:
   dlxc compile models/sdar -o sdar.dlxa
   dlxc compile models/sdar -o sdar.dlxa --target cpu,wgpu
   dlxc compile models/sdar -o sdar.dlxa --quant int4:64 --keep lm_head,embed=int8
+  dlxc compile models/sdar -o sdar.dlxa --verify-each   run every pass, and stop at one that breaks something
+  dlxc compile models/sdar -o sdar.dlxa --max-memory 2GiB
   dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32
   dlxc compile sdar.onnx -o sdar.dlxa                   config.json and the tokenizer lie beside the file
   dlxc compile qwen.onnx -o qwen.dlxa --family qwen3 --tokenizer models/qwen3
@@ -142,7 +157,9 @@ impl Args {
             dump: self.dump.clone(),
             print_after: self.print_after.clone(),
             allow_nonfinite: self.allow_nonfinite,
+            max_memory: self.max_memory,
             threads: count(self.threads),
+            verify_each: self.verify_each,
         }
     }
 }
@@ -154,10 +171,15 @@ impl Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let view = View::new("compile");
-    if driver::is_graph(&args.model, &args.options())? {
+    let (graph, export) = (driver::is_graph(&args.model, &args.options())?, driver::is_export(&args.options())?);
+    if args.max_memory.is_some() && (graph || export) {
+        let help = "leave it out: `dlxc run-graph --memory` limits graphs, and the host of an export its own memory";
+        return Err(Error::new("--max-memory", "is for artifacts that generate text").help(help).into());
+    }
+    if graph {
         return graphs(args, &view, started);
     }
-    if driver::is_export(&args.options())? {
+    if export {
         return super::export::run(args, &view, started);
     }
     for (flag, given) in [
@@ -173,17 +195,29 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let summary = driver::compile(&args.model, &args.output, &args.options(), &view, terminal::interrupt_flag());
     view.bar.finish_and_clear();
-    let summary = summary?;
+    let checks = std::mem::take(&mut *view.checks.lock().unwrap_or_else(PoisonError::into_inner));
+    if args.verify_each && !args.json {
+        terminal::print(&checks.text())?;
+    }
+    let summary = match summary {
+        Err(error) if args.json && args.verify_each => {
+            terminal::print(&format!("{:#}\n", json!({"error": error.to_string(), "verify": checks.json()})))?;
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
     let took = started.elapsed();
     for (_, report) in summary.passes.iter().filter(|_| args.why) {
         report.notes.iter().for_each(|note| terminal::note(&format!("{}: {note}", report.name)));
     }
     if args.json {
-        return terminal::print(&format!("{:#}\n", report(args, &summary, took)));
+        return terminal::print(&format!("{:#}\n", report(args, &summary, &checks, took)));
     }
     let mut out = pass_table(&summary);
     out.push('\n');
     out.push_str(&size_table(&summary));
+    out.push('\n');
+    out.push_str(&memory_table(&summary.manifest.memory));
     for note in &summary.manifest.notes {
         out.push_str(&format!("\nnote: {note}"));
     }
@@ -228,11 +262,12 @@ pub(super) fn dim(text: &str) -> Result<(String, Vec<usize>), String> {
 /// Progress on stderr; IR of `--print-after` on stderr too, since stdout holds the report.
 pub(super) struct View {
     pub(super) bar: ProgressBar,
+    checks: Mutex<Checks>,
 }
 
 impl View {
     pub(super) fn new(what: &str) -> Self {
-        View { bar: terminal::byte_progress(what) }
+        View { bar: terminal::byte_progress(what), checks: Mutex::default() }
     }
 }
 
@@ -244,6 +279,15 @@ impl Watch for View {
 
     fn print(&self, pass: &str, ir: &str) {
         self.bar.suspend(|| terminal::note(&format!("; after {pass}\n{ir}")));
+    }
+
+    fn verifying(&self, target: &str, notes: &[String]) {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).begin(target, notes);
+    }
+
+    fn checked(&self, _: &str, checked: &Checked) {
+        self.bar.set_message(format!("verified {}", checked.pass));
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).add(checked);
     }
 }
 
@@ -267,18 +311,15 @@ fn pass_table(summary: &Summary) -> String {
 }
 
 fn size_table(summary: &Summary) -> String {
-    let memory = &summary.manifest.memory;
     let mut rows: Vec<Vec<String>> =
         summary.weights.iter().map(|(t, b)| vec![format!("weights {t}"), table::bytes(*b)]).collect();
-    rows.push(vec!["caches at full context".into(), table::bytes(memory.states)]);
-    rows.push(vec!["activations".into(), table::bytes(memory.arena)]);
     for (stage, time) in &summary.stages {
         rows.push(vec![format!("time {stage}"), table::duration(*time)]);
     }
     table::table(&[("", Align::Left), ("", Align::Right)], &rows)
 }
 
-fn report(args: &Args, summary: &Summary, took: Duration) -> serde_json::Value {
+fn report(args: &Args, summary: &Summary, checks: &Checks, took: Duration) -> serde_json::Value {
     let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let passes = summary.passes.iter().map(
         |(target, p)| json!({"target": target, "pass": p.pass, "changes": p.changes, "us": micros(p.time), "verify_us": micros(p.verify_time)}),
@@ -290,21 +331,23 @@ fn report(args: &Args, summary: &Summary, took: Duration) -> serde_json::Value {
         "stages": summary.stages.iter().map(|(s, d)| json!({"stage": s, "us": micros(*d)})).collect::<Vec<_>>(),
         "passes": passes.collect::<Vec<_>>(),
         "weights": summary.weights,
+        "verify": checks.json(),
         "manifest": summary.manifest,
     })
 }
 
-fn size(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=max)
+/// Writes a text file, by another name first.
+pub(super) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    let failed = |e: std::io::Error| Error::new(path.display(), format!("cannot be written: {e}"));
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.persist(path).map_err(|e| failed(e.error))?;
+    Ok(())
 }
 
-fn kv_type(text: &str) -> Result<DType, String> {
-    match text {
-        "f16" => Ok(DType::F16),
-        "f32" => Ok(DType::F32),
-        "int8" => Ok(DType::CACHE_Q8),
-        _ => Err("use f16, f32 or int8".into()),
-    }
+fn size(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=max)
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 /// Answers the questions with the baseline while the model under test looks at the same states.
 fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -> Result<Quality, Failure> {
     let ours = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let cpu = super::Place { target: Some("cpu".into()), device: None, no_mmap: args.place.no_mmap };
+    let cpu = super::Place { target: Some("cpu".into()), device: None, ..args.place.clone() };
     let base = super::model(baseline, QuantSpec::None, &cpu, args.decode.threads)?;
     if ours.manifest.model.tokenizer_hash != base.manifest.model.tokenizer_hash {
         let message = format!("has another tokenizer than {}", args.model.display());

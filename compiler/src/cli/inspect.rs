@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::artifact::{Artifact, plan_section, program_section};
-use dlx_runtime::graph::{Port, read_graph_manifest};
+use dlx_runtime::graph::{GraphManifest, Port, read_graph_manifest};
 use dlx_runtime::host::Export;
+use dlx_runtime::manifest::Manifest;
 use dlx_runtime::wgpu::plan::Plan;
-use dlx_runtime::{ModelError, read_manifest};
+use dlx_runtime::{ModelError, certify, read_manifest};
 use serde_json::json;
 
+use super::memory::memory_table;
 use super::table::{self, Align};
 use super::{Failure, terminal};
 use crate::checkpoint::{Checkpoint, TextFiles};
@@ -29,6 +31,9 @@ pub struct Args {
     /// Size of a dynamic dimension of an ONNX graph, to see what would become of it; may be repeated.
     #[arg(long, value_name = "NAME=N", value_parser = super::compile::dim)]
     pub dim: Vec<(String, Vec<usize>)>,
+    /// Threads to show the memory of an artifact for, computed from its programs; what its manifest says of 16 if not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
     /// Print the program.
     #[arg(long)]
     pub ir: bool,
@@ -62,6 +67,11 @@ fn artifact(args: &Args) -> Result<String, Error> {
         Err(ModelError::Graph { .. }) => return graphs(args, &artifact),
         manifest => manifest.map_err(|e| failed(&e))?,
     };
+    let mut manifest = manifest;
+    if let Some(threads) = args.threads {
+        let certificate = |target: &String| certify(&artifact, target, usize::from(threads)).map_err(|e| failed(&e));
+        manifest.memory = manifest.targets.iter().map(certificate).collect::<Result<_, _>>()?;
+    }
     if args.ir {
         let programs = manifest.targets.iter().map(|t| artifact.text(&program_section(t)).map(str::to_owned));
         return programs.collect::<Result<String, _>>().map_err(|e| failed(&e));
@@ -73,6 +83,26 @@ fn artifact(args: &Args) -> Result<String, Error> {
         let plans: serde_json::Map<_, _> = plans.iter().map(|(t, p)| (t.clone(), json!(p.summary()))).collect();
         return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections, "plans": plans})));
     }
+    let facts = pairs(generator_facts(&artifact, &manifest)?.into_iter());
+    Ok(format!("{facts}\n{}", memory_table(&manifest.memory)))
+}
+
+/// What an artifact says of itself, by name.
+///
+/// # Errors
+/// When its manifest or a plan is damaged.
+pub(super) fn facts(artifact: &Artifact) -> Result<Vec<(String, String)>, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
+    match read_manifest(artifact) {
+        Err(ModelError::Graph { .. }) => {
+            Ok(graph_facts(artifact, &read_graph_manifest(artifact).map_err(|e| failed(&e))?))
+        }
+        manifest => generator_facts(artifact, &manifest.map_err(|e| failed(&e))?),
+    }
+}
+
+fn generator_facts(artifact: &Artifact, manifest: &Manifest) -> Result<Vec<(String, String)>, Error> {
+    let sections = artifact.sections().iter().map(|s| (s.name.clone(), s.len));
     let m = &manifest.model;
     let mut rows = vec![
         ("family", m.family.clone()),
@@ -81,21 +111,18 @@ fn artifact(args: &Args) -> Result<String, Error> {
         ("longest sequence", m.max_seq.to_string()),
         ("targets", manifest.targets.join(", ")),
         ("compiler", manifest.compiler.clone()),
-        ("memory: weights", table::bytes(manifest.memory.weights)),
-        ("memory: caches", table::bytes(manifest.memory.states)),
-        ("memory: activations", table::bytes(manifest.memory.arena)),
     ];
     let pipelines = manifest.pipelines.iter().map(|(target, p)| (format!("pipeline {target}"), p.clone()));
-    let plans = plans(&artifact, &manifest.targets)?;
+    let plans = plans(artifact, &manifest.targets)?;
     rows.extend(manifest.options.iter().map(|(k, v)| (k.as_str(), v.clone())));
     let policy = serde_json::to_value(&manifest.policy).unwrap_or_default();
     let policy: Vec<_> =
         policy.as_object().into_iter().flatten().map(|(k, v)| (format!("decode: {k}"), v.to_string())).collect();
     let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(pipelines).chain(policy);
     let rows = rows.chain(plans.iter().flat_map(|(target, plan)| plan_rows(target, plan)));
-    let rows = rows.chain(sections.into_iter().map(|(name, len)| (format!("section {name}"), table::bytes(len))));
+    let rows = rows.chain(sections.map(|(name, len)| (format!("section {name}"), table::bytes(len))));
     let rows = rows.chain(manifest.notes.iter().map(|n| ("note".to_owned(), n.clone())));
-    Ok(pairs(rows))
+    Ok(rows.collect())
 }
 
 /// An artifact of graphs.
@@ -110,6 +137,11 @@ fn graphs(args: &Args, artifact: &Artifact) -> Result<String, Error> {
         let sections: serde_json::Map<_, _> = sections.map(|(name, len)| (name, len.into())).collect();
         return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections})));
     }
+    Ok(pairs(graph_facts(artifact, &manifest).into_iter()))
+}
+
+fn graph_facts(artifact: &Artifact, manifest: &GraphManifest) -> Vec<(String, String)> {
+    let sections = artifact.sections().iter().map(|s| (s.name.clone(), s.len));
     let rows = [
         ("holds", "graphs, for dlxc run-graph".to_owned()),
         ("name", manifest.name.clone()),
@@ -130,7 +162,7 @@ fn graphs(args: &Args, artifact: &Artifact) -> Result<String, Error> {
     });
     let sections = sections.map(|(name, len)| (format!("section {name}"), table::bytes(len)));
     let notes = manifest.notes.iter().map(|n| ("note".to_owned(), n.clone()));
-    Ok(pairs(rows.chain(entries).chain(sections).chain(notes)))
+    rows.chain(entries).chain(sections).chain(notes).collect()
 }
 
 /// The plans of an artifact's targets.

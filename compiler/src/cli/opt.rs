@@ -1,18 +1,21 @@
 //! `dlxc opt`: passes on IR text, for looking and for bisecting.
 
-use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Parser;
-use dlx_ir::{Error, Module, VerifiedModule, parse};
-use dlx_passes::{Report, parse_pipeline, run_pipeline};
+use dlx_ir::{Module, VerifiedModule};
+use dlx_passes::{Report, Step, parse_pipeline, run_pipeline};
 
+use super::checks::Checks;
 use super::{Failure, terminal};
+use crate::check::built::read_ir;
+use crate::check::each::{Checked, verify_each};
+use crate::check::source::Seeded;
 
 /// Run passes on IR text.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc opt model.dlx -p dce\n  dlxc opt model.dlx -p \"cse,specialize{T=4}\" > small.dlx"
+    after_help = "Examples:\n  dlxc opt model.dlx -p dce\n  dlxc opt model.dlx -p \"cse,specialize{T=4}\" > small.dlx\n  dlxc opt model.dlx -p fuse-norm --verify-each"
 )]
 pub struct Args {
     /// File with IR text; `-` is standard input.
@@ -24,27 +27,27 @@ pub struct Args {
     /// Print to stderr what passes left alone, and why.
     #[arg(long)]
     pub why: bool,
+    /// Run the module before and after every pass on made up weights and inputs, and report instead of printing the result.
+    #[arg(long)]
+    pub verify_each: bool,
+    /// Seed of weights and inputs that are made up.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "verify_each")]
+    pub seed: u64,
+    /// Report as JSON.
+    #[arg(long, requires = "verify_each")]
+    pub json: bool,
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// Text that is not IR or not valid, or a pass that fails.
+/// Text that is not IR or not valid, a pass that fails, or one that does not keep what it says.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let place = args.file.display().to_string();
-    let mut text = String::new();
-    let read = if args.file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text).map(drop)
-    } else {
-        std::fs::read_to_string(&args.file).map(|t| text = t)
-    };
-    read.map_err(|e| Error::new(&place, format!("cannot be read: {e}")))?;
-    let module = parse(&text).map_err(|e| Error { place: format!("{place}: {}", e.place), ..e })?;
+    let module = read_ir(&args.file)?;
     let steps = parse_pipeline(&args.passes)?;
-    let module = VerifiedModule::new(module).map_err(|errors| {
-        let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Error::new(place, format!("is not valid IR:\n  {}", list.join("\n  ")))
-    })?;
+    if args.verify_each {
+        return verify(args, &module, &steps);
+    }
     // What a pass left alone often says why a later one fails.
     let mut observe = |_: usize, report: &Report, _: &Module| {
         let notes = report.notes.iter().filter(|_| args.why);
@@ -53,4 +56,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let (module, _) = run_pipeline(module, &steps, &mut observe).map_err(|failure| failure.error)?;
     terminal::print(&module.to_string())
+}
+
+/// Runs the module before and after every pass, with made up weights and inputs.
+fn verify(args: &Args, module: &VerifiedModule, steps: &[Step]) -> Result<(), Failure> {
+    let mut checks = Checks::default();
+    checks.begin("", &[]);
+    let weights = Seeded { module, seed: args.seed };
+    let (all, _) = verify_each(module, steps, &weights, args.seed, &mut |c| checks.add(c))?;
+    terminal::print(&if args.json { format!("{:#}\n", checks.json()) } else { checks.text() })?;
+    match all.iter().find_map(Checked::error) {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
 }

@@ -60,6 +60,9 @@ pub struct Args {
     /// Print statistics to stderr.
     #[arg(long)]
     pub stats: bool,
+    /// Record every pass, what the model said of each position, and why tokens were revealed; `dlxc trace` reads it.
+    #[arg(long, value_name = "FILE", conflicts_with = "chat")]
+    pub trace: Option<PathBuf>,
 }
 
 /// What a call changes of the model's own way of decoding. What is serialized can be changed from turn to turn.
@@ -114,6 +117,7 @@ pub struct Decode {
 const EXAMPLES: &str = "\
 Examples:
   dlxc run sdar.dlxa \"What is the capital of France?\"
+  dlxc run sdar.dlxa \"What is 27 + 45?\" --trace t.jsonl
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 

@@ -84,6 +84,13 @@ pub fn byte_progress(what: &str) -> ProgressBar {
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style).with_message(what.to_owned())
 }
 
+/// A bar for things done one after the other, on stderr; invisible when that is not a terminal.
+pub fn count_progress(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}")
+        .expect("the template is a constant that a test renders");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style).with_message(what.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +98,7 @@ mod tests {
     #[test]
     fn the_progress_template_is_valid() {
         byte_progress("writing").finish();
+        count_progress("measuring").finish();
     }
 
     #[test]

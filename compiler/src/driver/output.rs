@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dlx_ir::{Error, Module, WeightDef};
-use dlx_runtime::manifest::{Manifest, Memory, ModelInfo};
+use dlx_runtime::manifest::{Manifest, ModelInfo};
+use dlx_runtime::memory::{Certificate, OTHERS};
 use dlx_runtime::{TextSection, artifact};
+use dlx_targets::Settings;
 use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{Product, Settings};
 
 use super::Compile;
 use super::input::Input;
@@ -20,7 +21,7 @@ impl Compile<'_> {
         input: &Input<'_>,
         settings: &Settings,
         programs: &[Program],
-        golden: &Golden,
+        memory: Vec<Certificate>,
     ) -> Manifest {
         let imported = &input.imported;
         let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
@@ -45,7 +46,7 @@ impl Compile<'_> {
             options: self.manifest_options(settings, programs),
             pipelines: stored().map(|s| (s.target.name.to_owned(), s.pipeline.clone())).collect(),
             targets: stored().map(|s| s.target.name.into()).collect(),
-            memory: memory(programs, golden),
+            memory,
             policy: imported.policy.clone(),
             notes: imported.facts.notes.iter().cloned().chain(again).chain(rounded).collect(),
             quality: None,
@@ -54,7 +55,7 @@ impl Compile<'_> {
 
     fn manifest_options(&self, settings: &Settings, programs: &[Program]) -> BTreeMap<String, String> {
         let keep: Vec<_> = self.options.keep.iter().map(|(name, format)| format!("{name}={format}")).collect();
-        let planned = programs.iter().any(|p| matches!(p.product, Product::Planned { .. }));
+        let planned = programs.iter().any(|p| p.product.plan_bytes().is_some());
         let options = [
             ("quant", self.options.quant.to_string()),
             ("keep", keep.join(",")),
@@ -67,15 +68,6 @@ impl Compile<'_> {
             ("profile", if planned { settings.profile.clone() } else { String::new() }),
         ];
         options.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
-    }
-}
-
-/// What a session of the first target needs. A target without a plan runs as the recorder did.
-fn memory(programs: &[Program], golden: &Golden) -> Memory {
-    let weights = programs.iter().map(|p| p.stored.bytes).sum();
-    match programs.first().map(|p| &p.product) {
-        Some(&Product::Planned { states, arena, .. }) => Memory { weights, states, arena },
-        Some(Product::Program) | None => Memory { weights, states: golden.states, arena: golden.arena },
     }
 }
 
@@ -102,13 +94,20 @@ pub(super) fn write(
         writer.section(artifact::program_section(stored.target.name), stored.module.to_string());
     }
     for program in programs {
-        if let Product::Planned { plan, .. } = &program.product {
-            writer.section(artifact::plan_section(program.stored.target.name), plan.as_slice());
+        if let Some(plan) = program.product.plan_bytes() {
+            writer.section(artifact::plan_section(program.stored.target.name), plan);
         }
     }
     writer.section(artifact::TOKENIZER, tokenizer);
     writer.section(artifact::TEXT, json(serde_json::to_vec(&texts))?);
     writer.section(artifact::GOLDEN, json(serde_json::to_vec(&golden.vectors))?);
+    let (others, certified) = (writer.others(), manifest.memory.iter().map(|c| c.part(OTHERS)).min());
+    if certified.is_some_and(|certified| others > certified) {
+        let message = format!("its sections take {others} bytes beside the weights, and fewer were certified");
+        return Err(
+            Error::new("memory certificate", message).help("report this with the model's files but its weights")
+        );
+    }
     writer.finish()
 }
 

@@ -9,8 +9,8 @@ use dlx_ir::{Error, Module, QuantFormat, VerifiedModule};
 use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
 use dlx_runtime::selftest::{self, GoldenVectors};
-use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{CodeRows, Emission, Product, Settings, TARGETS, Target, WeightSource, emit};
+use dlx_targets::artifact_writer::{ArtifactWriter, Space};
+use dlx_targets::{CodeRows, Emission, Placed, Product, Settings, TARGETS, Target, WeightSource, emit, place};
 
 use super::input::Weights;
 use super::{Compile, Watch};
@@ -19,11 +19,21 @@ use crate::options::CompileOptions;
 /// Passes in order, with the target that they ran for.
 type Passes = Vec<(&'static str, Report)>;
 
-/// A program behind its target's passes.
+/// A program behind its target's passes, and where its weights will lie.
 pub(super) struct Lowered {
     target: &'static Target,
     pipeline: String,
     module: VerifiedModule,
+    pub(super) placed: Placed,
+    pub(super) product: Product,
+}
+
+impl Lowered {
+    /// Bytes of its program and of its plan in the artifact.
+    pub(super) fn text_bytes(&self) -> (u64, u64) {
+        let plan = self.product.plan_bytes().map_or(0, |plan| plan.len() as u64);
+        (self.placed.module.to_string().len() as u64, plan)
+    }
 }
 
 /// A program whose weights are in the artifact.
@@ -46,62 +56,65 @@ pub(super) struct Program {
 /// What a run of the stored weights tells.
 pub(super) struct Golden {
     pub(super) vectors: GoldenVectors,
-    /// Bytes of the states, and of everything else that a session of the recorder holds besides the weights.
-    pub(super) states: u64,
-    pub(super) arena: u64,
 }
 
 /// The target whose executor records the golden vectors of every artifact.
 const RECORDER: &str = "cpu";
 
-impl Compile<'_> {
-    /// Runs each target's pipeline on a copy of the imported module.
-    pub(super) fn lower(
-        &self,
-        targets: &[&'static Target],
-        imported: &VerifiedModule,
-        settings: &Settings,
-    ) -> Result<(Vec<Lowered>, Passes), Error> {
-        let mut lowered = Vec::new();
-        let mut passes = Vec::new();
-        for &target in targets {
-            let pipeline = self.options.pipeline.clone().map_or_else(|| (target.pipeline)(settings), Ok)?;
-            // One directory per target as soon as there are several.
-            let dump = self.options.dump.as_ref();
-            let dump = dump.map(|d| if targets.len() > 1 { d.join(target.name) } else { d.clone() });
-            let (module, reports) = run_passes(self.options, self.watch, imported.clone(), &pipeline, dump.as_deref())?;
-            target.check(&module).map_err(Error::first_of)?;
-            passes.extend(reports.into_iter().map(|r| (target.name, r)));
-            lowered.push(Lowered { target, pipeline, module });
-        }
-        Ok((lowered, passes))
+/// Runs each target's pipeline on a copy of the imported module, and decides where weights go: the space that they take. Nothing is
+/// read or written.
+pub(super) fn lower(
+    options: &CompileOptions,
+    watch: &dyn Watch,
+    targets: &[&'static Target],
+    imported: &VerifiedModule,
+    settings: &Settings,
+) -> Result<(Vec<Lowered>, Passes, Space), Error> {
+    let mut lowered: Vec<Lowered> = Vec::new();
+    let mut passes = Vec::new();
+    let mut space = Space::default();
+    for &target in targets {
+        let pipeline = options.pipeline.clone().map_or_else(|| (target.pipeline)(settings), Ok)?;
+        // One directory per target as soon as there are several.
+        let dump = options.dump.as_ref();
+        let dump = dump.map(|d| if targets.len() > 1 { d.join(target.name) } else { d.clone() });
+        let (module, reports) = run_passes(options, watch, imported.clone(), &pipeline, dump.as_deref())?;
+        target.check(&module).map_err(Error::first_of)?;
+        passes.extend(reports.into_iter().map(|r| (target.name, r)));
+        let before: Vec<&Module> = lowered.iter().map(|l| &*l.placed.module).collect();
+        let placed = place(&module, &before, &mut |len| space.reserve(len))?;
+        let product = (target.product)(&placed.module, settings)?;
+        lowered.push(Lowered { target, pipeline, module, placed, product });
     }
+    Ok((lowered, passes, space))
+}
 
-    /// Writes the weights of each program, but for those that one before it has in the same layout.
+impl Compile<'_> {
+    /// Writes the weights of each program where they were placed.
     pub(super) fn store(
         &self,
         lowered: Vec<Lowered>,
         weights: &dyn Weights,
-        writer: &mut ArtifactWriter,
-    ) -> Result<Vec<Stored>, Error> {
+        writer: &ArtifactWriter,
+    ) -> Result<Vec<Program>, Error> {
         let source = Checked { weights, allow_nonfinite: self.options.allow_nonfinite };
         let progress = |done, total| self.watch.progress(done, total);
-        let mut stored: Vec<Stored> = Vec::new();
-        for Lowered { target, pipeline, module } in lowered {
-            let before: Vec<&Module> = stored.iter().map(|s| &*s.module).collect();
-            let emission = emit(&module, &source, writer, &before, self.cancel, &progress)?;
+        let mut programs = Vec::new();
+        for Lowered { target, pipeline, module, placed, product } in lowered {
+            let emission = emit(&module, placed, &source, writer, self.cancel, &progress)?;
             let Emission { module, bytes, rounded } = emission;
-            stored.push(Stored { target, pipeline, module, bytes, rounded });
+            programs.push(Program { stored: Stored { target, pipeline, module, bytes, rounded }, product });
         }
-        Ok(stored)
+        Ok(programs)
     }
 
     /// Runs the probes of the self-test on the weights just written. The CPU's executor records them for every target. A
     /// program of another target becomes its own by taking the layouts of its caches: every target reads the weights
     /// that the CPU reads, so nothing is written for it.
-    pub(super) fn record(&self, stored: &[Stored], writer: &ArtifactWriter) -> Result<Golden, Error> {
+    pub(super) fn record(&self, programs: &[Program], writer: &ArtifactWriter) -> Result<Golden, Error> {
         let recorder = find_target(RECORDER)?;
-        let program = stored.iter().find(|s| s.target.name == RECORDER).or(stored.first());
+        let stored = || programs.iter().map(|p| &p.stored);
+        let program = stored().find(|s| s.target.name == RECORDER).or(stored().next());
         let program = program.ok_or_else(|| Error::new("--target", "names no target"))?;
         let passes = if program.target.name == RECORDER { String::new() } else { recorder.lower_pass() };
         let outcome = run_pipeline(program.module.clone(), &parse_pipeline(&passes)?, &mut |_, _, _| Ok(()));
@@ -112,8 +125,7 @@ impl Compile<'_> {
         let failed = |e: String| Error::new(self.output.display(), e);
         let mut executor = CpuExecutor::new(&module, file, weights, cpu).map_err(|e| failed(e.to_string()))?;
         let vectors = selftest::record(&mut executor).map_err(|e| failed(e.to_string()))?;
-        let (states, arena) = executor.session_bytes();
-        Ok(Golden { vectors, states: states as u64, arena: arena as u64 })
+        Ok(Golden { vectors })
     }
 }
 
@@ -149,15 +161,6 @@ pub(super) fn run_passes(
         }
     });
     outcome.map_err(|failure| with_repro(*failure, dump))
-}
-
-/// What each target's executor is given.
-pub(super) fn products(stored: Vec<Stored>, settings: &Settings) -> Result<Vec<Program>, Error> {
-    let finish = |stored: Stored| {
-        let product = (stored.target.product)(&stored.module, settings)?;
-        Ok(Program { stored, product })
-    };
-    stored.into_iter().map(finish).collect()
 }
 
 /// The targets asked for, in that order.

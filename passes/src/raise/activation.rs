@@ -5,7 +5,7 @@
 use super::look::{Look, distance, is_float, tolerance};
 use super::region::Region;
 use super::{each_graph, emit, find_all, in_type, replace_all};
-use crate::{Note, PassInfo};
+use crate::{Keeps, Note, PassInfo};
 use dlx_ir::{Binary, DType, Error, Module, Node, Op, Operand, Unary, ValueId, compute};
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "raise-activation",
     doc: "x · sigmoid(x) in arithmetic → silu",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, notes| each_graph(module, notes, run),
 };
 

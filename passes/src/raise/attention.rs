@@ -9,7 +9,7 @@ use super::mask::{Kind, Sizes, Term, Verdict, verdict};
 use super::scores::{Scores, unscaled};
 use super::sides::{self, Side, side};
 use super::{each_graph, emit, emit_cast, find_all, in_type, replace_all};
-use crate::{Note, PassInfo};
+use crate::{Keeps, Note, PassInfo};
 use dlx_ir::{Binary, DType, Error, Mask, Module, Op, Operand, Rewriter, Unary, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "raise-attention",
     doc: "attention in arithmetic → sdpa; masks that follow a rule → its name",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, notes| each_graph(module, notes, run),
 };
 

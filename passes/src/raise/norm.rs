@@ -6,7 +6,7 @@
 use super::look::{Look, distance, is_float, tolerance};
 use super::region::Region;
 use super::{each_graph, emit, find_all, in_type, replace_all};
-use crate::{Note, PassInfo};
+use crate::{Keeps, Note, PassInfo};
 use dlx_ir::{Binary, DType, Error, Module, Node, Norm, Op, Operand, Reduce, Tensor, Unary, ValueId, compute};
 use std::collections::BTreeMap;
 
@@ -14,6 +14,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "raise-norm",
     doc: "a norm in arithmetic → normalize; its weight stays a product",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, notes| each_graph(module, notes, run),
 };
 

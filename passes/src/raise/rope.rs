@@ -7,7 +7,7 @@
 use super::look::{Look, distance, floats, is_float, tensor, tolerance};
 use super::region::Region;
 use super::{each_graph, emit, find_all, in_type, replace_all};
-use crate::{Note, PassInfo};
+use crate::{Keeps, Note, PassInfo};
 use dlx_ir::{
     Binary, DType, Error, Module, Node, Op, Operand, Rewriter, Tensor, Type, Unary, ValueId, WeightDef, compute,
 };
@@ -18,6 +18,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "raise-rope",
     doc: "a rotary embedding in arithmetic → rotary with literal tables",
     params: &[],
+    keeps: |_| Keeps::Rounding,
     run: |module, _, notes| each_graph(module, notes, run),
 };
 

@@ -9,7 +9,7 @@ use super::look::{Look, is_float};
 use super::roles::in_order;
 use super::theta::theta;
 use super::view::{Axis, chunk, heads, is_plain, plain, reshape, transpose};
-use crate::{Note, Params, PassInfo};
+use crate::{Keeps, Note, Params, PassInfo};
 use dlx_ir::{
     Binary, DType, Data, Error, Graph, Mask, Module, Node, Norm, Op, Operand, Origin, Post, Type, Unary, ValueId,
     WeightDef,
@@ -20,6 +20,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "raise-rows",
     doc: "the raised graph of one sequence of ids → @forward(ids, pos) of rows, T a name {mask=RULE}",
     params: &["mask"],
+    keeps: |_| Keeps::Rounding,
     run,
 };
 

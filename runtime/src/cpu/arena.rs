@@ -177,6 +177,30 @@ impl Arena {
     }
 }
 
+/// Bytes of a state; for a cache, of one slot.
+///
+/// # Errors
+/// A state in a form that the CPU does not keep.
+pub(super) fn state_bytes(state: &State) -> Result<usize, LoadError> {
+    let dims = state.ty.shape().unwrap_or_default();
+    let bytes = match (&dims[..], state.ty.layout.as_deref()) {
+        (&[..], Some("cpu.k16")) => kv_shape(state.ty.dtype, &dims).and_then(k_state_bytes),
+        (&[..], Some("cpu.v")) => kv_shape(state.ty.dtype, &dims).and_then(v_state_bytes),
+        (&[_, _], None) if state.ty.dtype == DType::F32 => state.ty.bytes(),
+        _ => None,
+    };
+    // Rows are numbered by i32 scalars.
+    let bytes = bytes.filter(|_| dims.first().is_some_and(|rows| *rows <= i32::MAX as usize));
+    let place = || format!("state @{}: {} is not a form that the CPU keeps", state.name, state.ty);
+    bytes.ok_or_else(|| LoadError::Program(place()))
+}
+
+/// The shape of a cache.
+pub(super) fn kv_shape(dtype: DType, dims: &[usize]) -> Option<KvShape> {
+    let &[max_seq, kv_heads, head_dim] = dims else { return None };
+    Some(KvShape { dtype, max_seq, kv_heads, head_dim })
+}
+
 /// The bytes of one state: for a cache, its slots one after the other.
 pub(super) struct StateBuffer {
     buffer: Buffer,
@@ -192,16 +216,7 @@ impl StateBuffer {
         let name = format!("state @{}", state.name);
         let dims = state.ty.shape().unwrap_or_default();
         let mut new = StateBuffer { buffer: Buffer::new(0, &name)?, name, dtype: state.ty.dtype, dims, slot: 0 };
-        let bytes = match (new.dims.len(), state.ty.layout.as_deref()) {
-            (3, Some("cpu.k16")) => k_state_bytes(new.kv_shape()),
-            (3, Some("cpu.v")) => v_state_bytes(new.kv_shape()),
-            (2, None) if new.dtype == DType::F32 => state.ty.bytes(),
-            _ => None,
-        };
-        // Rows are numbered by i32 scalars.
-        let bytes = bytes.filter(|_| new.dims[0] <= i32::MAX as usize);
-        let place = || format!("{}: {} is not a form that the CPU keeps", new.name, state.ty);
-        new.slot = bytes.ok_or_else(|| LoadError::Program(place()))?;
+        new.slot = state_bytes(state)?;
         new.buffer = Buffer::new(new.slot, &new.name)?;
         Ok(new)
     }

@@ -12,12 +12,12 @@ use super::arena::{Arena, Scratch, Slot, StateBuffer};
 use super::error::{LoadError, bad};
 use super::program::{Code, Instr, Loc, Weights};
 use super::{
-    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, Norm, Pool, add, attention, attention_scratch_words, embed,
-    head_stats, head_stats_scratch_words, kernels, kv_write, linear, linear_scratch_words, mul, proof, rms_norm, rope,
-    rope_table, scale, silu,
+    AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, MAX_WEIGHTS, Norm, Pool, add, attention, embed, head_stats,
+    kernels, kv_write, linear, memory, mul, proof, rms_norm, rope, rope_table, scale, silu,
 };
-use crate::exec::{ExecError, Executor, Limits, RowStats, Span, rows_of};
+use crate::exec::{ExecError, Executor, HIDDEN, Limits, RowStats, See, Span, rows_of};
 use crate::mapped::Mapped;
+use crate::memory::Budget;
 use dlx_ir::{Cost, EntryKind, Graph, Id, MAX_SPANS, Op, Post, SpanRows, VerifiedModule, hidden_state};
 use std::ops::Range;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub struct CpuExecutor {
     spans: Vec<SpanRows>,
     /// Rows of the last step.
     pub(super) live: usize,
+    /// Memory that it may take, if that is limited.
+    budget: Option<Budget>,
 }
 
 /// A node that has just run.
@@ -64,6 +66,8 @@ pub struct Seen<'a> {
     pub name: &'a str,
     /// Live rows of its first result if that is f32; else empty.
     pub value: &'a [f32],
+    /// Its further results, which are f32, by name.
+    pub others: &'a [(&'a str, &'a [f32])],
     /// What it costs.
     pub cost: Cost,
 }
@@ -148,9 +152,16 @@ impl CpuExecutor {
             slots: 1,
             spans: Vec::with_capacity(MAX_SPANS),
             live: 0,
+            budget: None,
         };
-        executor.reserve_scratch()?;
+        let words = memory::scratch_words(module, executor.threads())?;
+        executor.reserve_scratch(words)?;
         Ok(executor)
+    }
+
+    /// From now on takes no more memory than a limit allows.
+    pub(crate) fn set_budget(&mut self, budget: Budget) {
+        self.budget = Some(budget);
     }
 
     /// The instruction set in use.
@@ -168,9 +179,31 @@ impl CpuExecutor {
         &self.pool
     }
 
-    /// Bytes that the session holds besides the mapped weights: those of the states, and those of arena and scratch.
+    /// Bytes that the session has reserved besides the mapped weights: those of the states, and those of arena and scratch.
     pub fn session_bytes(&self) -> (usize, usize) {
         (self.states.iter().map(StateBuffer::len).sum(), self.arena.len() + self.scratch.len())
+    }
+
+    /// As [`Executor::head`], and shows every value to `observe`.
+    ///
+    /// # Errors
+    /// As [`Executor::head`].
+    pub fn head_observed(
+        &mut self,
+        rows: &[usize],
+        out: &mut [RowStats],
+        observe: Observe<'_>,
+    ) -> Result<(), ExecError> {
+        if rows.len() != out.len() {
+            return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
+        }
+        self.run_head(EntryKind::Head, rows, observe, &mut |arena, results, range| {
+            let best = arena.ints(results[0], range.len());
+            let numbers = arena.floats(results[1], range.len());
+            for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
+                *o = RowStats { best, prob: n[0], margin: n[1], entropy: n[2] };
+            }
+        })
     }
 
     /// As [`Executor::logits`], and shows every value to `observe`.
@@ -220,21 +253,7 @@ impl CpuExecutor {
         fits.min_by_key(|(_, e)| e.entry.rows).map(|(i, _)| i)
     }
 
-    fn reserve_scratch(&mut self) -> Result<(), LoadError> {
-        let mut words = 0;
-        for entry in &self.entries {
-            for instr in &entry.code {
-                let matrices: Vec<_> = instr.inputs.iter().filter_map(|i| self.weights.matrix(*i)).collect();
-                words = words.max(match instr.op {
-                    Op::Linear { .. } => linear_scratch_words(entry.entry.rows, &matrices),
-                    Op::HeadStats { .. } => head_stats_scratch_words(entry.entry.rows, &matrices[0]),
-                    Op::CachedAttention { .. } => {
-                        attention_scratch_words(self.threads(), self.state(instr.inputs[1]).kv_shape())
-                    }
-                    _ => 0,
-                });
-            }
-        }
+    fn reserve_scratch(&mut self, words: usize) -> Result<(), LoadError> {
         let rows =
             self.entries.iter().filter(|e| e.entry.kind == EntryKind::Head).map(|e| e.entry.rows).max().unwrap_or(0);
         let memory = |_| LoadError::Memory { what: "head statistics".into(), bytes: rows * size_of::<RowStats>() };
@@ -242,11 +261,6 @@ impl CpuExecutor {
         self.stats.resize(rows, RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 });
         self.scratch = Scratch::new(words)?;
         Ok(())
-    }
-
-    fn state(&self, loc: Loc) -> &StateBuffer {
-        let Loc::State(s) = loc else { unreachable!("the verifier checks operand kinds") };
-        &self.states[s]
     }
 
     /// Runs an entry. States and scratch stay where they are, so that a panic in a kernel or in `observe` costs at most the
@@ -257,7 +271,11 @@ impl CpuExecutor {
         for instr in entries[entry].code.iter().take(nodes) {
             machine.execute(instr, states, scratch.words_mut(), stats);
             let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
-            observe(Seen { op: &instr.op, name: &instr.name, value, cost: instr.cost });
+            let mut others = [("", &[][..]); MAX_WEIGHTS - 1];
+            let further = instr.others.iter().zip(instr.outputs.iter().skip(1));
+            further.zip(&mut others).for_each(|((name, o), to)| *to = (name, machine.floats(*o)));
+            let others = &others[..instr.others.len()];
+            observe(Seen { op: &instr.op, name: &instr.name, value, others, cost: instr.cost });
         }
     }
 
@@ -272,6 +290,8 @@ impl CpuExecutor {
         rows_of(rows, self.live)?;
         let largest = self.entries.iter().filter(|e| e.entry.kind == kind).map(|e| e.entry.rows).max();
         let largest = largest.ok_or(ExecError::NoEntry(kind.name()))?;
+        let limited = if kind == EntryKind::Logits { self.logits_rows() } else { usize::MAX };
+        let largest = largest.min(limited);
         for (i, chunk) in rows.chunks(largest).enumerate() {
             let entry = self.entry(kind, chunk.len()).expect("the largest entry holds a chunk");
             let param = self.entries[entry].params[0];
@@ -303,8 +323,15 @@ impl Executor for CpuExecutor {
         self.slots
     }
 
+    fn logits_rows(&self) -> usize {
+        self.budget.as_ref().map_or(usize::MAX, |b| b.logits_rows)
+    }
+
     fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
         if slots > self.slots {
+            if let Some(budget) = &self.budget {
+                budget.admit(slots, 0).map_err(ExecError::Limit)?;
+            }
             let states: Result<_, _> = self.states.iter().map(|s| s.with_slots(slots)).collect();
             self.states = states.map_err(|e: LoadError| ExecError::OutOfMemory(e.to_string()))?;
             self.slots = slots;
@@ -324,31 +351,24 @@ impl Executor for CpuExecutor {
     }
 
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
-        if rows.len() != out.len() {
-            return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
-        }
-        self.run_head(EntryKind::Head, rows, &mut |_| {}, &mut |arena, results, range| {
-            let best = arena.ints(results[0], range.len());
-            let numbers = arena.floats(results[1], range.len());
-            for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
-                *o = RowStats { best, prob: n[0], margin: n[1], entropy: n[2] };
-            }
-        })
+        self.head_observed(rows, out, &mut |_| {})
     }
 
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
         self.logits_observed(rows, out, &mut |_| {})
     }
 
-    fn first_nonfinite(&mut self, spans: &[Span<'_>]) -> Option<String> {
-        let mut first = None;
-        let mut observe = |seen: Seen<'_>| {
-            if first.is_none() && seen.value.iter().any(|x| !x.is_finite()) {
-                first = Some(format!("`{}` ({})", seen.name, seen.op.name()));
+    fn observe(&mut self, spans: &[Span<'_>], see: See<'_>) -> Result<bool, ExecError> {
+        self.step_observed(spans, usize::MAX, &mut |seen| {
+            if !seen.value.is_empty() {
+                see(seen.name, seen.value);
             }
-        };
-        self.step_observed(spans, usize::MAX, &mut observe).ok()?;
-        first
+            seen.others.iter().for_each(|(name, value)| see(name, value));
+        })?;
+        if let Some(hidden) = self.hidden.map(|s| &self.states[s]) {
+            see(HIDDEN, &hidden.floats()[..self.live * hidden.width()]);
+        }
+        Ok(true)
     }
 }
 

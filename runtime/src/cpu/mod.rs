@@ -11,8 +11,10 @@
 mod arena;
 mod error;
 mod executor;
+mod heap;
 mod isa;
 mod kernels;
+mod memory;
 mod pack;
 mod pool;
 mod probes;
@@ -21,17 +23,21 @@ mod proof;
 
 pub use error::LoadError;
 pub use executor::{CpuExecutor, CpuOptions, Observe, Seen};
+pub(crate) use heap::give_back;
 pub use isa::Isa;
 use kernels::attention::kv_row_parts;
 pub use kernels::attention::{
     AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
 };
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
+use kernels::head::head_words;
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
 pub use kernels::limits::{f32_peak, int8_peak, read_once};
-pub use kernels::linear::{Epilogue, MAX_WEIGHTS, linear, linear_scratch_words};
+use kernels::linear::act_words;
+pub use kernels::linear::{Epilogue, MAX_WEIGHTS, linear, linear_scratch_words, prepare_rows};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;
 pub use kernels::{KernelVariant, Kernels, kernel_variants, kernels};
+pub use memory::CpuMemory;
 pub use pack::{PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row};
 pub use pool::Pool;

@@ -40,6 +40,8 @@ pub(super) struct Instr {
     pub(super) outputs: Vec<Slot>,
     /// Name of the first result, for observers.
     pub(super) name: String,
+    /// Names of the further ones.
+    pub(super) others: Vec<String>,
     /// What it costs, for observers.
     pub(super) cost: Cost,
 }
@@ -119,6 +121,7 @@ impl Code {
                 inputs,
                 outputs: node.outputs.iter().map(|o| slots[o.index()]).collect(),
                 name: node.outputs.first().map_or_else(String::new, |o| graph.values[*o].name.clone()),
+                others: node.outputs.iter().skip(1).map(|o| graph.values[*o].name.clone()).collect(),
             });
         }
         let slots_of = |ids: &[dlx_ir::ValueId]| ids.iter().map(|v| slots[v.index()]).collect();

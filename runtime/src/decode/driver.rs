@@ -10,7 +10,7 @@ use super::noise::Noise;
 use super::pass::{Pass, Reads, Rows};
 use super::resolve::Resolved;
 use super::sequence::{Decoded, Observer, Sequence};
-use crate::exec::{ExecError, Executor, RowStats, Span};
+use crate::exec::{ExecError, Executor, RowStats, Span, first_nonfinite};
 use dlx_ir::MAX_SPANS;
 
 /// Decodes `max_new` tokens after `prompt`, and the masks inside it (infilling), in the first slots of the caches. With full
@@ -173,7 +173,7 @@ impl<'e> Driver<'e> {
         }
         for (item, row) in broken {
             if outcomes[item.index].1.is_none() {
-                let place = self.executor.first_nonfinite(&[item.span]).unwrap_or_else(|| "the logits".to_owned());
+                let place = first_nonfinite(self.executor, &[item.span]).unwrap_or_else(|| "the logits".to_owned());
                 let position = item.pass.position(row);
                 outcomes[item.index].1 = Some(DecodeError::NotFinite { position, place });
             }

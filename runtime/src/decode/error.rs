@@ -3,7 +3,7 @@
 use crate::exec::ExecError;
 
 /// Why decoding ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FinishReason {
     /// A stop token.
@@ -107,6 +107,16 @@ pub enum PolicyError {
         block: usize,
         /// Largest block that the executor can run.
         largest: usize,
+    },
+    /// Memory is limited, and was counted for less.
+    #[error(
+        "{rows} rows of logits at a time do not fit the memory limit, which has room for {counted}: raise the limit, or use a smaller block, no guidance or temperature 0"
+    )]
+    LogitsRows {
+        /// Rows that it asks for at a time.
+        rows: usize,
+        /// Rows that memory was counted for.
+        counted: usize,
     },
     /// The attention mask fixes the block length.
     #[error("this model decodes in blocks of {block}, which its attention mask fixes: leave the block length alone")]

@@ -5,8 +5,29 @@
 
 use std::ops::Range;
 
-use super::trace::ForwardKind;
 use crate::exec::{RowStats, Span};
+
+/// What a forward pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardKind {
+    /// Writes cache rows of the prompt.
+    Prefill,
+    /// Runs the whole sequence.
+    Full,
+    /// Runs a block and everything after it, against the cached rows before it.
+    Suffix,
+    /// Runs a block against the cached rows before and after it.
+    DualBlock,
+    /// Runs a block that holds masks; what it writes to the caches is scratch.
+    Block,
+    /// Runs a block whose rows are then kept for its sub-blocks.
+    BlockRefresh,
+    /// Runs a sub-block against the rows before it and those of its block.
+    SubBlock,
+    /// Writes the permanent cache rows of a finished block.
+    Commit,
+}
 
 /// The positions of a pass: consecutive ones.
 #[derive(Clone, Debug)]
@@ -33,7 +54,8 @@ impl Window {
 }
 
 /// What is read of a row that a pass looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reads {
     /// The head's statistics.
     Stats,

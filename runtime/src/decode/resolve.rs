@@ -67,7 +67,7 @@ impl DecodePolicy {
         let schedule = schedule::find(&self.schedule.curve)
             .ok_or_else(|| unknown("schedule", &self.schedule.curve, schedule::names()))?;
         let filtered = self.top_k != 1 && (self.top_k != 0 || self.top_p < 1.0);
-        Ok(Resolved {
+        let resolved = Resolved {
             rule,
             params: params("parameter of this reveal rule", rule.params, &self.reveal.params)?,
             schedule,
@@ -82,7 +82,12 @@ impl DecodePolicy {
                 || self.first_row == FirstRow::Before,
             needs: Needs { row_entropy: rule.entropy, ..confidence.reads },
             policy: self,
-        })
+        };
+        let (rows, counted) = (resolved.policy.block.saturating_mul(resolved.slots()), executor.logits_rows());
+        if resolved.needs_logits && rows > counted {
+            return Err(PolicyError::LogitsRows { rows, counted });
+        }
+        Ok(resolved)
     }
 
     fn check_numbers(&self) -> Result<(), PolicyError> {

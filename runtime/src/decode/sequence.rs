@@ -11,19 +11,20 @@
 mod choose;
 mod passes;
 
+use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use super::error::{DecodeError, FinishReason};
 use super::noise::Noise;
-use super::pass::{Pass, Rows, Window};
+use super::pass::{ForwardKind, Pass, Rows, Window};
 use super::plan::{Block, Plan};
 use super::policy::{CacheMode, FirstRow, Lead, StopAt};
 use super::resolve::Resolved;
 use super::reveal;
 use super::sample::Sampler;
 use super::schedule::{self, Due};
-use super::trace::{Forward, ForwardKind, Moment, Passes, Times};
+use super::trace::{Forward, Moment, Passes, Times};
 use crate::exec::Executor;
 
 /// What a decode made.
@@ -74,6 +75,8 @@ pub struct Sequence {
     sampler: Sampler,
     passes: Passes,
     times: Times,
+    /// Changes that are made in place of what passes decide, one entry each.
+    course: Option<VecDeque<Vec<reveal::Change>>>,
     /// The pass that has been asked for.
     wanted: Option<Pass>,
     outcome: Option<Result<FinishReason, DecodeError>>,
@@ -155,6 +158,7 @@ impl Sequence {
             sampler: Sampler::default(),
             passes: Passes::default(),
             times: Times::default(),
+            course: None,
             wanted: None,
             outcome: None,
             policy,
@@ -233,7 +237,7 @@ impl Sequence {
             let Some(pass) = pass else { continue };
             let Window { kind, ref cells, past_len, .. } = pass.window;
             let (q_start, q_len) = (cells.start, cells.len());
-            self.tell(observer, |ids| Moment::Forward(Forward { kind, q_start, q_len, past_len, ids }))?;
+            self.tell(observer, |ids| Moment::Forward(Forward { kind, q_start, q_len, past_len, ids, pass: &pass }))?;
             return Ok(pass);
         }
     }

@@ -5,27 +5,9 @@
 use std::ops::AddAssign;
 use std::time::Duration;
 
-/// What a forward pass is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ForwardKind {
-    /// Writes cache rows of the prompt.
-    Prefill,
-    /// Runs the whole sequence.
-    Full,
-    /// Runs a block and everything after it, against the cached rows before it.
-    Suffix,
-    /// Runs a block against the cached rows before and after it.
-    DualBlock,
-    /// Runs a block that holds masks; what it writes to the caches is scratch.
-    Block,
-    /// Runs a block whose rows are then kept for its sub-blocks.
-    BlockRefresh,
-    /// Runs a sub-block against the rows before it and those of its block.
-    SubBlock,
-    /// Writes the permanent cache rows of a finished block.
-    Commit,
-}
+use super::pass::{ForwardKind, Pass};
+use super::reveal::{Candidate, Change};
+use super::sample::Drawn;
 
 /// A forward pass that is about to run.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +22,42 @@ pub struct Forward<'a> {
     pub past_len: usize,
     /// The whole sequence, undecided positions included.
     pub ids: &'a [i32],
+    /// What a step feeds for it, and what is read of its rows.
+    pub pass: &'a Pass,
+}
+
+/// Why positions got their tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// The row before a block decided its first token.
+    Lead,
+    /// The policy's reveal rule took them.
+    Rule,
+    /// The rule had not finished the block in time: everything was taken.
+    Overruled,
+}
+
+/// What a pass said of the rows that were read, and what was made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision<'a> {
+    /// Why.
+    pub why: Why,
+    /// Passes that chose tokens before this one: what random numbers are drawn for, see
+    /// [`NoiseRow`](super::noise::NoiseRow).
+    pub turn: usize,
+    /// Positions that were looked at.
+    pub positions: &'a [usize],
+    /// The token chosen for each of them.
+    pub drawn: &'a [Drawn],
+    /// What the rule saw of each of them; nothing for a lead.
+    pub candidates: &'a [Candidate],
+    /// How many positions the schedule gave to this step, with what earlier steps left.
+    pub quota: usize,
+    /// The same as a part of the masked positions, before rounding.
+    pub part: f32,
+    /// What it changes, in the order in which the rule took it.
+    pub changes: &'a [Change],
 }
 
 /// What the observer of [`decode`](super::decode) is told, in order.
@@ -55,6 +73,8 @@ pub enum Moment<'a> {
         start: usize,
         /// Position after the block.
         end: usize,
+        /// Why they were changed.
+        decision: Decision<'a>,
     },
     /// No position before `end` will change any more.
     Settled {

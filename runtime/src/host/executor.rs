@@ -125,7 +125,8 @@ impl HostExecutor {
             let position = f64::from(*span.pos.get(row).unwrap_or(&span.pos[0]));
             let values: Vec<f64> = bases.iter().map(|b| of(position * b)).collect();
             let both = values.iter().map(|v| first * v).chain(values.iter().copied());
-            out.extend(both.flat_map(|v| f16::from_f64(v).to_le_bytes()));
+            // By way of f32: what `half` makes of an f64 depends on the processor, and is not always the nearest.
+            out.extend(both.flat_map(|v| f16::from_f32(v as f32).to_le_bytes()));
         }
         out
     }

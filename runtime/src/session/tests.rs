@@ -88,7 +88,7 @@ fn canvases_show_every_denoising_step() {
     let mut snapshots = Vec::new();
     let report = session(3, b"x").generate(&text("abc", 1), &mut |event| {
         match event {
-            Event::Canvas { ids, masked, block } => snapshots.push((ids.to_vec(), masked.to_vec(), block)),
+            Event::Canvas { ids, masked, block, .. } => snapshots.push((ids.to_vec(), masked.to_vec(), block)),
             Event::Committed { block } => assert_eq!(block, 0..4),
             _ => {}
         }

@@ -5,12 +5,14 @@
 
 mod growth;
 pub mod literal;
+mod size;
 pub mod stop;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
 
 pub use literal::Controls;
+pub use size::TokenizerSize;
 pub use stop::StopStrings;
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Message};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::{Access, BIND_ALIGN, Binding, CALL_WORDS, Dispatch, Entry, Kernel, Plan, Profile, Range, Variant};
 use crate::artifact::ALIGN;
-use dlx_ir::{EntryKind, Graph, Id, Module, Node, Op, Operand, WeightDef, hidden_state};
+use dlx_ir::{DType, EntryKind, Graph, Id, Module, Node, Op, Operand, WeightDef, hidden_state};
 
 /// Most bindings of a kernel; far above what any has, far below what a device would choke on.
 const MAX_BINDINGS: usize = 64;
@@ -156,6 +156,9 @@ impl Plan {
                 }
             }
         }
+        if kind == EntryKind::Step {
+            check_values(entry, graph)?;
+        }
         Ok(())
     }
 
@@ -205,13 +208,18 @@ impl Plan {
         };
         places(&entry.inputs, &inputs, self.inputs).map_err(|e| format!("parameters: {e}"))?;
         places(&entry.results, &results, self.outputs).map_err(|e| format!("results: {e}"))?;
-        if let Some(probe) = &entry.first_layer {
+        let mut ran = 0;
+        for probe in &entry.values {
             let Range { offset, bytes } = probe.value;
             let row = bytes / rows;
             let fits = offset % 4 == 0 && row > 0 && row % 4 == 0 && row * rows == bytes;
-            if !fits || !inside(probe.value, self.arena) || probe.after > entry.dispatches.len() {
-                return Err("the value of its self-test is not one".into());
+            let ran_before = std::mem::replace(&mut ran, probe.after);
+            if !fits || !inside(probe.value, self.arena) || !(ran_before..=entry.dispatches.len()).contains(&ran) {
+                return Err(format!("its value %{} is not one", probe.name));
             }
+        }
+        if entry.first_layer.is_some_and(|first| first >= entry.values.len()) {
+            return Err("the value of its self-test is not one".into());
         }
         for (i, dispatch) in entry.dispatches.iter().enumerate() {
             self.check_dispatch(dispatch, weights, used).map_err(|e| format!("dispatch {i}: {e}"))?;
@@ -267,6 +275,24 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the values of a step are those that the nodes of its graph compute, each as soon as its node has run.
+fn check_values(entry: &Entry, graph: &Graph) -> Result<(), String> {
+    let (mut probes, mut after) = (entry.values.iter(), 0);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        after += entry.dispatches[after..].iter().take_while(|d| d.node == i).count();
+        for value in node.outputs.iter().map(|o| &graph.values[*o]).filter(|v| v.ty.dtype == DType::F32) {
+            let found = probes.next().map(|p| (p.name.as_str(), p.after, usize::try_from(p.value.bytes).ok()));
+            if found != Some((value.name.as_str(), after, value.ty.bytes())) {
+                return Err(format!("%{} of the program is not where its plan looks for it", value.name));
+            }
+        }
+    }
+    match probes.next() {
+        Some(probe) => Err(format!("%{} is no value of the program", probe.name)),
+        None => Ok(()),
     }
 }
 

@@ -15,8 +15,9 @@ use super::pipelines::Pipelines;
 use super::plan::{Binding, Entry, Plan, Range};
 use super::replaced::Replaced;
 use super::weights::Weights;
-use crate::exec::{ExecError, Executor, Limits, RowStats, Span, rows_of};
+use crate::exec::{ExecError, Executor, Limits, RowStats, See, Span, rows_of};
 use crate::mapped::Mapped;
+use crate::memory::Budget;
 use dlx_ir::EntryKind;
 
 /// How to load a plan.
@@ -56,6 +57,8 @@ pub struct WgpuExecutor {
     pending: Option<wgpu::CommandEncoder>,
     counters: Counters,
     pub(super) replaced: Vec<Replaced>,
+    /// Memory that it may take, if that is limited.
+    budget: Option<Budget>,
 }
 
 struct Buffers {
@@ -98,7 +101,13 @@ impl WgpuExecutor {
             pending: None,
             counters: Counters::default(),
             replaced,
+            budget: None,
         })
+    }
+
+    /// From now on takes no more memory than a limit allows.
+    pub(crate) fn set_budget(&mut self, budget: Budget) {
+        self.budget = Some(budget);
     }
 
     /// The adapter in use.
@@ -218,6 +227,7 @@ impl WgpuExecutor {
         let source = match from {
             Source::Arena => self.buffers.arena.clone(),
             Source::Outputs => self.buffers.outputs.clone(),
+            Source::State(state) => self.buffers.states[state].clone(),
         };
         let encoder = self.encoder();
         let mut at = 0;
@@ -242,6 +252,7 @@ impl WgpuExecutor {
         rows_of(rows, self.live)?;
         let largest = self.plan.entries.iter().filter(|e| e.kind == kind).map(|e| e.rows).max();
         let largest = largest.ok_or(ExecError::NoEntry(kind.name()))?;
+        let largest = self.budget.as_ref().map_or(largest, |b| largest.min(b.logits_rows));
         for (i, chunk) in rows.chunks(largest).enumerate() {
             self.device.fault()?;
             let entry = self.entry(kind, chunk.len()).ok_or(ExecError::NoEntry(kind.name()))?;
@@ -267,6 +278,7 @@ impl WgpuExecutor {
 pub(super) enum Source {
     Arena,
     Outputs,
+    State(usize),
 }
 
 impl Executor for WgpuExecutor {
@@ -286,11 +298,21 @@ impl Executor for WgpuExecutor {
         self.slots
     }
 
+    fn logits_rows(&self) -> usize {
+        self.budget.as_ref().map_or(usize::MAX, |b| b.logits_rows)
+    }
+
     fn reserve(&mut self, slots: usize) -> Result<(), ExecError> {
         if slots <= self.slots {
             return Ok(());
         }
-        let largest = self.plan.states.iter().filter(|s| s.cache).map(|s| s.bytes).max().unwrap_or(0);
+        let caches = || self.plan.states.iter().filter(|s| s.cache).map(|s| s.bytes);
+        if let Some(budget) = &self.budget {
+            // The old caches go when the new ones are there.
+            let kept = caches().sum::<u64>().saturating_mul(self.slots as u64);
+            budget.admit(slots, kept).map_err(ExecError::Limit)?;
+        }
+        let largest = caches().max().unwrap_or(0);
         let most = self.plan.profile.max_binding.checked_div(largest).unwrap_or(u64::MAX);
         if slots as u64 > most {
             let name = &self.plan.profile.name;
@@ -337,6 +359,11 @@ impl Executor for WgpuExecutor {
         self.record_step(entry, spans, usize::MAX)
     }
 
+    fn observe(&mut self, spans: &[Span<'_>], see: See<'_>) -> Result<bool, ExecError> {
+        self.observe_step(spans, see)?;
+        Ok(true)
+    }
+
     fn head(&mut self, rows: &[usize], out: &mut [RowStats]) -> Result<(), ExecError> {
         if rows.len() != out.len() {
             return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
@@ -367,13 +394,11 @@ impl Buffers {
     fn new(device: &Device, plan: &Plan, file: &Mapped, section: Slice<usize>) -> Result<Self, LoadError> {
         use wgpu::BufferUsages as Use;
         let states = states(device, plan, 1)?;
-        let probes = plan.entries.iter().filter_map(|e| e.first_layer.as_ref()).map(|p| p.value.bytes).max();
-        let staging = plan.outputs.max(probes.unwrap_or(0));
         Ok(Buffers {
             inputs: device.buffer("inputs", plan.inputs, Use::STORAGE | Use::UNIFORM | Use::COPY_DST)?,
             arena: device.buffer("activations", plan.arena, Use::STORAGE | Use::COPY_SRC)?,
             outputs: device.buffer("results", plan.outputs, Use::STORAGE | Use::COPY_SRC)?,
-            staging: device.buffer("read back", staging, Use::MAP_READ | Use::COPY_DST)?,
+            staging: device.buffer("read back", plan.read_back(), Use::MAP_READ | Use::COPY_DST)?,
             states,
             weights: Weights::upload(device, plan, file, section)?,
         })
@@ -438,6 +463,6 @@ fn word(value: usize) -> [u8; 4] {
     u32::try_from(value).expect("rows and cache sizes were checked to fit").to_le_bytes()
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }

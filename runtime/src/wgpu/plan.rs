@@ -169,8 +169,10 @@ pub struct Entry {
     pub results: Vec<Range>,
     /// What runs, in order.
     pub dispatches: Vec<Dispatch>,
-    /// Step entries: where the first layer's output is once that many dispatches have run, for the self-test.
-    pub first_layer: Option<Probe>,
+    /// Step entries: every f32 value that a node computes, in order, for those who look inside.
+    pub values: Vec<Probe>,
+    /// Which of them is the first layer's output, for the self-test.
+    pub first_layer: Option<usize>,
 }
 
 /// A kind of entry is written as its name.
@@ -189,10 +191,12 @@ mod kind_name {
     }
 }
 
-/// A value to look at in the middle of an entry.
+/// A value to look at in the middle of an entry. Later ones may take its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Probe {
+    /// Name in the program.
+    pub name: String,
     /// Dispatches to run before.
     pub after: usize,
     /// Where it lies in the arena, row-major `f32`.
@@ -260,7 +264,24 @@ pub struct Summary {
     pub outputs: u64,
 }
 
+/// Bytes per write into a staging buffer, and of writes in flight before the host waits for the device.
+pub const UPLOAD_CHUNK: usize = 4 << 20;
+/// See [`UPLOAD_CHUNK`].
+pub const UPLOAD_IN_FLIGHT: usize = 64 << 20;
+
 impl Plan {
+    /// Bytes of the weights on the device.
+    pub fn device_weights(&self) -> u64 {
+        self.weights().iter().map(|r| r.bytes.saturating_add(BIND_ALIGN)).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the buffer that results, and values that are looked at, are read through.
+    pub fn read_back(&self) -> u64 {
+        let values = self.entries.iter().flat_map(|e| &e.values).map(|p| p.value.bytes);
+        let hidden = self.hidden.and_then(|h| self.states.get(h)).map(|h| h.bytes);
+        values.chain(hidden).fold(self.outputs, u64::max)
+    }
+
     /// Numbers for people.
     pub fn summary(&self) -> Summary {
         let weights = self.weights();

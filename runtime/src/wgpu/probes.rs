@@ -1,8 +1,8 @@
-//! What the self-test asks of the wgpu executor.
+//! What is seen of the values inside a step: by the self-test, and by those who look for a difference.
 
-use super::executor::{Source, WgpuExecutor};
-use super::plan::Range;
-use crate::exec::{ExecError, Executor, Limits, Span};
+use super::executor::{Source, WgpuExecutor, floats};
+use super::plan::{Entry, Range};
+use crate::exec::{ExecError, Executor, HIDDEN, Limits, See, Span};
 use crate::selftest::Probes;
 use dlx_ir::EntryKind;
 
@@ -16,12 +16,41 @@ impl WgpuExecutor {
         Limits { buckets: &[rows], ..self.limits() }.bucket_of(spans)?;
         let entry = self.plan.entries.iter().position(|e| e.kind == EntryKind::Step && e.rows == rows);
         let entry = entry.ok_or(ExecError::NoEntry("step"))?;
-        let probe = self.plan.entries[entry].first_layer.clone().ok_or(ExecError::NoEntry("first layer of a step"))?;
-        self.record_step(entry, spans, probe.after)?;
-        let row = probe.value.bytes / self.plan.entries[entry].rows as u64;
-        let range = Range { offset: probe.value.offset, bytes: row * self.live as u64 };
-        let bytes = self.read(Source::Arena, &[range])?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        let first = self.plan.entries[entry].first_layer.ok_or(ExecError::NoEntry("first layer of a step"))?;
+        self.record_step(entry, spans, self.plan.entries[entry].values[first].after)?;
+        self.value(entry, first)
+    }
+
+    /// Runs a step dispatch by dispatch, since values take each other's place, and shows them in order. Every one costs a
+    /// submit and a wait.
+    pub(super) fn observe_step(&mut self, spans: &[Span<'_>], see: See<'_>) -> Result<(), ExecError> {
+        let bucket = self.limits().bucket_of(spans)?;
+        let entry = self.entry(EntryKind::Step, bucket).ok_or(ExecError::NoEntry("step"))?;
+        self.record_step(entry, spans, 0)?;
+        let mut ran = 0;
+        for i in 0..self.plan.entries[entry].values.len() {
+            let after = self.plan.entries[entry].values[i].after;
+            self.encode(entry, ran..after);
+            ran = after;
+            let rows = self.value(entry, i)?;
+            see(&self.plan.entries[entry].values[i].name, &rows);
+        }
+        self.encode(entry, ran..usize::MAX);
+        if let Some(hidden) = self.plan.hidden {
+            let largest = self.step_buckets().last().copied().unwrap_or(0).max(1);
+            let bytes = self.plan.states[hidden].bytes / largest as u64 * self.live as u64;
+            let rows = floats(&self.read(Source::State(hidden), &[Range { offset: 0, bytes }])?);
+            see(HIDDEN, &rows);
+        }
+        Ok(())
+    }
+
+    /// The live rows of a value that has just been computed.
+    fn value(&mut self, entry: usize, value: usize) -> Result<Vec<f32>, ExecError> {
+        let Entry { rows, values, .. } = &self.plan.entries[entry];
+        let Range { offset, bytes } = values[value].value;
+        let range = Range { offset, bytes: bytes / *rows as u64 * self.live as u64 };
+        Ok(floats(&self.read(Source::Arena, &[range])?))
     }
 }
 

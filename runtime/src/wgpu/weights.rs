@@ -6,13 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::device::{Device, LoadError};
-use super::plan::{BIND_ALIGN, Plan, Range};
+use super::plan::{BIND_ALIGN, Plan, Range, UPLOAD_CHUNK, UPLOAD_IN_FLIGHT};
 use crate::mapped::Mapped;
-
-/// Bytes per write into a staging buffer.
-const CHUNK: usize = 4 << 20;
-/// Bytes in flight before the host waits for the device.
-const IN_FLIGHT: usize = 64 << 20;
 
 /// Where the weights of a plan lie.
 pub(super) struct Weights {
@@ -43,11 +38,11 @@ impl Weights {
                 let len = usize::try_from(range.bytes).map_err(|_| outside())?;
                 let from = bytes.get(start..).and_then(|b| b.get(..len)).ok_or_else(outside)?;
                 let mut at = *offset;
-                for chunk in from.chunks(CHUNK) {
+                for chunk in from.chunks(UPLOAD_CHUNK) {
                     device.queue.write_buffer(&buffers[*buffer], at, chunk);
                     at += chunk.len() as u64;
                     in_flight += chunk.len();
-                    if in_flight >= IN_FLIGHT {
+                    if in_flight >= UPLOAD_IN_FLIGHT {
                         in_flight = 0;
                         device.queue.submit([]);
                         device.wait().map_err(|e| LoadError::Device(e.to_string()))?;

@@ -109,7 +109,11 @@ pub(crate) fn plan() -> Plan {
         inputs: inputs.into(),
         results: results.into(),
         dispatches,
-        first_layer: (kind == EntryKind::Step).then_some(Probe { after: 1, value: x }),
+        values: match kind {
+            EntryKind::Step => vec![Probe { name: "x".into(), after: 1, value: x }],
+            EntryKind::Head | EntryKind::Logits => Vec::new(),
+        },
+        first_layer: (kind == EntryKind::Step).then_some(0),
     };
     let mut store = kernel("store_rows", &[Uniform, ReadWrite, ReadWrite], 1, [1; 3]);
     store.variants.insert(0, Variant { needs: vec![Feature::Subgroups], shader: 2, groups: [1; 3] });

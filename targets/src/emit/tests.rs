@@ -67,7 +67,8 @@ fn emitted(weights: &str, source: &dyn WeightSource) -> Result<(Vec<u8>, usize),
     let module = VerifiedModule::new(parse(&text).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut writer = ArtifactWriter::create(&dir.path().join("m.dlxa")).unwrap();
-    let emission = emit(&module, source, &mut writer, &[], &AtomicBool::new(false), &|_, _| {})?;
+    let placed = place(&module, &[], &mut |len| writer.reserve(len));
+    let emission = placed.and_then(|p| emit(&module, p, source, &writer, &AtomicBool::new(false), &|_, _| {}))?;
     let (_, weight) = emission.module.weights.iter().next().unwrap();
     let WeightDef::Stored { offset, bytes, .. } = weight.def else { panic!("{:?}", weight.def) };
     let (file, weights) = writer.map_weights().unwrap();

@@ -36,12 +36,9 @@ pub(crate) const TARGET: Target = Target {
 };
 
 fn product(program: &VerifiedModule, settings: &Settings) -> Result<Product, Error> {
-    let made = plan(program, &profile(&settings.profile)?)?;
-    let states = made.states.iter().map(|s| s.bytes).sum();
-    // Results lie in the device's buffer and in the one that they are read back through.
-    let arena = made.inputs + made.arena + 2 * made.outputs;
-    let plan = serde_json::to_vec(&made).map_err(|e| Error::new("wgpu plan", e.to_string()))?;
-    Ok(Product::Planned { plan, states, arena })
+    let plan = Box::new(plan(program, &profile(&settings.profile)?)?);
+    let bytes = serde_json::to_vec(&*plan).map_err(|e| Error::new("wgpu plan", e.to_string()))?;
+    Ok(Product::Planned { plan, bytes })
 }
 
 /// The limits of that name, or `NAME:BYTES` for devices whose bindings hold fewer bytes.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dlx_ir::{EntryKind, Error, Graph, Id, Module, Op, VerifiedModule, first_layer, hidden_state};
+use dlx_ir::{DType, EntryKind, Error, Graph, Id, Module, Op, VerifiedModule, first_layer, hidden_state};
 use dlx_runtime::wgpu::plan::{
     BIND_ALIGN, Binding, CALL_WORDS, Dispatch, Entry, Kernel, Plan, Probe, Profile, Range, State, Variant,
 };
@@ -134,8 +134,13 @@ impl Planner<'_> {
             let kernel = self.kernel(job).map_err(|e| Error::new(text(), e).help("compile for another --profile"))?;
             dispatches.push(Dispatch { kernel, node, bindings });
         }
-        let first_layer = probe(graph, &dispatches, &places).filter(|_| kind == EntryKind::Step);
-        Ok(Entry { name: graph.name.clone(), kind, rows, inputs, results, dispatches, first_layer })
+        let (mut values, mut first) = (Vec::new(), None);
+        if kind == EntryKind::Step {
+            values = probes(graph, &dispatches, &places);
+            let layer = first_layer(graph).map(|(_, v)| &graph.values[v].name);
+            first = values.iter().position(|p| Some(&p.name) == layer);
+        }
+        Ok(Entry { name: graph.name.clone(), kind, rows, inputs, results, dispatches, values, first_layer: first })
     }
 
     /// Ranges of an entry's parameters; those of one kind share bytes, and kinds do not.
@@ -224,9 +229,15 @@ fn bound(graph: &Graph, arg: Arg, inputs: &[Range], results: &[Range], places: &
     })
 }
 
-/// Where the self-test looks.
-fn probe(graph: &Graph, dispatches: &[Dispatch], places: &Places) -> Option<Probe> {
-    let (nodes, value) = first_layer(graph)?;
-    let after = dispatches.iter().take_while(|d| d.node < nodes).count();
-    Some(Probe { after, value: places.values[value.index()]? })
+/// Where the f32 values of a graph can be seen, in order.
+fn probes(graph: &Graph, dispatches: &[Dispatch], places: &Places) -> Vec<Probe> {
+    let (mut probes, mut after) = (Vec::new(), 0);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        after += dispatches[after..].iter().take_while(|d| d.node == i).count();
+        for out in node.outputs.iter().filter(|o| graph.values[**o].ty.dtype == DType::F32) {
+            let name = graph.values[*out].name.clone();
+            probes.extend(places.values[out.index()].map(|value| Probe { name, after, value }));
+        }
+    }
+    probes
 }

@@ -266,6 +266,7 @@ fn programs_of_every_format_have_plans() {
             let plan = model.plan(&[4, 16], &[4], &profile("plain")).unwrap_or_else(|e| panic!("{dtype} {cache}: {e}"));
             assert_eq!((plan.max_seq, plan.vocab, plan.entries.len()), (128, 512, 4));
             assert!(plan.entries[0].first_layer.is_some() && plan.entries[2].first_layer.is_none());
+            assert!(plan.entries[0].values.len() > 4 && plan.entries[2].values.is_empty());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use dlx_runtime::decode::{Active, FinishReason, Moment, Noise, Resolved, Sequence};
+use dlx_runtime::decode::{Active, FinishReason, Forward, Moment, Noise, Resolved, Sequence};
 use dlx_runtime::decode::{DecodePolicy, Driver};
 use dlx_runtime::exec::Executor;
 
@@ -90,6 +90,15 @@ pub fn side_by_side(executor: &mut dyn Executor, calls: &[Call], counts: &[usize
     Ok(shared)
 }
 
+/// A moment, and of a pass everything that it feeds and reads; not the slots, which each sequence has of its own.
+fn moment_text(moment: &Moment<'_>) -> String {
+    let Moment::Forward(Forward { kind, q_start, q_len, past_len, ids, pass }) = moment else {
+        return format!("{moment:?}");
+    };
+    let spans: Vec<_> = pass.spans().map(|s| (s.ids, s.pos, s.at, s.from, s.visible)).collect();
+    format!("{:?}", (kind, q_start, q_len, past_len, ids, spans, pass.rows(), pass.reads()))
+}
+
 fn together(executor: &mut dyn Executor, calls: &[Call]) -> Result<(Vec<Told>, usize), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let resolved = calls.iter().map(|c| c.policy.clone().resolve(executor).map_err(|e| text(&e)));
@@ -106,7 +115,7 @@ fn together(executor: &mut dyn Executor, calls: &[Call]) -> Result<(Vec<Told>, u
     }
     let mut moments: Vec<Vec<String>> = vec![Vec::new(); calls.len()];
     let tell = |told: &mut Vec<String>, moment: Moment<'_>| {
-        told.push(format!("{moment:?}"));
+        told.push(moment_text(&moment));
         ControlFlow::Continue(())
     };
     let mut observers: Vec<_> = moments.iter_mut().map(|told| move |m: Moment<'_>| tell(told, m)).collect();

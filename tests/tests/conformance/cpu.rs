@@ -13,7 +13,7 @@ use dlx_runtime::cpu::{CpuExecutor, CpuOptions, Isa, Seen};
 use dlx_runtime::exec::{Executor, RowStats};
 use dlx_runtime::mapped::Mapped;
 use dlx_targets::artifact_writer::ArtifactWriter;
-use dlx_targets::{TARGETS, Target, WeightSource, emit};
+use dlx_targets::{TARGETS, Target, WeightSource, emit, place};
 
 use crate::format::{Call, File, SLOTS, compare, tensors};
 
@@ -56,7 +56,8 @@ pub(crate) fn emitted(
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut writer = ArtifactWriter::create(&dir.path().join("file.dlxa")).map_err(|e| e.to_string())?;
     let contents = Contents(&file.weights);
-    let emission = emit(&module, &contents, &mut writer, &[], &AtomicBool::new(false), &|_, _| {});
+    let placed = place(&module, &[], &mut |len| writer.reserve(len));
+    let emission = placed.and_then(|p| emit(&module, p, &contents, &writer, &AtomicBool::new(false), &|_, _| {}));
     let emission = emission.map_err(|e| e.to_string())?;
     let (mapped, section) = writer.map_weights().map_err(|e| e.to_string())?;
     Ok((emission.module, mapped, section))

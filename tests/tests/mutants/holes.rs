@@ -60,7 +60,28 @@ fn edited(base: &Sections, edits: &[(&str, &str)]) -> String {
         text = text.replace(from, to);
     }
     *program = text.into_bytes();
-    refused(&sections)
+    deeply_refused(sections)
+}
+
+/// The error of sections whose manifest says of their memory whatever it must.
+#[track_caller]
+fn deeply_refused(mut sections: Sections) -> String {
+    loop {
+        let error = refused(&sections);
+        let said = error.split_once("the manifest says ").and_then(|(_, rest)| rest.split_once(" bytes of "));
+        let said = said.and_then(|(_, rest)| {
+            let (part, rest) = rest.split_once(", but section `program:cpu` takes ")?;
+            Some((part.to_owned(), rest.split(';').next()?.parse::<u64>().ok()?))
+        });
+        let Some((part, bytes)) = said else { return error };
+        let manifest = section(&mut sections, "manifest").unwrap();
+        let mut tree: Value = serde_json::from_slice(manifest).unwrap();
+        let parts = tree["memory"][0]["parts"].as_array_mut().unwrap();
+        let found = parts.iter_mut().find(|p| p["name"] == *part).unwrap();
+        assert_ne!(found["bytes"], bytes, "{error}");
+        found["bytes"] = bytes.into();
+        *manifest = serde_json::to_vec(&tree).unwrap();
+    }
 }
 
 #[track_caller]
@@ -267,15 +288,26 @@ fn a_manifest_that_contradicts_the_rest_is_refused() {
     let mut sections = base.clone();
     section(&mut sections, "tokenizer").unwrap().push(b' ');
     assert!(refused(&sections).contains("tokenizer's hash"));
-    // Numbers for people decide nothing.
-    let big = with(&with(&base, "/memory/states", json!(u64::MAX)), "/memory/arena", json!(u64::MAX));
-    assert!(open(&big, true).is_ok());
+    // What is said of memory is that of the program, or decides nothing.
+    let manifest: Value = serde_json::from_slice(section(&mut base.clone(), "manifest").unwrap()).unwrap();
+    let parts = manifest["memory"][0]["parts"].as_array().unwrap();
+    for (i, part) in parts.iter().enumerate() {
+        let (name, pointer) = (part["name"].as_str().unwrap(), format!("/memory/0/parts/{i}/bytes"));
+        let edited = with(&base, &pointer, json!(1));
+        if ["weights", "activations", "hidden states", "caches"].contains(&name) {
+            contains(&refused(&edited), &format!("the manifest says 1 bytes of {name}"));
+        } else {
+            assert!(open(&edited, true).is_ok(), "{name}");
+        }
+    }
+    assert!(open(&with(&base, "/memory/0/total", json!(u64::MAX)), true).is_ok());
+    contains(&error("/memory", json!([])), "the manifest's memory is not that of its targets");
 }
 
 #[test]
 fn numbers_of_a_policy_are_bounded() {
     let base = original(&["cpu"]);
-    let error = |pointer: &str, value: Value| refused(&with(&base, pointer, value));
+    let error = |pointer: &str, value: Value| deeply_refused(with(&base, pointer, value));
     contains(&error("/policy/steps", json!(1u64 << 60)), "`steps`");
     let timesteps = with(&base, "/policy/schedule", json!({"curve": "timesteps"}));
     assert!(refused(&with(&timesteps, "/policy/steps", json!(1u64 << 60))).contains("`steps`"));

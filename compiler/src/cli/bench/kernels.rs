@@ -14,6 +14,7 @@ use dlx_runtime::cpu::{
 use super::measure::{Timing, Work, time};
 use super::{Failure, KernelReport, Limits};
 use crate::cli::terminal;
+use crate::explain::finite_weights;
 
 /// Outputs and inputs of the product.
 const SHAPE: (usize, usize) = (2048, 4096);
@@ -45,7 +46,7 @@ impl Product {
 /// When `DLX_ISA` is wrong, or threads cannot be had; on Ctrl-C.
 pub(super) fn measure(threads: &[usize], rows: &[usize], seconds: f64) -> Result<KernelReport, Failure> {
     let used = Isa::from_env().map_err(|e| Error::new("", e))?;
-    let bytes = weights();
+    let bytes = finite_weights(WEIGHT_BYTES);
     let mut report = KernelReport { isa: used, limits: Vec::new(), products: Vec::new() };
     for &threads in threads {
         let pool = Pool::new(threads);
@@ -69,17 +70,6 @@ pub(super) fn measure(threads: &[usize], rows: &[usize], seconds: f64) -> Result
         report.limits.push(Limits::measure(&pool, bytes.len() as f64 / reads[2].as_secs_f64() / 1e9));
     }
     Ok(report)
-}
-
-/// Bytes that are finite weights in any format.
-fn weights() -> Vec<u8> {
-    let mut state = 1u64;
-    let words = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        // Two of every f16's exponent bits are cleared: random scales stay finite.
-        (state & 0x3bff_3bff_3bff_3bff).to_le_bytes()
-    });
-    words.take(WEIGHT_BYTES / 8).flatten().collect()
 }
 
 fn product(ctx: &Ctx<'_>, format: DType, rows: usize, bytes: &[u8], seconds: f64) -> (Timing, Work) {

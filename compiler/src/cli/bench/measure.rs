@@ -35,16 +35,16 @@ impl Line {
 }
 
 /// How long something takes: the middle of several runs and how far they lie apart.
-pub(super) struct Timing {
-    pub(super) fastest: Duration,
+pub(in crate::cli) struct Timing {
+    pub(in crate::cli) fastest: Duration,
     pub(super) p10: Duration,
-    pub(super) median: Duration,
+    pub(in crate::cli) median: Duration,
     pub(super) p90: Duration,
 }
 
 impl Timing {
     /// `times` must not be empty.
-    fn of(mut times: Vec<Duration>) -> Self {
+    pub(in crate::cli) fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         let at = |percent: usize| times[((times.len() - 1) * percent + 50) / 100];
         Timing { fastest: times[0], p10: at(10), median: times[times.len() / 2], p90: at(90) }
@@ -151,21 +151,23 @@ pub(super) fn line(
 }
 
 /// The arguments of a step.
-struct Feed {
+pub(in crate::cli) struct Feed {
     ids: Vec<i32>,
     pos: Vec<i32>,
     at: usize,
 }
 
 impl Feed {
-    fn new(vocab: usize, at: usize, rows: usize) -> Self {
+    /// Rows of `at..at + rows`.
+    pub(in crate::cli) fn new(vocab: usize, at: usize, rows: usize) -> Self {
         let end = at.saturating_add(rows);
         let ids = (at..end).map(|i| i32::try_from(i.wrapping_mul(7919).wrapping_add(17) % vocab).unwrap_or(0));
         let pos = (at..end).map(|p| i32::try_from(p).unwrap_or(i32::MAX));
         Feed { ids: ids.collect(), pos: pos.collect(), at }
     }
 
-    fn run(&self, executor: &mut CpuExecutor, observe: Observe<'_>) -> Result<(), ExecError> {
+    /// Runs the step.
+    pub(in crate::cli) fn run(&self, executor: &mut CpuExecutor, observe: Observe<'_>) -> Result<(), ExecError> {
         executor.step_observed(&[Span::new(&self.ids, &self.pos, self.at)], usize::MAX, observe)
     }
 

@@ -57,12 +57,12 @@ impl Report {
     pub(super) fn to_text(&self) -> String {
         let mut text = format!("{}, opened in {}\n", self.isa, table::duration(self.open));
         text.push_str(&limits_text(&self.limits));
-        let m = &self.memory;
         let resident = self.peak_resident.map_or(String::new(), |b| format!("{} at most resident; ", table::bytes(b)));
-        let [weights, states, arena] = [m.weights, m.states, m.arena].map(table::bytes);
-        text.push_str(&format!(
-            "memory: {resident}certified {weights} of weights, {states} of caches, {arena} of activations\n"
-        ));
+        let certified = self.memory.iter().find(|c| c.target == "cpu");
+        if let Some(certified) = certified {
+            let (total, threads) = (table::bytes(certified.total), certified.threads);
+            text.push_str(&format!("memory: {resident}certified {total} on {threads} threads, with full caches\n"));
+        }
         text.push_str(&self.line_table());
         for line in &self.lines {
             let Some(split) = &line.split else { continue };

@@ -28,11 +28,11 @@ pub(super) struct Sizes<'a> {
 }
 
 /// One line of the report.
-struct Line {
+pub(in crate::cli) struct Line {
     rows: usize,
     depth: usize,
-    median: Duration,
-    fastest: Duration,
+    pub(in crate::cli) median: Duration,
+    pub(in crate::cli) fastest: Duration,
     weight_bytes: u64,
     /// Of one step and its head.
     counters: Counters,
@@ -112,7 +112,12 @@ pub(super) fn run(
 }
 
 /// Times a step with a head on all of its rows.
-fn measure(executor: &mut WgpuExecutor, rows: usize, depth: usize, seconds: f64) -> Result<Line, ExecError> {
+pub(in crate::cli) fn measure(
+    executor: &mut WgpuExecutor,
+    rows: usize,
+    depth: usize,
+    seconds: f64,
+) -> Result<Line, ExecError> {
     let vocab = executor.vocab();
     let id = |i: usize| i32::try_from((i * 7919 + 17) % vocab).unwrap_or(0);
     let largest = executor.step_buckets().last().copied().unwrap_or(1);

@@ -5,11 +5,12 @@
 
 use super::body::STATS_WORDS;
 use super::elementwise::Norm;
-use super::linear::{Epilogue, Operand, linear};
+use super::linear::{Epilogue, Operand, act_words, linear};
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
 use crate::cpu::pack::{PackedWeight, TILE_COLUMNS};
 use crate::exec::RowStats;
+use dlx_ir::DType;
 use std::mem::MaybeUninit;
 
 /// Column tiles per chunk of the vocabulary.
@@ -19,7 +20,12 @@ const ITEM_ROWS: usize = 64;
 
 /// Words of scratch that [`head_stats`] needs for `rows` rows of this head.
 pub fn head_stats_scratch_words(rows: usize, head: &PackedWeight<'_>) -> usize {
-    rows * (Operand::new(*head).act_words() + head.tiles().div_ceil(CHUNK_TILES) * STATS_WORDS)
+    head_words(rows, head.dtype(), head.n(), head.k())
+}
+
+/// The same for a head of `n` tokens and `k` features.
+pub(in crate::cpu) fn head_words(rows: usize, dtype: DType, n: usize, k: usize) -> usize {
+    rows * (act_words(dtype, k) + n.div_ceil(TILE_COLUMNS).div_ceil(CHUNK_TILES) * STATS_WORDS)
 }
 
 /// Statistics of each row's distribution over the vocabulary.

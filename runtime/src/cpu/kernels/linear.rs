@@ -85,10 +85,7 @@ impl<'a> Operand<'a> {
 
     /// Words of prepared activations per row.
     pub(super) fn act_words(&self) -> usize {
-        match self.format {
-            Format::Int { layout, act, .. } => layout.blocks * DotArgs::act_words(act.groups),
-            Format::Float(_) => self.weight.k(),
-        }
+        act_words(self.weight.dtype(), self.weight.k())
     }
 
     /// Register tiles per group of rows.
@@ -204,9 +201,19 @@ impl<'a> Operand<'a> {
     }
 }
 
+/// Words of prepared activations per row, for a weight of `k` input features.
+pub(in crate::cpu) fn act_words(dtype: DType, k: usize) -> usize {
+    match dtype {
+        DType::Quant(format) => {
+            QuantTile::new(format, k).map_or(0, |layout| layout.blocks * DotArgs::act_words(layout.groups))
+        }
+        _ => k,
+    }
+}
+
 /// Words of scratch that [`linear`] needs for `rows` rows and these weights.
 pub fn linear_scratch_words(rows: usize, weights: &[PackedWeight<'_>]) -> usize {
-    weights.iter().map(|w| rows * Operand::new(*w).act_words()).sum()
+    weights.iter().map(|w| rows * act_words(w.dtype(), w.k())).sum()
 }
 
 /// `y = norm(x) Wᵀ + b` for one to three weights that share the input, with an epilogue.
@@ -273,6 +280,18 @@ pub fn linear(
             job.run(item, &mut room);
         }
     });
+}
+
+/// The first part of [`linear`] alone, which is for those who time it: puts the rows of `x` through the norm and into the
+/// form that `weight` multiplies. The scratch is that of [`linear`].
+///
+/// # Panics
+/// As [`linear`].
+pub fn prepare_rows(ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, weight: PackedWeight<'_>, scratch: &mut [u32]) {
+    assert!(x.len().is_multiple_of(weight.k()) && norm.is_none_or(|n| n.weight.len() == weight.k()), "whole rows");
+    let (operand, rows) = (Operand::new(weight), x.len() / weight.k());
+    let tiles = RowTiles::new(rows, ctx.kernels.max_rows);
+    operand.prepare(ctx, x, norm, tiles, &mut scratch[..rows * operand.act_words()]);
 }
 
 fn check(

@@ -1,6 +1,6 @@
 //! From what a pass said of its rows to tokens: guidance, choosing, revealing.
 
-use super::super::error::DecodeError;
+use super::super::error::{DecodeError, FinishReason};
 use super::super::noise::NoiseRow;
 use super::super::pass::{Pass, Rows};
 use super::super::policy::{ConfidenceStage, Lead};
@@ -8,9 +8,10 @@ use super::super::resolve::Resolved;
 use super::super::reveal::{self, Candidate, Change};
 use super::super::sample::{Choice, Drawn, Needs};
 use super::super::schedule::Due;
-use super::super::trace::Moment;
+use super::super::trace::{Decision, Moment, Why};
 use super::{Halt, Observer, Sequence};
 use crate::exec::RowStats;
+use std::ops::Range;
 use std::time::Instant;
 
 impl Sequence {
@@ -38,37 +39,71 @@ impl Sequence {
         let most_likely = self.policy.policy.lead == Lead::MostLikely;
         let choice = if most_likely { Choice::MostLikely } else { Choice::AsPolicy };
         let chosen = self.choose(&[position], rows, choice, Needs::NOTHING, None)?;
+        let decision = Decision {
+            why: Why::Lead,
+            turn: self.passes.head,
+            positions: &[position],
+            drawn: &chosen,
+            candidates: &[],
+            quota: 1,
+            part: 1.0,
+            changes: &[Change { position, token: chosen[0].stats.best }],
+        };
         self.passes.head += 1;
-        self.change(Change { position, token: chosen[0].stats.best });
-        self.tell(observer, |ids| Moment::Revealed { ids, start: position, end: position + 1 })
+        self.make(decision, position..position + 1, observer).map(drop)
+    }
+
+    /// Makes the changes of a decision, or those of the course in their place, and tells it. Returns how many were made.
+    fn make(
+        &mut self,
+        decision: Decision<'_>,
+        cells: Range<usize>,
+        observer: &mut Observer<'_>,
+    ) -> Result<usize, Halt> {
+        let course = self.course.as_mut().map(|course| course.pop_front().ok_or(Halt::Finish(FinishReason::Cancelled)));
+        let mut course = course.transpose()?;
+        course.iter_mut().for_each(|changes| changes.retain(|change| cells.contains(&change.position)));
+        let changes = course.as_deref().unwrap_or(decision.changes);
+        changes.iter().for_each(|change| self.change(*change));
+        let Range { start, end } = cells;
+        self.tell(observer, |ids| Moment::Revealed { ids, start, end, decision })?;
+        Ok(changes.len())
+    }
+
+    /// From now on the changes of `course` are made, one entry for every pass that chooses tokens, in place of what passes
+    /// decide; what they would have decided is told. Changes outside a pass's block are left out, and where the course ends, so
+    /// does the decode.
+    pub fn follow(&mut self, course: impl IntoIterator<Item = Vec<Change>>) {
+        self.course = Some(course.into_iter().collect());
     }
 
     /// One denoising step: the pass may change the positions that it looked at.
     pub(super) fn denoise(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
         let masked = &pass.positions[..];
-        let candidates = self.candidates(pass, rows)?;
+        let turn = self.passes.head;
+        let (drawn, candidates) = self.candidates(pass, rows)?;
         let steps = &mut self.steps;
         let due = steps.due.get(steps.taken).copied().unwrap_or(Due::Part(1.0));
         let carried = if self.policy.rule.carries { steps.left } else { 0 };
         let (quota, part) = (due.count(masked.len()) + carried, due.part(masked.len()));
         let mut changes = Vec::new();
-        if steps.taken < steps.limit {
+        let why = if steps.taken < steps.limit { Why::Rule } else { Why::Overruled };
+        if why == Why::Rule {
             let pass = reveal::Pass { candidates: &candidates, quota, part, params: &self.policy.params };
             (self.policy.rule.reveal)(&pass, &mut changes);
         } else {
             changes.extend(candidates.iter().map(|c| Change { position: c.position, token: c.token }));
         }
         steps.taken += 1;
-        steps.left = quota.saturating_sub(changes.len());
-        for change in changes {
-            self.change(change);
-        }
-        let cells = self.current().cells.clone();
-        self.tell(observer, |ids| Moment::Revealed { ids, start: cells.start, end: cells.end })
+        let (positions, drawn, candidates, changes) = (masked, &drawn[..], &candidates[..], &changes[..]);
+        let decision = Decision { why, turn, positions, drawn, candidates, quota, part, changes };
+        let made = self.make(decision, self.current().cells.clone(), observer)?;
+        self.steps.left = quota.saturating_sub(made);
+        Ok(())
     }
 
     /// What the model proposes for the positions of a pass.
-    fn candidates(&mut self, pass: &Pass, rows: Rows<'_>) -> Result<Vec<Candidate>, Halt> {
+    fn candidates(&mut self, pass: &Pass, rows: Rows<'_>) -> Result<(Vec<Drawn>, Vec<Candidate>), Halt> {
         let random = self.policy.rule.random || self.policy.confidence.random;
         let at = self.passes.head;
         let needs = self.policy.needs;
@@ -80,7 +115,7 @@ impl Sequence {
         let chosen = chosen?;
         self.passes.head += 1;
         let of = self.policy.confidence.of;
-        let rows = pass.positions.iter().zip(chosen).map(|(&position, drawn)| {
+        let rows = pass.positions.iter().zip(&chosen).map(|(&position, drawn)| {
             let noise = if random { self.noise.of_position(NoiseRow { pass: at, position }) } else { Some(1.0) };
             let noise = noise.ok_or(DecodeError::BadRow { position })?;
             let confidence = of(&drawn.stats, noise);
@@ -89,7 +124,8 @@ impl Sequence {
             }
             Ok(Candidate { position, token: drawn.stats.best, confidence, entropy: drawn.entropy, noise })
         });
-        rows.collect()
+        let candidates = rows.collect::<Result<_, Halt>>()?;
+        Ok((chosen, candidates))
     }
 
     /// Chooses a token for every one of `positions` from their rows; `first` stands for the row of the first one.

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::super::pass::{Fed, Pass, Reads, Window};
+use super::super::pass::{Fed, ForwardKind, Pass, Reads, Window};
 use super::super::plan::Block;
 use super::super::policy::CacheMode;
-use super::super::trace::ForwardKind;
 use super::Sequence;
 
 impl Sequence {

@@ -1,6 +1,6 @@
 //! Broken plans.
 
-use dlx_ir::EntryKind;
+use dlx_ir::{DType, EntryKind, Value};
 
 use super::super::plan::{
     Access, Binding, Dispatch, Entry, Feature, Kernel, Plan, Probe, Profile, Range, State, Variant,
@@ -35,10 +35,12 @@ fn plan() -> Plan {
         inputs: inputs.into(),
         results: results.into(),
         dispatches: dispatches.clone(),
+        values: Vec::new(),
         first_layer: None,
     };
     let mut step = entry(EntryKind::Step, &[range(0, CALL), range(2304, 16), range(2560, 16)], &[]);
-    step.first_layer = Some(Probe { after: 1, value: range(0, 64) });
+    step.values = vec![Probe { name: "x".into(), after: 1, value: range(0, 64) }];
+    step.first_layer = Some(0);
     Plan {
         profile: Profile {
             name: "plain".into(),
@@ -161,14 +163,18 @@ fn parameters_and_results_have_their_places() {
     refused("results", |p| p.entries[1].results[1].bytes = 44);
     refused("results", |p| p.entries[2].results[0].offset = 1 << 60);
     refused("also those", |p| p.entries[1].inputs = p.entries[0].inputs[..2].to_vec());
-    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 2, value: range(0, 64) }));
-    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(0, 62) }));
-    refused("self-test", |p| p.entries[0].first_layer = Some(Probe { after: 1, value: range(512, 64) }));
+    refused("self-test", |p| p.entries[0].first_layer = Some(1));
+    refused("value %x", |p| p.entries[0].values[0].after = 2);
+    refused("value %x", |p| p.entries[0].values[0].value = range(0, 62));
+    refused("value %x", |p| p.entries[0].values[0].value = range(512, 64));
+    refused("value %y", |p| {
+        p.entries[0].values.push(Probe { name: "y".into(), after: 0, value: range(0, 64) });
+    });
 }
 
 #[test]
-fn a_program_beyond_rows_is_refused() {
-    let checked = |nodes: &str| {
+fn a_program_beyond_rows_or_with_other_values_is_refused() {
+    let edited = |nodes: &str, edit: &dyn Fn(&mut Vec<Probe>)| {
         let text = format!(
             "module @m {{
                weight @w: f32[8, 4] @n16 = stored {{offset=0, bytes=256}}
@@ -190,12 +196,25 @@ fn a_program_beyond_rows_is_refused() {
         plan.entries.truncate(1);
         plan.entries[0].name = "step_4".into();
         plan.entries[0].dispatches.clear();
+        let values = module.graphs[0].values.iter().map(|(_, v)| v).filter(|v| v.ty.dtype == DType::F32);
+        let probe = |v: &Value| Probe { name: v.name.clone(), after: 0, value: range(0, v.ty.bytes().unwrap() as u64) };
+        plan.entries[0].values = values.map(probe).collect();
+        edit(&mut plan.entries[0].values);
         plan.check_program(&module)
     };
+    let checked = |nodes: &str| edited(nodes, &|_| {});
     checked("%z = add %x, %x: f32[4, 4]").unwrap();
     for nodes in ["%z = add %x, %c: f32[4, 4]", "%z = mul %c, %x: f32[4, 4]"] {
         assert!(checked(nodes).unwrap_err().contains("not of the result's type"), "{nodes}");
     }
     let error = checked("%z = reshape %x {dims=[4, 2, 2]}: f32[4, 2, 2]").unwrap_err();
     assert!(error.contains("%z of the program is f32[4, 2, 2], not rows"), "{error}");
+    let looks = |edit: &dyn Fn(&mut Vec<Probe>)| edited("%z = add %x, %x: f32[4, 4]", edit).unwrap_err();
+    let edits: [fn(&mut Vec<Probe>); 3] = [|v| v[2].name = "x".into(), |v| v[2].value.bytes = 16, |v| v.truncate(2)];
+    for edit in edits {
+        let error = looks(&edit);
+        assert!(error.contains("%z of the program is not where its plan looks for it"), "{error}");
+    }
+    let error = looks(&|v| v.push(Probe { name: "more".into(), ..v[2].clone() }));
+    assert!(error.contains("%more is no value of the program"), "{error}");
 }

@@ -1,0 +1,20 @@
+//! Checks of what a compile does to a module's meaning: run it at any stage, compare two stages, find the pass that broke it.
+//!
+//! Everything stands on one thing: a module at any stage runs on seeded inputs, and the values that it computes have
+//! names that passes keep ([`probe`]). Two stages are compared value by value ([`compare`]), within what a pass says that
+//! it keeps. [`each`] does so after every pass of a pipeline, [`bisect`] finds the first pass that broke something, and
+//! [`reduce`] the smallest module on which it still does.
+
+pub mod against;
+pub mod bisect;
+pub mod built;
+pub mod compare;
+pub mod cut;
+
+pub mod device;
+pub mod diff;
+pub mod each;
+pub mod probe;
+pub mod reduce;
+
+pub mod source;

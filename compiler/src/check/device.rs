@@ -1,0 +1,183 @@
+//! Runs the last stage of a pipeline as an artifact would: its weights packed into a file, on a target's executor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use dlx_ir::layout::{TILE_COLUMNS, tile_bytes};
+use dlx_ir::{Error, Evaluator, Module, Tensor, VerifiedModule, WeightDef};
+use dlx_runtime::cpu::{CpuExecutor, CpuOptions, PackedWeight, unpack_row};
+use dlx_runtime::exec::{Executor, RowStats, Span};
+use dlx_runtime::mapped::Mapped;
+use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
+use dlx_targets::artifact_writer::ArtifactWriter;
+use dlx_targets::{Product, Settings, Target, WeightSource, emit, place};
+use serde::Serialize;
+
+use super::compare::sources;
+use super::probe::{Call, Probe, Run, argument, role};
+use super::source::Whole;
+
+/// A program whose weights lie in a file.
+pub struct Emitted {
+    /// The program.
+    pub module: VerifiedModule,
+    file: Arc<Mapped>,
+    section: Range<usize>,
+    /// The file, for as long as it is mapped.
+    _writer: ArtifactWriter,
+}
+
+/// A packed number that is not what its expression says.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct WrongByte {
+    /// The weight's line.
+    pub weight: String,
+    /// Tensors of the checkpoint that it is made of.
+    pub sources: Vec<String>,
+    /// Row and column.
+    pub at: [usize; 2],
+    /// First byte, in the weight section, of the sixteen rows that it is packed with.
+    pub byte: u64,
+    /// What the expression says, and what is packed.
+    pub expected: f32,
+    /// See `expected`.
+    pub found: f32,
+}
+
+/// Packs the weights of a stage that is ready for it.
+///
+/// # Errors
+/// What emission says of a weight.
+pub fn pack(module: &VerifiedModule, weights: &dyn WeightSource) -> Result<Emitted, Error> {
+    let failed = |e: std::io::Error| Error::new("temporary directory", e.to_string());
+    let dir = tempfile::tempdir().map_err(failed)?;
+    let mut writer = ArtifactWriter::create(&dir.path().join("stage.dlxa"))?;
+    let placed = place(module, &[], &mut |bytes| writer.reserve(bytes))?;
+    let emission = emit(module, placed, weights, &writer, &AtomicBool::new(false), &|_, _| {})?;
+    let (file, section) = writer.map_weights()?;
+    Ok(Emitted { module: emission.module, file, section, _writer: writer })
+}
+
+/// Compares every packed number with what the stage's expression for it says. Returns how many there are, and the first that
+/// is wrong.
+///
+/// # Errors
+/// A weight that cannot be evaluated.
+pub fn first_wrong(
+    stage: &Module,
+    weights: &dyn WeightSource,
+    emitted: &Emitted,
+) -> Result<(usize, Option<WrongByte>), Error> {
+    let source = Whole { module: stage, rows: weights };
+    let mut evaluator = Evaluator::new(stage, &source, 1);
+    let section = &emitted.file.bytes()[emitted.section.clone()];
+    let mut count = 0;
+    for (_, stored) in emitted.module.weights.iter() {
+        let WeightDef::Stored { offset, bytes, .. } = stored.def else { continue };
+        let place = || Error::new(emitted.module.weight_text(stored), "is not in the stage that was packed");
+        let id = stage.weight(&stored.name).ok_or_else(place)?;
+        let expected = evaluator.weight(id).map_err(|e| Error::new(stage.weight_text(&stage.weights[id]), e))?;
+        let expected = expected.floats().map_err(|e| Error::new(&stored.name, e))?;
+        let packed = usize::try_from(offset).ok().and_then(|at| section.get(at..)?.get(..usize::try_from(bytes).ok()?));
+        let packed = packed.ok_or_else(place)?;
+        let wrong = match stored.ty.shape().as_deref() {
+            Some(&[n, k]) => {
+                let matrix = PackedWeight::new(stored.ty.dtype, n, k, packed).ok_or_else(place)?;
+                let mut row = vec![0.0; k];
+                let mut wrong = None;
+                for r in 0..n {
+                    unpack_row(&matrix, r, &mut row);
+                    let expected = &expected[r * k..][..k];
+                    if let Some(c) = row.iter().zip(expected).position(|(a, b)| a != b) {
+                        let tile = tile_bytes(stored.ty.dtype, k).unwrap_or(0);
+                        wrong = Some(([r, c], (r / TILE_COLUMNS * tile) as u64, expected[c], row[c]));
+                        break;
+                    }
+                }
+                wrong
+            }
+            _ => {
+                let numbers = packed.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+                let mut pairs = numbers.zip(expected).enumerate();
+                pairs.find(|(_, (a, b))| a != *b).map(|(i, (a, b))| ([i, 0], 4 * i as u64, *b, a))
+            }
+        };
+        count += expected.len();
+        if let Some((at, byte, expected, found)) = wrong {
+            let weight = stage.weight_text(&stage.weights[id]);
+            let wrong = WrongByte { weight, sources: sources(stage, id), at, byte: offset + byte, expected, found };
+            return Ok((count, Some(wrong)));
+        }
+    }
+    Ok((count, None))
+}
+
+/// Loads a packed program on the executor of its target.
+///
+/// # Errors
+/// The executor does not take it, or there is no device.
+pub fn load(
+    target: &Target,
+    emitted: &Emitted,
+    settings: &Settings,
+    device: Option<&str>,
+) -> Result<Box<dyn Executor>, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::new(format!("target {}", target.name), e.to_string());
+    match (target.product)(&emitted.module, settings)? {
+        Product::Program => {
+            let options = CpuOptions { threads: 1, isa: None };
+            let (file, section) = (emitted.file.clone(), emitted.section.clone());
+            let executor = CpuExecutor::new(&emitted.module, file, section, options).map_err(|e| failed(&e))?;
+            Ok(Box::new(executor))
+        }
+        Product::Planned { plan, .. } => {
+            let options = WgpuOptions { device: device.map(str::to_owned) };
+            let executor = WgpuExecutor::new(*plan, &emitted.file, emitted.section.clone(), &options);
+            Ok(Box::new(executor.map_err(|e| failed(&e))?))
+        }
+    }
+}
+
+/// What an executor computes of what the evaluator is given: statistics and logits after every step.
+///
+/// # Errors
+/// What the executor says.
+pub fn run(
+    probe: &Probe,
+    module: &Module,
+    executor: &mut dyn Executor,
+    sizes: &BTreeMap<String, BTreeSet<usize>>,
+) -> Result<Run, Error> {
+    let failed = |e: dlx_runtime::exec::ExecError| Error::new("executor", e.to_string());
+    let mut run = Run::default();
+    for graph in module.graphs.iter().filter(|g| role(g).0 == "step") {
+        let rows = role(graph).1.unwrap_or(probe.rows);
+        for turn in 0..if executor.max_seq() >= 2 * rows { 2 } else { 1 } {
+            let call = Call { role: "step".into(), rows, step: rows, turn };
+            let given = |i: usize| argument(probe, module, graph, graph.params[i], &call);
+            let (ids, pos) = (given(0)?, given(1)?);
+            let (ids, pos) = (ids.ints().unwrap_or_default(), pos.ints().unwrap_or_default());
+            executor.step(&[Span::new(ids, pos, turn * rows)]).map_err(failed)?;
+            for size in sizes.get("logits").into_iter().flatten() {
+                let chosen: Vec<usize> = (0..*size).map(|r| r % rows).collect();
+                let mut logits = vec![0.0; size * executor.vocab()];
+                executor.logits(&chosen, &mut logits).map_err(failed)?;
+                let call = Call { role: "logits".into(), rows: *size, ..call.clone() };
+                run.results.insert(call, vec![Rc::new(Tensor::f32(&[*size, executor.vocab()], logits))]);
+            }
+            for size in sizes.get("head").into_iter().flatten() {
+                let chosen: Vec<usize> = (0..*size).map(|r| r % rows).collect();
+                let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; *size];
+                executor.head(&chosen, &mut stats).map_err(failed)?;
+                let numbers = stats.iter().flat_map(|s| [s.prob, s.margin, s.entropy]).collect();
+                let best = Tensor::i32(&[*size], stats.iter().map(|s| s.best).collect());
+                let call = Call { role: "head".into(), rows: *size, ..call.clone() };
+                run.results.insert(call, vec![Rc::new(best), Rc::new(Tensor::f32(&[*size, 3], numbers))]);
+            }
+        }
+    }
+    Ok(run)
+}

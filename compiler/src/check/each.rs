@@ -1,0 +1,275 @@
+//! `--verify-each`: runs a module before and after every pass of a pipeline, and holds the pass to what it says it keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use dlx_ir::{DType, Error, Mask, Module, Op, VerifiedModule};
+use dlx_passes::{Keeps, Step};
+use dlx_targets::{Settings, Target, WeightSource};
+use serde::Serialize;
+
+use super::compare::{self, Between, Breach, Comparison};
+use super::device::{self, WrongByte};
+use super::probe::{Probe, Run, sizes};
+use super::source::Whole;
+
+/// Seed of the inputs where nobody gives one.
+pub const SEED: u64 = 0;
+/// What int8 activations may cost, as the RMS over that of the result.
+const ACTIVATIONS: f32 = 0.05;
+/// What sums in f32 may cost.
+const FLOATS: f32 = 2e-3;
+/// Rows where no mask and no size asks for others.
+const ROWS: usize = 8;
+
+/// What a pass did to what the module computes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checked {
+    /// The pass with its parameters.
+    pub pass: String,
+    /// What it says it keeps: `bits`, `rounding` or `format`.
+    pub keeps: &'static str,
+    /// The largest error that this allows.
+    pub limit: f32,
+    /// What was found.
+    pub comparison: Comparison,
+    /// Where it went wrong, if it did.
+    pub between: Option<Between>,
+    /// The first value that differs, if one does.
+    pub value: Option<Breach>,
+    /// The first number that was packed wrongly, if one was.
+    pub byte: Option<WrongByte>,
+    /// Why it was not run.
+    pub skipped: Option<String>,
+    /// What it took.
+    #[serde(serialize_with = "seconds")]
+    pub time: Duration,
+}
+
+fn seconds<S: serde::Serializer>(time: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_f64(time.as_secs_f64())
+}
+
+impl Checked {
+    /// Whether the pass kept what it says it keeps.
+    pub fn holds(&self) -> bool {
+        self.comparison.breach.is_none() && self.byte.is_none()
+    }
+
+    /// The breach as an error, if there is one.
+    pub fn error(&self) -> Option<Error> {
+        if let Some(byte) = &self.byte {
+            let WrongByte { at: [row, column], byte, expected, found, weight, sources } = byte;
+            let message =
+                format!("[{row}, {column}] was packed as {found}, and is {expected}; byte {byte} of the weights");
+            let help = format!("made of {}", sources.join(", "));
+            return Some(Error::new(format!("{}: {weight}", self.pass), message).help(help));
+        }
+        let result = self.comparison.breach.as_ref()?;
+        let Breach { value, at: [row, column], expected, found } = self.value.as_ref().unwrap_or(result);
+        let message = format!(
+            "{value} is {found:e} at [{row}, {column}], and was {expected:e}; {} of {} is allowed, and {:.2e} was found",
+            self.keeps, self.limit, self.comparison.error
+        );
+        let lines = |nodes: &[String]| nodes.iter().map(|n| format!("\n  {n}")).collect::<String>();
+        let help = self.between.as_ref().map_or_else(String::new, |between| {
+            let sources = if between.sources.is_empty() {
+                String::new()
+            } else {
+                format!("\nfrom {}", between.sources.join(", "))
+            };
+            format!(
+                "it was computed by{}\nand is computed by{}{sources}",
+                lines(&between.before),
+                lines(&between.after)
+            )
+        });
+        Some(Error::new(&self.pass, message).help(help))
+    }
+
+    fn new(pass: String, keeps: Keeps) -> Self {
+        Checked {
+            pass,
+            keeps: name(keeps),
+            limit: compare::limit(keeps),
+            comparison: Comparison::default(),
+            between: None,
+            value: None,
+            byte: None,
+            skipped: None,
+            time: Duration::ZERO,
+        }
+    }
+}
+
+/// Runs stages of one module, each once for the sizes that it is asked for.
+pub struct Stages<'a> {
+    /// What they are run on.
+    pub probe: Probe,
+    /// Their weights.
+    pub weights: &'a dyn WeightSource,
+    /// Runs so far.
+    pub runs: usize,
+}
+
+impl<'a> Stages<'a> {
+    /// Runs that suit a module.
+    pub fn new(module: &Module, weights: &'a dyn WeightSource, seed: u64) -> Self {
+        Stages { probe: probe_for(module, seed), weights, runs: 0 }
+    }
+
+    /// What a stage computes.
+    ///
+    /// # Errors
+    /// What the evaluator says.
+    pub fn run(&mut self, module: &Module, sizes: &BTreeMap<String, BTreeSet<usize>>) -> Result<Run, Error> {
+        self.runs += 1;
+        self.probe.run(module, &Whole { module, rows: self.weights }, sizes)
+    }
+
+    /// Holds what lies between two stages to what is to be kept.
+    ///
+    /// # Errors
+    /// What the evaluator says.
+    pub fn compare(&mut self, before: &Module, after: &Module, keeps: Keeps) -> Result<Found, Error> {
+        let all = both(before, after);
+        let (old, new) = (self.run(before, &all)?, self.run(after, &all)?);
+        judge((before, &old), (after, &new), keeps)
+    }
+}
+
+/// What a module is run on: two blocks where its masks have blocks.
+pub fn probe_for(module: &Module, seed: u64) -> Probe {
+    let masks = module.graphs.iter().flat_map(|g| &g.nodes).filter_map(|n| match n.op {
+        Op::Mask { rule } | Op::CachedAttention { mask: rule, .. } => Some(rule),
+        Op::Attention { mask, .. } => mask,
+        _ => None,
+    });
+    let blocks = masks.map(|mask| if let Mask::BlockCausal(block) = mask { 2 * block as usize } else { ROWS });
+    Probe { seed, rows: blocks.max().unwrap_or(ROWS), ids: Vec::new() }
+}
+
+/// A comparison, and where it went wrong if it did.
+pub struct Found {
+    /// Of the results.
+    pub comparison: Comparison,
+    /// The first value that differs.
+    pub value: Option<Breach>,
+    /// Its name.
+    pub name: Option<String>,
+    /// What lies between it and what agrees.
+    pub between: Option<Between>,
+}
+
+/// Compares two runs and, where they differ by more than may be, says where that begins.
+pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keeps) -> Result<Found, Error> {
+    let comparison = compare::results(before.1, after.1, after.0, keeps);
+    let mut found = Found { comparison, value: None, name: None, between: None };
+    if found.comparison.breach.is_some() {
+        // A format loses more on the way than at the end, or less: then what is beyond all loss is looked for.
+        let first = compare::first_value(before.1, after.1, keeps);
+        if let Some((seen, breach)) = first {
+            found.between = Some(compare::between(before, after, &seen, keeps)?);
+            found.value = Some(breach);
+            found.name = Some(seen.name);
+        }
+    }
+    Ok(found)
+}
+
+/// The sizes that either of two stages fixes.
+pub(super) fn both(before: &Module, after: &Module) -> BTreeMap<String, BTreeSet<usize>> {
+    let mut all = sizes(before);
+    for (role, more) in sizes(after) {
+        all.entry(role).or_default().extend(more);
+    }
+    all
+}
+
+/// Runs a pipeline and holds every pass that changes something to what it says it keeps. `tell` is called after each.
+///
+/// # Errors
+/// A pass that fails, or a stage that cannot be run.
+pub fn verify_each(
+    module: &VerifiedModule,
+    steps: &[Step],
+    weights: &dyn WeightSource,
+    seed: u64,
+    tell: &mut dyn FnMut(&Checked),
+) -> Result<(Vec<Checked>, VerifiedModule), Error> {
+    let mut stages = Stages::new(module, weights, seed);
+    let mut all = Vec::new();
+    let mut known: Option<(BTreeMap<String, BTreeSet<usize>>, Run)> = None;
+    let mut before = module.clone();
+    for step in steps {
+        let started = Instant::now();
+        let outcome = dlx_passes::run_pipeline(before.clone(), std::slice::from_ref(step), &mut |_, _, _| Ok(()));
+        let (after, _) = outcome.map_err(|failure| failure.error)?;
+        let keeps = (step.pass.keeps)(&step.params);
+        let mut checked = Checked::new(step.to_string(), keeps);
+        // Whatever the pass reports.
+        if *after != *before {
+            let sizes = both(&before, &after);
+            let old = match known.take().filter(|(for_sizes, _)| *for_sizes == sizes) {
+                Some((_, run)) => run,
+                None => stages.run(&before, &sizes)?,
+            };
+            let new = stages.run(&after, &sizes)?;
+            let found = judge((&before, &old), (&after, &new), keeps)?;
+            (checked.comparison, checked.between, checked.value) = (found.comparison, found.between, found.value);
+            known = Some((sizes, new));
+        }
+        checked.time = started.elapsed();
+        tell(&checked);
+        all.push(checked);
+        before = after;
+    }
+    Ok((all, before))
+}
+
+/// Packs the weights of the last stage, and runs it where it is meant to run. Quantized products have int8 activations there.
+///
+/// # Errors
+/// What cannot be packed or run.
+pub fn verify_target(
+    target: &Target,
+    settings: &Settings,
+    module: &VerifiedModule,
+    weights: &dyn WeightSource,
+    seed: u64,
+    tell: &mut dyn FnMut(&Checked),
+) -> Result<Vec<Checked>, Error> {
+    let mut stages = Stages::new(module, weights, seed);
+    let started = Instant::now();
+    let emitted = device::pack(module, weights)?;
+    let mut packed = Checked::new("pack weights".into(), Keeps::Bits);
+    (packed.comparison.compared, packed.byte) = device::first_wrong(module, weights, &emitted)?;
+    packed.time = started.elapsed();
+    tell(&packed);
+
+    let started = Instant::now();
+    let quantized = module.weights.iter().any(|(_, w)| matches!(w.ty.dtype, DType::Quant(_)));
+    let keeps = if quantized { Keeps::Format(ACTIVATIONS) } else { Keeps::Format(FLOATS) };
+    let mut run = Checked::new(format!("run on {}", target.name), keeps);
+    match device::load(target, &emitted, settings, None) {
+        Ok(mut executor) => {
+            let sizes = sizes(module);
+            let expected = stages.run(module, &sizes)?;
+            let found = device::run(&stages.probe, module, &mut *executor, &sizes)?;
+            run.comparison = compare::results(&expected, &found, module, keeps);
+        }
+        Err(e) => run.skipped = Some(e.to_string()),
+    }
+    run.time = started.elapsed();
+    tell(&run);
+    Ok(vec![packed, run])
+}
+
+/// The word for what a pass keeps.
+pub fn name(keeps: Keeps) -> &'static str {
+    match keeps {
+        Keeps::Bits => "bits",
+        Keeps::Rounding => "rounding",
+        Keeps::Format(_) => "format",
+    }
+}

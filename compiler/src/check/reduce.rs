@@ -1,0 +1,142 @@
+//! The smallest module on which a pass still does wrong, as a file test.
+//!
+//! Nodes become parameters, from large pieces to single ones, as long as the pass fails on what is left; weights are
+//! seeded, so that the file needs no checkpoint.
+
+use std::collections::BTreeSet;
+
+use dlx_ir::{Graph, Id, Module, Node, Operand, ValueId, VerifiedModule};
+use dlx_passes::{Keeps, Step, run_pipeline};
+use serde::Serialize;
+
+use super::each::Stages;
+use super::source::Seeded;
+
+/// A file test that fails.
+#[derive(Clone, Debug, Serialize)]
+pub struct Repro {
+    /// The file: `; test: same PASS`, and the module before the pass.
+    pub text: String,
+    /// Nodes of its graphs.
+    pub nodes: usize,
+}
+
+/// Reduces the module before a pass that breaks `value`, or fails. `None` where it does not with seeded weights.
+pub fn reduce(before: &Module, step: &Step, value: Option<&str>, seed: u64) -> Option<Repro> {
+    let fails = |module: &Module| fails(module, step, seed);
+    if !fails(before) {
+        return None;
+    }
+    let mut module = before.clone();
+    // What fails in one graph alone needs no other.
+    for g in (0..module.graphs.len()).rev() {
+        let mut fewer = module.clone();
+        fewer.graphs.remove(g);
+        if !fewer.graphs.is_empty() && fails(&fewer) {
+            module = fewer;
+        }
+    }
+    for g in 0..module.graphs.len() {
+        if let Some(v) = value.and_then(|name| module.graphs[g].values.find(name)) {
+            let mut fewer = module.clone();
+            fewer.graphs[g].results = vec![v];
+            fewer.graphs[g] = without(&fewer.graphs[g], &BTreeSet::new());
+            if fails(&fewer) {
+                module = fewer;
+            }
+        }
+        let mut size = module.graphs[g].nodes.len().div_ceil(2);
+        while size > 0 {
+            let mut at = 0;
+            while at < module.graphs[g].nodes.len() {
+                let end = (at + size).min(module.graphs[g].nodes.len());
+                let mut fewer = module.clone();
+                fewer.graphs[g] = without(&module.graphs[g], &(at..end).collect());
+                if fewer.graphs[g].nodes.len() < module.graphs[g].nodes.len() && fails(&fewer) {
+                    module = fewer;
+                } else {
+                    at = end;
+                }
+            }
+            size = if size == 1 { 0 } else { size.div_ceil(2) };
+        }
+    }
+    let mut fewer = module.clone();
+    super::cut::keep_read_weights(&mut fewer);
+    fewer = without_states(fewer);
+    if fails(&fewer) {
+        module = fewer;
+    }
+    let nodes = module.graphs.iter().map(|g| g.nodes.len()).sum();
+    Some(Repro { text: format!("; test: same {step}\n{module}"), nodes })
+}
+
+/// Whether a pass still does wrong: it does not keep what it says, or leaves a module that is not valid.
+fn fails(module: &Module, step: &Step, seed: u64) -> bool {
+    let Ok(before) = VerifiedModule::new(module.clone()) else { return false };
+    match run_pipeline(before.clone(), std::slice::from_ref(step), &mut |_, _, _| Ok(())) {
+        Ok((after, _)) => {
+            let weights = Seeded { module, seed };
+            let keeps: Keeps = (step.pass.keeps)(&step.params);
+            let found = Stages::new(module, &weights, seed).compare(&before, &after, keeps);
+            found.is_ok_and(|found| found.comparison.breach.is_some())
+        }
+        Err(failure) => failure.error.message.contains("invalid IR"),
+    }
+}
+
+/// The graph with the results of some nodes as parameters, and without what nothing needs then.
+fn without(graph: &Graph, gone: &BTreeSet<usize>) -> Graph {
+    let mut needed: BTreeSet<ValueId> = graph.results.iter().copied().collect();
+    let mut keep = BTreeSet::new();
+    for (i, node) in graph.nodes.iter().enumerate().rev().filter(|(i, _)| !gone.contains(i)) {
+        if node.op.has_effect() || node.outputs.iter().any(|o| needed.contains(o)) {
+            keep.insert(i);
+            needed.extend(node.inputs.iter().filter_map(|i| i.value()));
+        }
+    }
+    let mut small = Graph::new(graph.name.clone());
+    let mut map = vec![None; graph.values.len()];
+    let made: BTreeSet<ValueId> = keep.iter().flat_map(|i| &graph.nodes[*i].outputs).copied().collect();
+    for (id, value) in graph.values.iter() {
+        // A parameter may tell the pass what it needs even where nothing reads it.
+        if graph.params.contains(&id) || (needed.contains(&id) && !made.contains(&id)) {
+            map[id.index()] = Some(small.param(&value.name, value.ty.clone()));
+        }
+    }
+    for i in keep {
+        let node = &graph.nodes[i];
+        let read = |input: &Operand| match input {
+            Operand::Value(v) => Operand::Value(map[v.index()].expect("it is a parameter, or made before")),
+            other => *other,
+        };
+        let inputs = node.inputs.iter().map(read).collect();
+        let mut outputs = Vec::new();
+        for o in &node.outputs {
+            let value = &graph.values[*o];
+            let copy = small.value(&value.name, value.ty.clone());
+            map[o.index()] = Some(copy);
+            outputs.push(copy);
+        }
+        small.nodes.push(Node { inputs, outputs, ..node.clone() });
+    }
+    small.results = graph.results.iter().filter_map(|r| map[r.index()]).collect();
+    small
+}
+
+/// The module without states that no node names.
+fn without_states(mut module: Module) -> Module {
+    let named = module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.state());
+    let named: BTreeSet<_> = named.collect();
+    let old = std::mem::take(&mut module.states);
+    let mut map = vec![None; old.len()];
+    for (id, state) in old.iter().filter(|(id, _)| named.contains(id)) {
+        map[id.index()] = Some(module.states.push(state.clone()));
+    }
+    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
+        if let Operand::State(s) = input {
+            *s = map[s.index()].expect("named states are kept");
+        }
+    }
+    module
+}

@@ -1,0 +1,200 @@
+//! `dlxc bisect`: which pass broke it, and in which rewrite.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use dlx_ir::{Error, VerifiedModule};
+use dlx_passes::{Step, parse_pipeline};
+use dlx_runtime::LoadOptions;
+use dlx_targets::WeightSource;
+use serde_json::json;
+
+use super::{Failure, compile, terminal};
+use crate::check::against::{Departure, Metric, Reference, departs};
+use crate::check::bisect::{Verdict, bisect};
+use crate::check::built::read_ir;
+use crate::check::cut::{Corners, cut, cut_pipeline};
+use crate::check::source::Seeded;
+use crate::driver;
+use crate::options::{CompileOptions, Keep, QuantSpec};
+
+/// Find the first pass that broke what a model computes, the rewrite in it, and the smallest module that shows it.
+#[derive(Parser, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Directory of a checkpoint, an ONNX file, or a file with IR text, whose weights are made up.
+    #[arg(value_name = "MODEL|FILE.dlx")]
+    pub model: PathBuf,
+    /// Passes to look at, instead of the target's own; needed for IR text.
+    #[arg(long, value_name = "PIPELINE")]
+    pub pipeline: Option<String>,
+    /// Target whose passes these are; see `dlxc targets`.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub target: String,
+    /// Format of the weights.
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub quant: QuantSpec,
+    /// Weights that get a format of their own, as for compile.
+    #[arg(long, value_name = "NAME,…[=FORMAT]")]
+    pub keep: Vec<Keep>,
+    /// What the model should compute: `evaluator` holds every pass to the stage before it; an artifact, or a file with
+    /// `input_ids` and `logits` or values by name, is what every stage is compared with.
+    #[arg(long, value_name = "evaluator|FILE", default_value = "evaluator")]
+    pub against: String,
+    /// What is compared with a file: logits, hidden (values by name) or tokens (the most likely ones).
+    #[arg(long, value_name = "WHAT")]
+    pub metric: Option<Metric>,
+    /// What may differ: RMS over RMS for logits and hidden, rows for tokens. 0.02, or 0 tokens, if not given.
+    #[arg(long, value_name = "T", value_parser = tolerance)]
+    pub tolerance: Option<f32>,
+    /// Seed of made up inputs and weights.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Where to write the file test that still fails.
+    #[arg(short, long, value_name = "FILE", default_value = "bisected.dlx")]
+    pub output: PathBuf,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dlxc bisect models/sdar                                        every pass against the stage before it
+  dlxc bisect dump/00-import.dlx --pipeline \"cse,fold,dce\"
+  dlxc bisect models/sdar --against good.dlxa --metric tokens    against what another build computed
+  dlxc bisect models/sdar --quant none --against torch.safetensors --tolerance 1e-4
+
+Exit status: 0 nothing is broken, 1 a pass is, or it could not be looked at.";
+
+pub(super) fn tolerance(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a tolerance is a number from 0 on".into()) }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// A pass that is broken, or what cannot be read or run.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let against = (args.against != "evaluator").then(|| Path::new(&args.against));
+    for (flag, given) in [("--metric", args.metric.is_some()), ("--tolerance", args.tolerance.is_some())] {
+        if given && against.is_none() {
+            let help = "give --against FILE, or leave it out: passes say themselves what they keep";
+            return Err(Error::new(flag, "has no effect without a reference").help(help).into());
+        }
+    }
+    let look = |module: &VerifiedModule, steps: &[Step], weights: &dyn WeightSource| match against {
+        Some(path) => compare(args, path, module, steps, weights).map(Outcome::Departure),
+        None => bisect(module, steps, weights, args.seed).map(|v| Outcome::Verdict(v.map(Box::new))),
+    };
+    let outcome = if args.model.extension().is_some_and(|e| e == "dlx") {
+        let module = read_ir(&args.model)?;
+        let pipeline = args.pipeline.as_ref().ok_or_else(|| {
+            Error::new("--pipeline", "is needed for IR text").help("name the passes, as `dlxc compile` lists them")
+        })?;
+        look(&module, &parse_pipeline(pipeline)?, &Seeded { module: &module, seed: args.seed })?
+    } else {
+        let keep = args.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format)));
+        let options = CompileOptions {
+            targets: vec![args.target.clone()],
+            quant: args.quant,
+            keep: keep.collect(),
+            pipeline: args.pipeline.clone(),
+            ..CompileOptions::default()
+        };
+        driver::with_passes(&args.model, &options, |module, steps, weights| {
+            if against.is_some() {
+                return look(module, steps, weights);
+            }
+            let patterns: Vec<String> = options.keep.iter().map(|(name, _)| name.clone()).collect();
+            let cut = cut(module, &patterns)?;
+            let (steps, note) = cut_pipeline(steps, &cut);
+            cut.notes.iter().chain(&note).for_each(|n| terminal::note(&format!("note: {n}")));
+            look(&cut.module, &steps, &Corners { weights, cut: &cut })
+        })?
+    };
+    match outcome {
+        Outcome::Verdict(None) => sound(args, "every pass keeps what it says"),
+        Outcome::Departure(None) => sound(args, &format!("no stage is further from {} than allowed", args.against)),
+        Outcome::Verdict(Some(verdict)) => broken(args, &verdict),
+        Outcome::Departure(Some(departure)) => departed(args, &departure),
+    }
+}
+
+enum Outcome {
+    Verdict(Option<Box<Verdict>>),
+    Departure(Option<Departure>),
+}
+
+fn compare(
+    args: &Args,
+    path: &Path,
+    module: &VerifiedModule,
+    steps: &[Step],
+    weights: &dyn WeightSource,
+) -> Result<Option<Departure>, Error> {
+    let metric = args.metric.unwrap_or(Metric::Logits);
+    let reference = if path.extension().is_some_and(|e| e == "dlxa") {
+        let ids = crate::check::against::tokens(module, args.seed)?;
+        Reference::of_artifact(path, ids, &LoadOptions::default())?
+    } else {
+        Reference::read(path)?
+    };
+    departs(module, steps, weights, &reference, metric, args.tolerance.unwrap_or_else(|| metric.tolerance()))
+}
+
+fn sound(args: &Args, message: &str) -> Result<(), Failure> {
+    let text = if args.json { format!("{:#}\n", json!({ "broken": null })) } else { format!("{message}\n") };
+    terminal::print(&text)
+}
+
+fn broken(args: &Args, v: &Verdict) -> Result<(), Failure> {
+    if let Some(repro) = &v.repro {
+        compile::write_text(&args.output, &repro.text)?;
+    }
+    let mut out =
+        format!("pass {}, {}, is the first that is broken ({} of {} stages run)\n", v.number, v.pass, v.runs, v.stages);
+    if let Some(error) = &v.error {
+        out.push_str(&format!("\nit fails: {error}\n"));
+    }
+    if let Some(b) = &v.breach {
+        let [row, column] = b.at;
+        out.push_str(&format!("\n{} is {:e} at [{row}, {column}], and was {:e}\n", b.value, b.found, b.expected));
+    }
+    for (title, nodes) in [("was computed by", &v.between.before), ("is computed by", &v.between.after)] {
+        if !nodes.is_empty() {
+            out.push_str(&format!("\n{title}\n  {}\n", nodes.join("\n  ")));
+        }
+    }
+    if !v.between.sources.is_empty() {
+        out.push_str(&format!("\nfrom the tensors {}\n", v.between.sources.join(", ")));
+    }
+    match &v.repro {
+        Some(repro) => out.push_str(&format!(
+            "\n{}: {} nodes that show it; run `dlxc opt {} -p \"{}\" --verify-each`\n",
+            args.output.display(),
+            repro.nodes,
+            args.output.display(),
+            v.pass
+        )),
+        None => out.push_str("\nnote: it does not show with made up weights, so there is no file to reproduce it\n"),
+    }
+    terminal::print(&if args.json { format!("{:#}\n", json!({ "broken": v })) } else { out })?;
+    Err(Error::new(args.model.display(), format!("pass {} is broken", v.pass)).into())
+}
+
+fn departed(args: &Args, d: &Departure) -> Result<(), Failure> {
+    let metric = args.metric.unwrap_or(Metric::Logits);
+    let mut out = match d.number {
+        0 => format!("the imported model is too far from {} already: no pass is to blame\n", args.against),
+        n => format!("pass {n}, {}, is the first behind which the model is too far from {}\n", d.pass, args.against),
+    };
+    out.push_str(&format!("{metric} of %{}: {:.3e} behind it", d.after.value, d.after.error));
+    if let Some(before) = &d.before {
+        out.push_str(&format!(", {:.3e} before it", before.error));
+    }
+    out.push_str(&format!(" ({} of {} stages run)\n", d.runs, d.stages));
+    terminal::print(&if args.json { format!("{:#}\n", json!({ "broken": d })) } else { out })?;
+    Err(Error::new(args.model.display(), format!("is too far from {} behind {}", args.against, d.pass)).into())
+}
