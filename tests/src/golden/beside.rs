@@ -90,8 +90,12 @@ pub fn side_by_side(executor: &mut dyn Executor, calls: &[Call], counts: &[usize
     Ok(shared)
 }
 
-/// A moment, and of a pass everything that it feeds and reads; not the slots, which each sequence has of its own.
+/// A moment. Of a pass everything that it feeds and reads, but not the slots, which each sequence has of its own; of a decision what
+/// it changed, but not the numbers behind it, which graphics devices round otherwise in steps of another size.
 fn moment_text(moment: &Moment<'_>) -> String {
+    if let Moment::Revealed { ids, start, end, decision } = moment {
+        return format!("{:?}", (ids, start, end, &decision.changes));
+    }
     let Moment::Forward(Forward { kind, q_start, q_len, past_len, ids, pass }) = moment else {
         return format!("{moment:?}");
     };
