@@ -54,7 +54,7 @@ fi
 
 step() { # ARTIFACT – milliseconds of its smallest step
     $dlxc bench "$1" --rows 4 --seconds 1 --threads 1 --json 2>/dev/null |
-        python3 -c 'import json, sys; print(json.load(sys.stdin)["steps"][0]["ms"])'
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["lines"][0]["step_ms"]["fastest"])'
 }
 if [ -n "$good" ] && [ -n "${MAX_SLOWER:-}" ] && [ -f "$out/model.dlxa" ]; then
     # In turn, so that a busy machine slows both; the fastest run of each counts.
