@@ -15,6 +15,8 @@ use dlx_runtime::graph::Tensors;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
+use crate::files;
+
 /// An array that has not been read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
@@ -172,12 +174,7 @@ pub fn write(path: &Path, arrays: &Tensors) -> Result<(), Error> {
         Error::new(path.display(), format!("cannot be written: {e}"))
             .help("check that its directory exists and has room")
     };
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dlxc-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temp = builder.tempfile_in(parent).map_err(failed)?;
+    let mut temp = files::beside(path).map_err(failed)?;
     let mut out = BufWriter::new(temp.as_file_mut());
     match (format, arrays.values().next()) {
         (Format::Npy, Some(t)) if arrays.len() == 1 => npy::write(&mut out, t).map_err(failed)?,

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod driver;
 pub mod explain;
 pub mod export;
+mod files;
 pub mod hf;
 pub mod onnx;
 pub mod options;

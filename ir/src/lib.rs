@@ -26,6 +26,7 @@ mod origin;
 mod parse;
 mod plan;
 mod print;
+mod prune;
 pub mod quant;
 mod rewrite;
 mod spans;

@@ -4,7 +4,7 @@
 //! A write that only fed a dead read goes too, so a sweep that removed a node is followed by another.
 
 use crate::{Keeps, PassInfo};
-use dlx_ir::{Arena, Error, Id, Module, Operand, Rewrite, StateId, WeightDef, WeightId, dataflow, rewrite};
+use dlx_ir::{Error, Id, Module, Rewrite, StateId, dataflow, rewrite};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::{Dfs, Reversed};
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ fn run(module: &mut Module, _: &crate::Params, _: &mut Vec<crate::Note>) -> Resu
         }
         changes += dropped;
     }
-    Ok(changes + drop_weights(module) + drop_states(module))
+    Ok(changes + module.drop_unread_weights() + module.drop_unused_states())
 }
 
 /// Removes the dead nodes of a graph that have an effect, or those that have none.
@@ -66,51 +66,4 @@ fn live_nodes(module: &Module, g: usize) -> Vec<bool> {
         }
     }
     live
-}
-
-fn drop_weights(module: &mut Module) -> usize {
-    let mut live = module.weights.side_table(false);
-    for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
-        live[w] = true;
-    }
-    for (id, w) in module.weights.iter().rev() {
-        if let (true, WeightDef::Expr(_, inputs)) = (live[id], &w.def) {
-            inputs.iter().for_each(|i| live[*i] = true);
-        }
-    }
-    let old = std::mem::take(&mut module.weights);
-    let mut map: Vec<Option<WeightId>> = Vec::with_capacity(old.len());
-    let mut kept = Arena::default();
-    for (id, w) in old.iter() {
-        map.push(live[id].then(|| {
-            let mut w = w.clone();
-            if let WeightDef::Expr(_, inputs) = &mut w.def {
-                inputs.iter_mut().for_each(|i| *i = map[i.index()].expect("inputs of live weights are live"));
-            }
-            kept.push(w)
-        }));
-    }
-    let removed = old.len() - kept.len();
-    module.weights = kept;
-    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
-        if let Operand::Weight(w) = input {
-            *w = map[w.index()].expect("read weights are live");
-        }
-    }
-    removed
-}
-
-fn drop_states(module: &mut Module) -> usize {
-    let mut live = module.states.side_table(false);
-    for s in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.state()) {
-        live[s] = true;
-    }
-    let old = std::mem::take(&mut module.states);
-    let map: Vec<Option<StateId>> = old.iter().map(|(id, s)| live[id].then(|| module.states.push(s.clone()))).collect();
-    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
-        if let Operand::State(s) = input {
-            *s = map[s.index()].expect("used states are live");
-        }
-    }
-    old.len() - module.states.len()
 }

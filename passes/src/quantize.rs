@@ -22,7 +22,7 @@ pub(crate) const PASS: PassInfo = PassInfo {
     run,
 };
 
-/// As much as the coarsest format leaves; of 4 bits, an eighth of a weight's largest neighbor is lost, several layers deep.
+/// As much as the coarsest of the formats loses; the errors of 4 bits add up over layers.
 fn keeps(params: &Params) -> Keeps {
     let formats = params.0.iter().filter_map(|(_, format)| format.parse().ok());
     let loss = formats.map(|format: DType| match format {

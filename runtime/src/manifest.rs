@@ -32,7 +32,7 @@ pub struct Manifest {
     pub pipelines: BTreeMap<String, String>,
     /// Programs in the artifact, by target; the first runs unless another is asked for.
     pub targets: Vec<String>,
-    /// What running it takes at most, for each target in the order of `targets`, on [`THREADS`](crate::memory::THREADS) threads.
+    /// What running it takes at most, for each target in the order of `targets`, on [`THREADS`](crate::memory::count::THREADS) threads.
     pub memory: Vec<Certificate>,
     /// How to decode.
     pub policy: DecodePolicy,

@@ -14,7 +14,8 @@ mod pipeline;
 pub mod wgpu;
 
 use dlx_ir::{DType, Error, Op, VerifiedModule};
-use dlx_runtime::memory::{Certificate, Held, Usage};
+use dlx_runtime::memory::Certificate;
+use dlx_runtime::memory::count::{Held, Usage};
 use dlx_runtime::wgpu::plan::Plan;
 
 pub use emit::{CodeRows, Emission, Placed, WeightSource, emit, place};

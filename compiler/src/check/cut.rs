@@ -58,7 +58,7 @@ pub fn cut(module: &VerifiedModule, patterns: &[String]) -> Result<Cut, Error> {
         ));
         small.graphs[0] = kept;
     }
-    keep_read_weights(&mut small);
+    small.drop_unread_weights();
     let widest = widest(&small);
     let mut columns = BTreeMap::new();
     // Heads must go on to divide each other; the first factor for which all types fit is taken.
@@ -216,33 +216,6 @@ fn kind(module: &Module, graph: &Graph, nodes: Range<usize>, from: ValueId, patt
         text.push('\n');
     }
     text
-}
-
-/// Removes weights that no node and no weight needs.
-pub(super) fn keep_read_weights(module: &mut Module) {
-    let mut live = module.weights.side_table(false);
-    for w in module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.weight()) {
-        live[w] = true;
-    }
-    for (id, w) in module.weights.iter().rev() {
-        if let (true, WeightDef::Expr(_, inputs)) = (live[id], &w.def) {
-            inputs.iter().for_each(|i| live[*i] = true);
-        }
-    }
-    let old = std::mem::take(&mut module.weights);
-    let mut map = BTreeMap::new();
-    for (id, w) in old.iter().filter(|(id, _)| live[*id]) {
-        let mut w = w.clone();
-        if let WeightDef::Expr(_, inputs) = &mut w.def {
-            inputs.iter_mut().for_each(|i| *i = map[i]);
-        }
-        map.insert(id, module.weights.push(w));
-    }
-    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
-        if let Operand::Weight(w) = input {
-            *w = map[w];
-        }
-    }
 }
 
 /// Features of the embedding's rows.

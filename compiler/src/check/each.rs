@@ -165,14 +165,12 @@ pub struct Found {
 pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keeps) -> Result<Found, Error> {
     let comparison = compare::results(before.1, after.1, after.0, keeps);
     let mut found = Found { comparison, value: None, name: None, between: None };
-    if found.comparison.breach.is_some() {
-        // A format loses more on the way than at the end, or less: then what is beyond all loss is looked for.
-        let first = compare::first_value(before.1, after.1, keeps);
-        if let Some((seen, breach)) = first {
-            found.between = Some(compare::between(before, after, &seen, keeps)?);
-            found.value = Some(breach);
-            found.name = Some(seen.name);
-        }
+    if found.comparison.breach.is_some()
+        && let Some((seen, breach)) = compare::first_value(before.1, after.1, keeps)
+    {
+        found.between = Some(compare::between(before, after, &seen, keeps)?);
+        found.value = Some(breach);
+        found.name = Some(seen.name);
     }
     Ok(found)
 }

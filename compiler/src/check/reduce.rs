@@ -62,8 +62,8 @@ pub fn reduce(before: &Module, step: &Step, value: Option<&str>, seed: u64) -> O
         }
     }
     let mut fewer = module.clone();
-    super::cut::keep_read_weights(&mut fewer);
-    fewer = without_states(fewer);
+    fewer.drop_unread_weights();
+    fewer.drop_unused_states();
     if fails(&fewer) {
         module = fewer;
     }
@@ -122,21 +122,4 @@ fn without(graph: &Graph, gone: &BTreeSet<usize>) -> Graph {
     }
     small.results = graph.results.iter().filter_map(|r| map[r.index()]).collect();
     small
-}
-
-/// The module without states that no node names.
-fn without_states(mut module: Module) -> Module {
-    let named = module.graphs.iter().flat_map(|g| &g.nodes).flat_map(|n| &n.inputs).filter_map(|i| i.state());
-    let named: BTreeSet<_> = named.collect();
-    let old = std::mem::take(&mut module.states);
-    let mut map = vec![None; old.len()];
-    for (id, state) in old.iter().filter(|(id, _)| named.contains(id)) {
-        map[id.index()] = Some(module.states.push(state.clone()));
-    }
-    for input in module.graphs.iter_mut().flat_map(|g| &mut g.nodes).flat_map(|n| &mut n.inputs) {
-        if let Operand::State(s) = input {
-            *s = map[s.index()].expect("named states are kept");
-        }
-    }
-    module
 }

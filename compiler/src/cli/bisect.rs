@@ -9,14 +9,14 @@ use dlx_runtime::LoadOptions;
 use dlx_targets::WeightSource;
 use serde_json::json;
 
-use super::{Failure, compile, terminal};
+use super::{Failure, terminal};
 use crate::check::against::{Departure, Metric, Reference, departs};
 use crate::check::bisect::{Verdict, bisect};
 use crate::check::built::read_ir;
 use crate::check::cut::{Corners, cut, cut_pipeline};
 use crate::check::source::Seeded;
-use crate::driver;
 use crate::options::{CompileOptions, Keep, QuantSpec};
+use crate::{driver, files};
 
 /// Find the first pass that broke what a model computes, the rewrite in it, and the smallest module that shows it.
 #[derive(Parser, Debug)]
@@ -151,7 +151,8 @@ fn sound(args: &Args, message: &str) -> Result<(), Failure> {
 
 fn broken(args: &Args, v: &Verdict) -> Result<(), Failure> {
     if let Some(repro) = &v.repro {
-        compile::write_text(&args.output, &repro.text)?;
+        let failed = |e: std::io::Error| Error::new(args.output.display(), format!("cannot be written: {e}"));
+        files::write(&args.output, repro.text.as_bytes()).map_err(failed)?;
     }
     let mut out =
         format!("pass {}, {}, is the first that is broken ({} of {} stages run)\n", v.number, v.pass, v.runs, v.stages);

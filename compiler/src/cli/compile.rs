@@ -1,7 +1,6 @@
 //! `dlxc compile`: what can be typed, what it means, and the report.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -334,16 +333,6 @@ fn report(args: &Args, summary: &Summary, checks: &Checks, took: Duration) -> se
         "verify": checks.json(),
         "manifest": summary.manifest,
     })
-}
-
-/// Writes a text file, by another name first.
-pub(super) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    let failed = |e: std::io::Error| Error::new(path.display(), format!("cannot be written: {e}"));
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
 }
 
 fn size(max: i64) -> clap::builder::RangedI64ValueParser<u32> {

@@ -1,6 +1,5 @@
 //! `dlxc report`: one HTML page about a compile and an answer.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -9,6 +8,7 @@ use dlx_ir::Error;
 use super::{Failure, inspect, table, terminal};
 use crate::driver;
 use crate::explain;
+use crate::files;
 use crate::report::{self, Inputs, Machine};
 
 /// Write a page to look at: what the passes did, what is in an artifact, and how an answer came about.
@@ -86,12 +86,5 @@ fn write(path: &Path, page: &str) -> Result<(), Error> {
     if path.is_dir() {
         return Err(Error::new(path.display(), "is a directory").help("give the name of a file, such as report.html"));
     }
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dlxc-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temp = builder.tempfile_in(parent).map_err(failed)?;
-    temp.write_all(page.as_bytes()).map_err(failed)?;
-    temp.persist(path).map(drop).map_err(|e| failed(e.error))
+    files::write(path, page.as_bytes()).map_err(failed)
 }

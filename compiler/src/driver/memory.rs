@@ -5,7 +5,8 @@
 
 use dlx_ir::{Error, VerifiedModule};
 use dlx_runtime::artifact::PAGE;
-use dlx_runtime::memory::{Certificate, Held, Part, THREADS, Usage};
+use dlx_runtime::memory::count::{Held, THREADS, Usage};
+use dlx_runtime::memory::{Certificate, Part};
 use dlx_runtime::selftest::PROBE_ROWS;
 use dlx_runtime::text::TokenizerSize;
 use dlx_targets::{Settings, Target};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dlx_ir::{Error, Module, WeightDef};
 use dlx_runtime::manifest::{Manifest, ModelInfo};
-use dlx_runtime::memory::{Certificate, OTHERS};
+use dlx_runtime::memory::Certificate;
+use dlx_runtime::memory::count::OTHERS;
 use dlx_runtime::{TextSection, artifact};
 use dlx_targets::Settings;
 use dlx_targets::artifact_writer::ArtifactWriter;

@@ -3,14 +3,14 @@
 //! Invariant: a [`Machine`] that was read holds positive finite numbers only, at most [`MAX_POINTS`] of a kind, and one set
 //! of limits per number of threads. A limit that a prediction asks for and that was not measured is an error, never a guess.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use dlx_ir::{DType, Error};
 use dlx_runtime::cpu::Isa;
 use serde::{Deserialize, Serialize};
 
-use crate::cache;
+use crate::{cache, files};
 
 /// Version of the file's format; files of another are measured again.
 const VERSION: u32 = 1;
@@ -178,10 +178,8 @@ impl Machine {
         };
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent).map_err(failed)?;
-        let mut temp = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
         let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.into()))?;
-        temp.write_all(text.as_bytes()).and_then(|()| temp.write_all(b"\n")).map_err(failed)?;
-        temp.persist(path).map(drop).map_err(|e| failed(e.error))
+        files::write(path, format!("{text}\n").as_bytes()).map_err(failed)
     }
 
     /// What that many threads can do.

@@ -9,12 +9,12 @@
 //! beside them. This module knows nothing about graphs or artifacts.
 
 mod arena;
-mod error;
+pub(crate) mod error;
 mod executor;
 mod heap;
 mod isa;
 mod kernels;
-mod memory;
+pub(crate) mod memory;
 mod pack;
 mod pool;
 mod probes;
