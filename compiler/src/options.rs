@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use dlx_ir::{DType, QuantFormat};
 
+use crate::check::each::Tolerances;
 use crate::hf::Source;
 
 /// How the weights of a model, or some of them, are stored in the artifact.
@@ -227,6 +228,8 @@ pub struct CompileOptions {
     pub threads: Option<usize>,
     /// Run the module before and after every pass, and hold the pass to what it says it keeps.
     pub verify_each: bool,
+    /// Errors that this allows instead of what passes say.
+    pub tolerances: Tolerances,
 }
 
 impl CompileOptions {
@@ -265,6 +268,7 @@ impl Default for CompileOptions {
             max_memory: None,
             threads: None,
             verify_each: false,
+            tolerances: Tolerances::default(),
         }
     }
 }

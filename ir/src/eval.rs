@@ -42,7 +42,7 @@ impl<'m> Evaluator<'m> {
         Evaluator { module, source, weights: BTreeMap::new(), states: States::new(module, slots) }
     }
 
-    /// Runs a graph. `observe` sees every value as it is computed, by name.
+    /// Runs a graph. `observe` sees every value as it is computed, by name, and may put another in its place.
     ///
     /// # Errors
     /// A missing graph or weight, arguments that do not fit, or a row number out of range; the place is the node's text.
@@ -50,7 +50,7 @@ impl<'m> Evaluator<'m> {
         &mut self,
         graph: &str,
         args: &[Tensor],
-        observe: &mut dyn FnMut(&str, &Tensor),
+        observe: &mut dyn FnMut(&str, &mut Tensor),
     ) -> Result<Vec<Tensor>, Error> {
         let place = format!("graph @{graph}");
         let graph = self.module.graph(graph).ok_or_else(|| Error::new(&place, "is not in the module"))?;
@@ -67,8 +67,8 @@ impl<'m> Evaluator<'m> {
         for node in &graph.nodes {
             let outs = self.node(graph, node, &env).map_err(|e| Error::new(self.module.node_text(graph, node), e))?;
             for (&id, out) in node.outputs.iter().zip(outs) {
-                let out = rounded(out, graph.values[id].ty.dtype);
-                observe(&graph.values[id].name, &out);
+                let mut out = rounded(out, graph.values[id].ty.dtype);
+                observe(&graph.values[id].name, &mut out);
                 env.insert(id, Rc::new(out));
             }
         }

@@ -20,8 +20,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
     doc: "@forward → @step with KV states {max_seq, kv=f32|f16|q8}",
     params: &["max_seq", "kv"],
     keeps: |params| match params.get("kv") {
-        Some("f16") => Keeps::Format(0.02),
-        Some("q8") => Keeps::Format(0.1),
+        Some("f16") => Keeps::Format(0.005),
+        Some("q8") => Keeps::Format(0.03),
         _ => Keeps::Bits,
     },
     run,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use dlx_ir::{Error, Module, VerifiedModule, parse, verify};
 use dlx_passes::{PASSES, parse_pipeline, run_pipeline};
-use dlxc::check::each::{Checked, SEED, verify_each};
+use dlxc::check::each::{Checked, SEED, Tolerances, verify_each};
 use dlxc::check::source::Seeded;
 
 fn root() -> PathBuf {
@@ -136,7 +136,8 @@ fn check_same(text: &str, pipeline: &str) -> Result<(), String> {
     let module = VerifiedModule::new(module).map_err(|e| format!("the module is not valid: {}", e[0]))?;
     let steps = parse_pipeline(pipeline).map_err(|e| e.to_string())?;
     let weights = Seeded { module: &module, seed: SEED };
-    let (all, _) = verify_each(&module, &steps, &weights, SEED, &mut |_| {}).map_err(|e| e.to_string())?;
+    let (all, _) =
+        verify_each(&module, &steps, &weights, SEED, &Tolerances::default(), &mut |_| {}).map_err(|e| e.to_string())?;
     if all.iter().all(|c| c.comparison.compared == 0) {
         return Err("no pass changed anything that could be compared".into());
     }

@@ -1,7 +1,7 @@
 //! Finds the first stage of a pipeline that is further from a reference than it may be: from numbers in a file, or from what
 //! another artifact computes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
@@ -204,7 +204,8 @@ pub fn departs(
         if let Some(gap) = known.get(&stage) {
             return Ok(gap.clone());
         }
-        let run = stages.run(&modules[stage].1, &BTreeMap::from([("logits".into(), BTreeSet::from([rows]))]))?;
+        let sizes = stages.sizes([&*modules[stage].1]);
+        let run = stages.run(&modules[stage].1, &sizes)?;
         let gap = of(&run, reference, metric)?;
         known.insert(stage, gap.clone());
         Ok(gap)

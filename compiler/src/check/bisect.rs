@@ -4,7 +4,7 @@
 //! stretch of passes is judged by its ends and halved where these differ. Of the pass that is found, the first value
 //! that differs says which rewrite it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dlx_ir::{Error, Module, VerifiedModule};
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::compare::{Between, Breach};
 use super::each::{Found, Stages, judge};
-use super::probe::{Run, sizes};
+use super::probe::{Run, Sizes};
 use super::reduce::{Repro, reduce};
 
 /// The first pass that broke something.
@@ -92,7 +92,7 @@ impl Trail {
 struct Runs<'a, 'w> {
     stages: Stages<'w>,
     trail: &'a Trail,
-    sizes: BTreeMap<String, BTreeSet<usize>>,
+    sizes: Sizes,
     known: BTreeMap<usize, Rc<Run>>,
 }
 
@@ -107,8 +107,13 @@ impl Runs<'_, '_> {
     }
 
     fn compare(&mut self, first: usize, last: usize, keeps: Keeps) -> Result<Found, Error> {
-        let (old, new) = (self.run(first)?, self.run(last)?);
-        judge((&self.trail.modules[first], &old), (&self.trail.modules[last], &new), keeps)
+        let old = self.run(first)?;
+        let before = (&*self.trail.modules[first], &*old);
+        if let Keeps::Format(_) = keeps {
+            return Ok(self.stages.hold(before, &self.trail.modules[last], &self.sizes, keeps)?.0);
+        }
+        let new = self.run(last)?;
+        judge(before, (&self.trail.modules[last], &new), keeps)
     }
 }
 
@@ -123,12 +128,9 @@ pub fn bisect(
     seed: u64,
 ) -> Result<Option<Verdict>, Error> {
     let trail = Trail::of(module, steps);
-    let mut all: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    for module in &trail.modules {
-        sizes(module).into_iter().for_each(|(role, more)| all.entry(role).or_default().extend(more));
-    }
     let stages = Stages::new(module, weights, seed);
-    let mut runs = Runs { stages, trail: &trail, sizes: all, known: BTreeMap::new() };
+    let sizes = stages.sizes(trail.modules.iter().map(|module| &**module));
+    let mut runs = Runs { stages, trail: &trail, sizes, known: BTreeMap::new() };
     for (first, last, keeps) in trail.stretches() {
         if runs.compare(first, last, keeps)?.comparison.breach.is_none() {
             continue;

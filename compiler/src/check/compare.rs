@@ -1,7 +1,6 @@
 //! Compares what two stages of a module compute, and names what lies between them where they differ.
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
 
 use dlx_ir::{Data, Error, Graph, Module, Node, Op, Operand, Tensor, ValueId, compute};
 use dlx_passes::Keeps;
@@ -169,24 +168,18 @@ fn of_logits(before: &Run, call: &Call, result: usize, module: &Module) -> Optio
     }
 }
 
+/// The largest distance of a value from the one that has its name in the stage before.
+pub fn largest_error(before: &Run, after: &Run, keeps: Keeps) -> f32 {
+    let errors = after.values.iter().filter_map(|v| Some(distance(&*before.named(v)?, &v.tensor)?.error(keeps)));
+    errors.fold(0.0, f32::max)
+}
+
 /// The first value, in the order of execution, that has the name of a value of the stage before it and is not what that is.
 pub fn first_value(before: &Run, after: &Run, keeps: Keeps) -> Option<(Seen, Breach)> {
     after.values.iter().find_map(|seen| {
-        let expected = named(before, seen)?;
+        let expected = before.named(seen)?;
         let d = distance(&expected, &seen.tensor).filter(|d| !d.within(keeps))?;
         Some((seen.clone(), breach(&format!("%{} of @{}", seen.name, at(&seen.call)), &expected, &seen.tensor, d)))
-    })
-}
-
-/// The value of the same name: of the same call, else of the step before it.
-fn named(run: &Run, seen: &Seen) -> Option<Rc<Tensor>> {
-    let of = |same: &dyn Fn(&Call) -> bool| {
-        let mut values = run.values.iter().filter(|v| v.name == seen.name && same(&v.call));
-        values.next().map(|v| v.tensor.clone())
-    };
-    of(&|call| *call == seen.call).or_else(|| {
-        let same = |c: &Call| c.role == "step" && (c.step, c.turn) == (seen.call.step, seen.call.turn);
-        of(&same).filter(|_| seen.call.rows == seen.call.step)
     })
 }
 
@@ -209,7 +202,7 @@ pub fn between(before: (&Module, &Run), after: (&Module, &Run), bad: &Seen, keep
     let agrees = |name: &str| {
         let seen = after.1.values.iter().find(|v| v.name == name && v.call == bad.call);
         seen.is_some_and(|seen| {
-            named(before.1, seen).and_then(|e| distance(&e, &seen.tensor)).is_some_and(|d| d.within(keeps))
+            before.1.named(seen).and_then(|e| distance(&e, &seen.tensor)).is_some_and(|d| d.within(keeps))
         })
     };
     let missing = || Error::new(format!("%{}", bad.name), "is in no graph");

@@ -1,6 +1,5 @@
 //! Runs the last stage of a pipeline as an artifact would: its weights packed into a file, on a target's executor.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use dlx_targets::{Product, Settings, Target, WeightSource, emit, place};
 use serde::Serialize;
 
 use super::compare::sources;
-use super::probe::{Call, Probe, Run, argument, role};
+use super::probe::{Call, Probe, Run, Seen, Sizes, argument, role};
 use super::source::Whole;
 
 /// A program whose weights lie in a file.
@@ -141,16 +140,11 @@ pub fn load(
     }
 }
 
-/// What an executor computes of what the evaluator is given: statistics and logits after every step.
+/// What an executor computes of what the evaluator is given: the values of every step, and statistics and logits after it.
 ///
 /// # Errors
 /// What the executor says.
-pub fn run(
-    probe: &Probe,
-    module: &Module,
-    executor: &mut dyn Executor,
-    sizes: &BTreeMap<String, BTreeSet<usize>>,
-) -> Result<Run, Error> {
+pub fn run(probe: &Probe, module: &Module, executor: &mut dyn Executor, sizes: &Sizes) -> Result<Run, Error> {
     let failed = |e: dlx_runtime::exec::ExecError| Error::new("executor", e.to_string());
     let mut run = Run::default();
     for graph in module.graphs.iter().filter(|g| role(g).0 == "step") {
@@ -160,7 +154,17 @@ pub fn run(
             let given = |i: usize| argument(probe, module, graph, graph.params[i], &call);
             let (ids, pos) = (given(0)?, given(1)?);
             let (ids, pos) = (ids.ints().unwrap_or_default(), pos.ints().unwrap_or_default());
-            executor.step(&[Span::new(ids, pos, turn * rows)]).map_err(failed)?;
+            let mut see = |name: &str, numbers: &[f32]| {
+                let shape = graph.values.find(name).and_then(|v| graph.values[v].ty.shape());
+                // What a step leaves for the head is no value of the graph.
+                let Some(shape) = shape.filter(|s| s.iter().product::<usize>() == numbers.len()) else { return };
+                let tensor = Rc::new(Tensor::f32(&shape, numbers.to_vec()));
+                run.values.push(Seen { call: call.clone(), name: name.to_owned(), tensor });
+            };
+            let span = Span::new(ids, pos, turn * rows);
+            if !executor.observe(&[span], &mut see).map_err(failed)? {
+                return Err(Error::new("executor", "nobody can look into its steps"));
+            }
             for size in sizes.get("logits").into_iter().flatten() {
                 let chosen: Vec<usize> = (0..*size).map(|r| r % rows).collect();
                 let mut logits = vec![0.0; size * executor.vocab()];

@@ -9,7 +9,7 @@ use serde::Serialize;
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
 use super::compare::{Distance, distance, graph_of};
-use super::each::{Stages, both};
+use super::each::Stages;
 use super::probe::{Call, Run};
 
 /// What differs between two graphs of one name, or between the weights or states of two modules.
@@ -182,11 +182,11 @@ pub fn run_both(
     seed: u64,
     tolerance: f32,
 ) -> Result<Numbers, Error> {
-    let mut sizes = both(a, b);
+    let (mut old, mut new) = (Stages::new(a, weights.0, seed), Stages::new(b, weights.1, seed));
+    let mut sizes = old.sizes([a, b]);
     sizes.values_mut().for_each(|s| *s = s.iter().copied().filter(|n| *n <= 64).collect());
     sizes.retain(|_, s| !s.is_empty());
-    let old = Stages::new(a, weights.0, seed).run(a, &sizes)?;
-    let new = Stages::new(b, weights.1, seed).run(b, &sizes)?;
+    let (old, new) = (old.run(a, &sizes)?, new.run(b, &sizes)?);
     let common = |call: &&Call| new.results.contains_key(*call) && call.turn == 0;
     let largest = old.results.keys().filter(common).max_by_key(|c| (c.step, c.rows)).cloned();
     let Some(call) = largest else { return Ok(Numbers::default()) };

@@ -1,16 +1,17 @@
 //! `--verify-each`: runs a module before and after every pass of a pipeline, and holds the pass to what it says it keeps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use dlx_ir::{DType, Error, Mask, Module, Op, VerifiedModule};
-use dlx_passes::{Keeps, Step};
+use dlx_passes::{Keeps, PASSES, Step};
 use dlx_targets::{Settings, Target, WeightSource};
 use serde::Serialize;
 
 use super::compare::{self, Between, Breach, Comparison};
 use super::device::{self, WrongByte};
-use super::probe::{Probe, Run, sizes};
+use super::probe::{Probe, Run, Sizes, sizes};
 use super::source::Whole;
 
 /// Seed of the inputs where nobody gives one.
@@ -21,6 +22,38 @@ const ACTIVATIONS: f32 = 0.05;
 const FLOATS: f32 = 2e-3;
 /// Rows where no mask and no size asks for others.
 const ROWS: usize = 8;
+
+/// Errors that are allowed instead of what passes say they keep, by pass; `run` is for the run on a device. They are measured
+/// as those of formats are: RMS of the difference over RMS of the result, each node by itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tolerances(pub BTreeMap<String, f32>);
+
+impl Tolerances {
+    fn of(&self, pass: &str, keeps: Keeps) -> Keeps {
+        self.0.get(pass).map_or(keeps, |error| Keeps::Format(*error))
+    }
+}
+
+impl FromStr for Tolerances {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |part: &str| {
+            let (pass, error) = part.split_once('=').ok_or_else(|| format!("`{part}` is not PASS=ERROR"))?;
+            if pass != RUN && PASSES.iter().all(|p| p.name != pass) {
+                return Err(format!(
+                    "there is no pass `{pass}`; see `dlxc passes`, or use `{RUN}` for the run on the device"
+                ));
+            }
+            let number = error.parse().ok().filter(|e: &f32| (0.0..=1.0).contains(e));
+            Ok((pass.to_owned(), number.ok_or_else(|| format!("`{error}` is no error from 0 to 1"))?))
+        };
+        text.split(',').map(one).collect::<Result<_, _>>().map(Tolerances)
+    }
+}
+
+/// What the run on a device is called among passes.
+const RUN: &str = "run";
 
 /// What a pass did to what the module computes.
 #[derive(Clone, Debug, Serialize)]
@@ -122,9 +155,31 @@ impl<'a> Stages<'a> {
     ///
     /// # Errors
     /// What the evaluator says.
-    pub fn run(&mut self, module: &Module, sizes: &BTreeMap<String, BTreeSet<usize>>) -> Result<Run, Error> {
+    pub fn run(&mut self, module: &Module, sizes: &Sizes) -> Result<Run, Error> {
+        self.run_along(None, module, sizes)
+    }
+
+    fn run_along(&mut self, along: Option<&Run>, module: &Module, sizes: &Sizes) -> Result<Run, Error> {
         self.runs += 1;
-        self.probe.run(module, &Whole { module, rows: self.weights }, sizes)
+        self.probe.run(module, &Whole { module, rows: self.weights }, sizes, along)
+    }
+
+    /// The sizes that a comparison of stages takes.
+    pub(super) fn sizes<'m>(&self, modules: impl IntoIterator<Item = &'m Module>) -> Sizes {
+        sizes(modules, self.probe.rows)
+    }
+
+    /// Holds a stage to what an earlier one computed. Where a format loses something, each node is judged by itself.
+    pub(super) fn hold(
+        &mut self,
+        before: (&Module, &Run),
+        after: &Module,
+        sizes: &Sizes,
+        keeps: Keeps,
+    ) -> Result<(Found, Run), Error> {
+        let along = matches!(keeps, Keeps::Format(_)).then_some(before.1);
+        let run = self.run_along(along, after, sizes)?;
+        Ok((judge(before, (after, &run), keeps)?, run))
     }
 
     /// Holds what lies between two stages to what is to be kept.
@@ -132,9 +187,9 @@ impl<'a> Stages<'a> {
     /// # Errors
     /// What the evaluator says.
     pub fn compare(&mut self, before: &Module, after: &Module, keeps: Keeps) -> Result<Found, Error> {
-        let all = both(before, after);
-        let (old, new) = (self.run(before, &all)?, self.run(after, &all)?);
-        judge((before, &old), (after, &new), keeps)
+        let all = self.sizes([before, after]);
+        let old = self.run(before, &all)?;
+        Ok(self.hold((before, &old), after, &all, keeps)?.0)
     }
 }
 
@@ -165,6 +220,11 @@ pub struct Found {
 pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keeps) -> Result<Found, Error> {
     let comparison = compare::results(before.1, after.1, after.0, keeps);
     let mut found = Found { comparison, value: None, name: None, between: None };
+    if let Keeps::Format(_) = keeps {
+        let Comparison { error, breach, .. } = &mut found.comparison;
+        *error = error.max(compare::largest_error(before.1, after.1, keeps));
+        *breach = breach.take().or_else(|| Some(compare::first_value(before.1, after.1, keeps)?.1));
+    }
     if found.comparison.breach.is_some()
         && let Some((seen, breach)) = compare::first_value(before.1, after.1, keeps)
     {
@@ -173,15 +233,6 @@ pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keep
         found.name = Some(seen.name);
     }
     Ok(found)
-}
-
-/// The sizes that either of two stages fixes.
-pub(super) fn both(before: &Module, after: &Module) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut all = sizes(before);
-    for (role, more) in sizes(after) {
-        all.entry(role).or_default().extend(more);
-    }
-    all
 }
 
 /// Runs a pipeline and holds every pass that changes something to what it says it keeps. `tell` is called after each.
@@ -193,29 +244,29 @@ pub fn verify_each(
     steps: &[Step],
     weights: &dyn WeightSource,
     seed: u64,
+    tolerances: &Tolerances,
     tell: &mut dyn FnMut(&Checked),
 ) -> Result<(Vec<Checked>, VerifiedModule), Error> {
     let mut stages = Stages::new(module, weights, seed);
     let mut all = Vec::new();
-    let mut known: Option<(BTreeMap<String, BTreeSet<usize>>, Run)> = None;
+    let mut known: Option<(Sizes, Run)> = None;
     let mut before = module.clone();
     for step in steps {
         let started = Instant::now();
         let outcome = dlx_passes::run_pipeline(before.clone(), std::slice::from_ref(step), &mut |_, _, _| Ok(()));
         let (after, _) = outcome.map_err(|failure| failure.error)?;
-        let keeps = (step.pass.keeps)(&step.params);
+        let keeps = tolerances.of(step.pass.name, (step.pass.keeps)(&step.params));
         let mut checked = Checked::new(step.to_string(), keeps);
         // Whatever the pass reports.
         if *after != *before {
-            let sizes = both(&before, &after);
+            let sizes = stages.sizes([&*before, &*after]);
             let old = match known.take().filter(|(for_sizes, _)| *for_sizes == sizes) {
                 Some((_, run)) => run,
                 None => stages.run(&before, &sizes)?,
             };
-            let new = stages.run(&after, &sizes)?;
-            let found = judge((&before, &old), (&after, &new), keeps)?;
+            let (found, new) = stages.hold((&before, &old), &after, &sizes, keeps)?;
             (checked.comparison, checked.between, checked.value) = (found.comparison, found.between, found.value);
-            known = Some((sizes, new));
+            known = Some((sizes, new)).filter(|_| !matches!(keeps, Keeps::Format(_)));
         }
         checked.time = started.elapsed();
         tell(&checked);
@@ -230,11 +281,11 @@ pub fn verify_each(
 /// # Errors
 /// What cannot be packed or run.
 pub fn verify_target(
-    target: &Target,
-    settings: &Settings,
+    target: (&Target, &Settings),
     module: &VerifiedModule,
     weights: &dyn WeightSource,
     seed: u64,
+    tolerances: &Tolerances,
     tell: &mut dyn FnMut(&Checked),
 ) -> Result<Vec<Checked>, Error> {
     let mut stages = Stages::new(module, weights, seed);
@@ -248,13 +299,16 @@ pub fn verify_target(
     let started = Instant::now();
     let quantized = module.weights.iter().any(|(_, w)| matches!(w.ty.dtype, DType::Quant(_)));
     let keeps = if quantized { Keeps::Format(ACTIVATIONS) } else { Keeps::Format(FLOATS) };
-    let mut run = Checked::new(format!("run on {}", target.name), keeps);
-    match device::load(target, &emitted, settings, None) {
+    let keeps = tolerances.of(RUN, keeps);
+    let mut run = Checked::new(format!("{RUN} on {}", target.0.name), keeps);
+    match device::load(target.0, &emitted, target.1, None) {
         Ok(mut executor) => {
-            let sizes = sizes(module);
-            let expected = stages.run(module, &sizes)?;
+            let sizes = stages.sizes([&**module]);
+            // Each node from what the device computed in front of it: what codes lose does not add up.
             let found = device::run(&stages.probe, module, &mut *executor, &sizes)?;
-            run.comparison = compare::results(&expected, &found, module, keeps);
+            let expected = stages.run_along(Some(&found), module, &sizes)?;
+            let found = judge((module, &expected), (module, &found), keeps)?;
+            (run.comparison, run.between, run.value) = (found.comparison, found.between, found.value);
         }
         Err(e) => run.skipped = Some(e.to_string()),
     }

@@ -6,6 +6,9 @@
 //!
 //! A step is called twice where caches exist and hold it: on rows from the first one on, and on those that follow. After
 //! each step every head runs, on rows that go round. A graph that is not fed by a step finds states full of seeded numbers.
+//!
+//! A run may go along another one: whatever a node computes, those that read it get the value of that name from the other
+//! run. What a format loses then shows at each node by itself, and does not add up from layer to layer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -22,7 +25,7 @@ use crate::synth::numbers::{hash, mix};
 pub struct Probe {
     /// Seed of all inputs.
     pub seed: u64,
-    /// Size of named dimensions, where no stage fixes it.
+    /// Most rows of calls whose size no stage fixes.
     pub rows: usize,
     /// Tokens to feed, instead of seeded ones.
     pub ids: Vec<i32>,
@@ -61,6 +64,20 @@ pub struct Run {
     pub results: BTreeMap<Call, Vec<Rc<Tensor>>>,
 }
 
+impl Run {
+    /// The value of that name: of the same call, else of the step before it.
+    pub(super) fn named(&self, seen: &Seen) -> Option<Rc<Tensor>> {
+        let of = |same: &dyn Fn(&Call) -> bool| {
+            let mut values = self.values.iter().filter(|v| v.name == seen.name && same(&v.call));
+            values.next().map(|v| v.tensor.clone())
+        };
+        of(&|call| *call == seen.call).or_else(|| {
+            let same = |c: &Call| c.role == "step" && (c.step, c.turn) == (seen.call.step, seen.call.turn);
+            of(&same).filter(|_| seen.call.rows == seen.call.step)
+        })
+    }
+}
+
 /// The role of a graph, and the size that its name says if it is specialized.
 pub fn role(graph: &Graph) -> (&str, Option<usize>) {
     let named = || graph.values.iter().flat_map(|(_, v)| &v.ty.dims).any(|d| matches!(d, Dim::Named(_)));
@@ -71,28 +88,31 @@ pub fn role(graph: &Graph) -> (&str, Option<usize>) {
     }
 }
 
-/// The sizes that a module fixes, by role.
-pub fn sizes(module: &Module) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut sizes: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    for graph in &module.graphs {
-        if let (role, Some(size)) = role(graph) {
-            sizes.entry(role.to_owned()).or_default().insert(size);
+/// Sizes of calls, by the role of their graph.
+pub type Sizes = BTreeMap<String, BTreeSet<usize>>;
+
+/// The sizes that any of some stages fixes. A role that none fixes is run with `rows`, or with as many as all states hold.
+pub fn sizes<'m>(stages: impl IntoIterator<Item = &'m Module>, rows: usize) -> Sizes {
+    let (mut sizes, mut rows) = (Sizes::new(), rows);
+    for module in stages {
+        for graph in &module.graphs {
+            let (role, size) = role(graph);
+            sizes.entry(role.to_owned()).or_default().extend(size);
         }
+        let states = module.states.iter().filter_map(|(_, s)| s.ty.dims.first()?.fixed());
+        rows = states.fold(rows, usize::min);
     }
+    sizes.values_mut().filter(|of_role| of_role.is_empty()).for_each(|of_role| of_role.extend([rows]));
     sizes
 }
 
 impl Probe {
-    /// Runs every graph of a module, those with named dimensions at each of the `sizes` of their role.
+    /// Runs every graph of a module, those with named dimensions at each of the `sizes` of their role; `along` another run,
+    /// if one is given.
     ///
     /// # Errors
     /// What the evaluator says of a node or a weight.
-    pub fn run(
-        &self,
-        module: &Module,
-        source: &dyn Source,
-        sizes: &BTreeMap<String, BTreeSet<usize>>,
-    ) -> Result<Run, Error> {
+    pub fn run(&self, module: &Module, source: &dyn Source, sizes: &Sizes, along: Option<&Run>) -> Result<Run, Error> {
         let stepped = module.graphs.iter().any(|g| role(g).0 == "step");
         let filled;
         let module = if stepped {
@@ -102,7 +122,7 @@ impl Probe {
             &filled
         };
         let mut runner =
-            Runner { probe: self, module, evaluator: Evaluator::new(module, source, 1), run: Run::default() };
+            Runner { probe: self, module, evaluator: Evaluator::new(module, source, 1), along, run: Run::default() };
         if !stepped {
             runner.fill()?;
         }
@@ -197,6 +217,7 @@ struct Runner<'m> {
     probe: &'m Probe,
     module: &'m Module,
     evaluator: Evaluator<'m>,
+    along: Option<&'m Run>,
     run: Run,
 }
 
@@ -225,11 +246,21 @@ impl Runner<'_> {
             .iter()
             .map(|p| argument(self.probe, self.module, graph, *p, &call))
             .collect::<Result<Vec<_>, _>>()?;
-        let values = &mut self.run.values;
+        let (values, along) = (&mut self.run.values, self.along);
         let results = self.evaluator.run(&graph.name, &args, &mut |name, tensor| {
-            values.push(Seen { call: call.clone(), name: name.to_owned(), tensor: Rc::new(tensor.clone()) });
+            let seen = Seen { call: call.clone(), name: name.to_owned(), tensor: Rc::new(tensor.clone()) };
+            let given = along.and_then(|run| run.named(&seen));
+            if let Some(given) = given.filter(|t| (t.dtype, &t.shape) == (tensor.dtype, &tensor.shape)) {
+                tensor.clone_from(&given);
+            }
+            values.push(seen);
         })?;
-        self.run.results.insert(call, results.into_iter().map(Rc::new).collect());
+        // What the graph computed itself, not what stood in its place.
+        let own = |v: &ValueId| values.iter().rev().find(|s| s.call == call && s.name == graph.values[*v].name);
+        let results = graph.results.iter().zip(results);
+        let results = results.map(|(v, given)| own(v).map_or_else(|| Rc::new(given), |seen| seen.tensor.clone()));
+        let results = results.collect();
+        self.run.results.insert(call, results);
         Ok(())
     }
 }

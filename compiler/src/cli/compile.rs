@@ -13,7 +13,7 @@ use super::checks::Checks;
 use super::memory::memory_table;
 use super::table::{self, Align};
 use super::{Failure, terminal};
-use crate::check::each::Checked;
+use crate::check::each::{Checked, Tolerances};
 use crate::driver::{self, Summary, Watch};
 use crate::options::{CompileOptions, Keep, QuantSpec, kv_type, memory_size};
 
@@ -102,6 +102,10 @@ pub struct Args {
     /// model is cut to one of each kind of layer.
     #[arg(long)]
     pub verify_each: bool,
+    /// Error that --verify-each allows a pass, as RMS over that of each node, instead of what the pass says; `run` is the run
+    /// on the device.
+    #[arg(long, value_name = "PASS=ERROR,…", requires = "verify_each")]
+    pub tolerance: Option<Tolerances>,
     /// Compile weights that hold NaN or infinity.
     #[arg(long)]
     pub allow_nonfinite: bool,
@@ -159,6 +163,7 @@ impl Args {
             max_memory: self.max_memory,
             threads: count(self.threads),
             verify_each: self.verify_each,
+            tolerances: self.tolerance.clone().unwrap_or_default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use dlx_passes::{Report, Step, parse_pipeline, run_pipeline};
 use super::checks::Checks;
 use super::{Failure, terminal};
 use crate::check::built::read_ir;
-use crate::check::each::{Checked, verify_each};
+use crate::check::each::{Checked, Tolerances, verify_each};
 use crate::check::source::Seeded;
 
 /// Run passes on IR text.
@@ -30,6 +30,9 @@ pub struct Args {
     /// Run the module before and after every pass on made up weights and inputs, and report instead of printing the result.
     #[arg(long)]
     pub verify_each: bool,
+    /// Error that --verify-each allows a pass, as RMS over that of each node, instead of what the pass says.
+    #[arg(long, value_name = "PASS=ERROR,…", requires = "verify_each")]
+    pub tolerance: Option<Tolerances>,
     /// Seed of weights and inputs that are made up.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "verify_each")]
     pub seed: u64,
@@ -63,7 +66,8 @@ fn verify(args: &Args, module: &VerifiedModule, steps: &[Step]) -> Result<(), Fa
     let mut checks = Checks::default();
     checks.begin("", &[]);
     let weights = Seeded { module, seed: args.seed };
-    let (all, _) = verify_each(module, steps, &weights, args.seed, &mut |c| checks.add(c))?;
+    let tolerances = args.tolerance.clone().unwrap_or_default();
+    let (all, _) = verify_each(module, steps, &weights, args.seed, &tolerances, &mut |c| checks.add(c))?;
     terminal::print(&if args.json { format!("{:#}\n", checks.json()) } else { checks.text() })?;
     match all.iter().find_map(Checked::error) {
         Some(error) => Err(error.into()),

@@ -26,6 +26,7 @@ impl Compile<'_> {
         input: &Input<'_>,
         settings: &Settings,
     ) -> Result<(), Error> {
+        let tolerances = &self.options.tolerances;
         let weights = Finite { weights: &*input.weights, allow_nonfinite: self.options.allow_nonfinite };
         let patterns: Vec<String> = self.options.keep.iter().map(|(name, _)| name.clone()).collect();
         let cut = cut(&input.imported.module, &patterns)?;
@@ -36,8 +37,8 @@ impl Compile<'_> {
             let notes: Vec<String> = cut.notes.iter().cloned().chain(note).collect();
             self.watch.verifying(target.name, &notes);
             let mut tell = |checked: &Checked| self.watch.checked(target.name, checked);
-            let (mut all, module) = verify_each(&cut.module, &steps, &corners, SEED, &mut tell)?;
-            all.extend(verify_target(target, settings, &module, &corners, SEED, &mut tell)?);
+            let (mut all, module) = verify_each(&cut.module, &steps, &corners, SEED, tolerances, &mut tell)?;
+            all.extend(verify_target((target, settings), &module, &corners, SEED, tolerances, &mut tell)?);
             if let Some(error) = all.iter().find_map(Checked::error) {
                 return Err(Error { place: format!("target {}: {}", target.name, error.place), ..error });
             }

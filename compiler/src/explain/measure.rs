@@ -1,9 +1,9 @@
 //! Measures what this machine can do, with the kernels that programs run with.
 //!
 //! Nothing here knows a model: products have one shape, attention has one, and a limit is the time of one repeated call
-//! less what was measured before it. A limit is the fastest of several runs of about a millisecond: a shared machine disturbs
-//! the others, and one that takes longer would always be disturbed. Weights that come from memory are read out of a mapped
-//! file, as those of an artifact are.
+//! less what was measured before it. A limit is the median of several runs of about a millisecond, as what a prediction is
+//! compared with is the median of whole passes. Weights that come from memory are read out of a mapped file, as those of an
+//! artifact are.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -134,7 +134,7 @@ fn mapped_weights() -> Result<(tempfile::NamedTempFile, Mapped), Error> {
     Ok((file, mapped))
 }
 
-/// Seconds of a call, after one to warm up: the fastest of several runs, each of as many calls as take a millisecond.
+/// Seconds of a call, after one to warm up: the median of several runs, each of as many calls as take a millisecond.
 fn repeated(mut call: impl FnMut()) -> f64 {
     let mut run = |calls: usize| {
         let start = Instant::now();
@@ -146,12 +146,12 @@ fn repeated(mut call: impl FnMut()) -> f64 {
         return first.min(run(1));
     }
     let calls = (1e-3 / first.max(1e-8)).ceil() as usize;
-    let (begin, mut runs, mut best) = (Instant::now(), 0, f64::INFINITY);
-    while runs < 5 || begin.elapsed().as_secs_f64() < SECONDS {
-        best = best.min(run(calls));
-        runs += 1;
+    let (begin, mut runs) = (Instant::now(), Vec::new());
+    while runs.len() < 5 || begin.elapsed().as_secs_f64() < SECONDS {
+        runs.push(run(calls));
     }
-    best
+    runs.sort_unstable_by(f64::total_cmp);
+    runs[runs.len() / 2]
 }
 
 /// Seconds of a region that all threads enter: the quarter mark of those that all have entered in time.

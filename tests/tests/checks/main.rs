@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use dlx_ir::{VerifiedModule, parse};
 use dlx_passes::{Step, parse_pipeline};
 use dlxc::check::bisect::bisect;
-use dlxc::check::each::{SEED, verify_each};
+use dlxc::check::each::{SEED, Tolerances, verify_each};
 use dlxc::check::source::Seeded;
 
 use model::cases;
@@ -17,7 +17,7 @@ use model::cases;
 fn every_pass_of_a_target_holds_and_finds_work() {
     for (module, steps) in cases() {
         let weights = Seeded { module: &module, seed: SEED };
-        let (all, _) = verify_each(&module, &steps, &weights, SEED, &mut |_| {}).unwrap();
+        let (all, _) = verify_each(&module, &steps, &weights, SEED, &Tolerances::default(), &mut |_| {}).unwrap();
         for checked in all {
             assert!(checked.holds(), "{}", checked.error().unwrap());
             assert!(
@@ -84,7 +84,7 @@ fn a_wrong_rewrite_in_any_pass_is_found_and_named() {
 fn holds(text: &str, step: &Step) -> bool {
     let module = VerifiedModule::new(parse(text).expect("a repro is valid")).expect("a repro is valid");
     let weights = Seeded { module: &module, seed: SEED };
-    match verify_each(&module, std::slice::from_ref(step), &weights, SEED, &mut |_| {}) {
+    match verify_each(&module, std::slice::from_ref(step), &weights, SEED, &Tolerances::default(), &mut |_| {}) {
         Ok((all, _)) => all.iter().all(dlxc::check::each::Checked::holds),
         Err(_) => false,
     }
@@ -122,7 +122,7 @@ fn passes_keep_what_they_say_on_file_tests() {
             }
             let weights = Seeded { module: &module, seed: SEED };
             checked += 1;
-            match verify_each(&module, &steps, &weights, SEED, &mut |_| {}) {
+            match verify_each(&module, &steps, &weights, SEED, &Tolerances::default(), &mut |_| {}) {
                 Ok((all, _)) => {
                     compared += all.iter().map(|c| c.comparison.compared).sum::<usize>();
                     problems.extend(all.iter().find_map(|c| c.error()).map(|e| format!("{}: {e}", path.display())));
