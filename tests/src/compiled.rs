@@ -112,7 +112,9 @@ impl Interpreted {
         args: &[Tensor],
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Vec<Tensor>, ExecError> {
-        self.evaluator.run(graph, args, &mut |name, value| see(name, value)).map_err(|e| ExecError::Device(e.to_string()))
+        self.evaluator
+            .run(graph, args, &mut |name, value| see(name, value))
+            .map_err(|e| ExecError::Device(e.to_string()))
     }
 
     fn run_head(&mut self, graph: &str, rows: &[usize]) -> Result<Vec<(Tensor, Option<Tensor>, usize)>, ExecError> {
