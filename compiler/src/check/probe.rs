@@ -15,6 +15,8 @@ use dlx_ir::{
     ValueId, spans_type,
 };
 
+pub use super::call::{Call, Run, Seen, outside, role, sizes};
+use super::host::{Host, Kept};
 use crate::synth::numbers::{hash, mix};
 
 /// What a module is run on.
@@ -28,62 +30,17 @@ pub struct Probe {
     pub ids: Vec<i32>,
 }
 
-/// One run of a graph.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Call {
-    /// Role of the graph, such as `step`.
-    pub role: String,
-    /// Size of its named dimension.
-    pub rows: usize,
-    /// Rows of the step before it, which is the call itself for a step.
-    pub step: usize,
-    /// 0, or 1 for the rows that follow.
-    pub turn: usize,
-}
-
-/// A value that a run computed.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The run of its graph.
-    pub call: Call,
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub tensor: Rc<Tensor>,
-}
-
-/// All values of a module's graphs, as they were computed.
-#[derive(Debug, Default)]
-pub struct Run {
-    /// In the order of execution.
-    pub values: Vec<Seen>,
-    /// What each run of a graph returned.
-    pub results: BTreeMap<Call, Vec<Rc<Tensor>>>,
-}
-
-/// The role of a graph, and the size that its name says if it is specialized.
-pub fn role(graph: &Graph) -> (&str, Option<usize>) {
-    let named = || graph.values.iter().flat_map(|(_, v)| &v.ty.dims).any(|d| matches!(d, Dim::Named(_)));
-    match graph.name.rsplit_once('_').map(|(stem, size)| (stem, size.parse())) {
-        Some((stem, Ok(size))) if !named() => (stem, Some(size)),
-        _ if graph.name == "forward" => ("step", None),
-        _ => (&graph.name, None),
-    }
-}
-
-/// The sizes that a module fixes, by role.
-pub fn sizes(module: &Module) -> BTreeMap<String, BTreeSet<usize>> {
-    let mut sizes: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    for graph in &module.graphs {
-        if let (role, Some(size)) = role(graph) {
-            sizes.entry(role.to_owned()).or_default().insert(size);
-        }
-    }
-    sizes
-}
-
 impl Probe {
-    /// Runs every graph of a module, those with named dimensions at each of the `sizes` of their role.
+    /// Tokens of the sequence that all steps of a run are fed, however it is cut.
+    fn tokens(&self, vocab: usize, rows: std::ops::Range<usize>) -> Vec<i32> {
+        let key = mix(self.seed ^ hash("ids"));
+        let seeded = |i: usize| (mix(key.wrapping_add(i as u64 ^ 0x9e37_79b9_7f4a_7c15)) % vocab.max(1) as u64) as i32;
+        let given = |i: usize| self.ids.get(i.checked_rem(self.ids.len())?).copied();
+        rows.map(|i| given(i).unwrap_or_else(|| seeded(i))).collect()
+    }
+
+    /// Runs every graph of a module, those with named dimensions at each of the `sizes` of their role. Steps whose caches are
+    /// outside are given what the `host` gives, or seeded numbers where there is none.
     ///
     /// # Errors
     /// What the evaluator says of a node or a weight.
@@ -92,6 +49,7 @@ impl Probe {
         module: &Module,
         source: &dyn Source,
         sizes: &BTreeMap<String, BTreeSet<usize>>,
+        host: Option<&Host<'_>>,
     ) -> Result<Run, Error> {
         let stepped = module.graphs.iter().any(|g| role(g).0 == "step");
         let filled;
@@ -101,8 +59,8 @@ impl Probe {
             filled = with_fill(module)?;
             &filled
         };
-        let mut runner =
-            Runner { probe: self, module, evaluator: Evaluator::new(module, source, 1), run: Run::default() };
+        let evaluator = Evaluator::new(module, source, 1);
+        let mut runner = Runner { probe: self, module, evaluator, host, kept: Kept::default(), run: Run::default() };
         if !stepped {
             runner.fill()?;
         }
@@ -117,8 +75,11 @@ impl Probe {
         let others: Vec<&Graph> = others.into_iter().filter(|g| g.name != FILL).collect();
         for graph in &steps {
             for rows in calls(graph) {
-                let follows =
-                    graph.params.iter().any(|p| graph.values[*p].ty == spans_type()) && runner.room() >= 2 * rows;
+                let cached = graph.params.iter().any(|p| graph.values[*p].ty == spans_type());
+                let follows = match outside(graph) {
+                    Some(room) => room >= 2 * rows && host.is_some_and(|h| h.follows(rows)),
+                    None => cached && runner.room() >= 2 * rows,
+                };
                 for turn in 0..if follows { 2 } else { 1 } {
                     runner.call(graph, rows, rows, turn)?;
                     for head in &others {
@@ -197,6 +158,8 @@ struct Runner<'m> {
     probe: &'m Probe,
     module: &'m Module,
     evaluator: Evaluator<'m>,
+    host: Option<&'m Host<'m>>,
+    kept: Kept,
     run: Run,
 }
 
@@ -220,19 +183,37 @@ impl Runner<'_> {
 
     fn call(&mut self, graph: &Graph, rows: usize, step: usize, turn: usize) -> Result<(), Error> {
         let call = Call { role: role(graph).0.to_owned(), rows, step, turn };
-        let args = graph
-            .params
-            .iter()
-            .map(|p| argument(self.probe, self.module, graph, *p, &call))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut args = Vec::new();
+        for p in &graph.params {
+            let hosted = match self.host {
+                Some(host) => {
+                    let ids = self.probe.tokens(host.vocab(), turn * rows..(turn + 1) * rows);
+                    host.argument(graph, *p, &call, &ids, &self.kept)?
+                }
+                None => None,
+            };
+            args.push(match hosted {
+                Some(tensor) => tensor,
+                None => argument(self.probe, self.module, graph, *p, &call)?,
+            });
+        }
         let values = &mut self.run.values;
         let results = self.evaluator.run(&graph.name, &args, &mut |name, tensor| {
             values.push(Seen { call: call.clone(), name: name.to_owned(), tensor: Rc::new(tensor.clone()) });
         })?;
+        let mut call = call;
+        if outside(graph).is_some() {
+            self.kept.take(graph, &call, &results);
+            // Hidden rows, keys and values: not what other steps give.
+            call.role.push_str(OUTSIDE);
+        }
         self.run.results.insert(call, results.into_iter().map(Rc::new).collect());
         Ok(())
     }
 }
+
+/// What is added to the role of a step whose caches are outside, where its results stand.
+const OUTSIDE: &str = " with caches outside";
 
 /// What a parameter is given in a call.
 ///
@@ -249,9 +230,13 @@ pub fn argument(probe: &Probe, module: &Module, graph: &Graph, param: ValueId, c
     let key = mix(probe.seed ^ mix(hash(&call.role) ^ hash(&value.name).rotate_left(1) ^ call.turn as u64));
     let bits = |i: usize| mix(key.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let used = use_of(module, graph, param);
+    let tokens = match used {
+        Use::Token(vocab) if call.role == "step" => probe.tokens(vocab, at..at + len),
+        _ => Vec::new(),
+    };
     let whole = |i: usize| match used {
         Use::Position => (at + i) as i64,
-        Use::Token(_) if !probe.ids.is_empty() => i64::from(probe.ids[i % probe.ids.len()]),
+        Use::Token(_) if i < tokens.len() => i64::from(tokens[i]),
         Use::Row => (i % call.step.max(1)) as i64,
         Use::Token(n) | Use::Index(n) => (bits(i) % n.max(1) as u64) as i64,
     };
@@ -304,6 +289,8 @@ fn use_of(module: &Module, graph: &Graph, param: ValueId) -> Use {
             Op::RopeTable { .. } => return Use::Position,
             Op::TakeRows {} => return Use::Row,
             Op::Embed {} => return Use::Token(size(1, 0)),
+            // Of rows of a table.
+            Op::Gather { axis: 0 } if at == 1 && node.inputs[0].weight().is_some() => return Use::Token(size(0, 0)),
             Op::Gather { axis } | Op::GatherElements { axis } | Op::Scatter { axis, .. } if at == 1 => {
                 return Use::Index(size(0, *axis));
             }
