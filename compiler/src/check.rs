@@ -8,13 +8,13 @@
 pub mod against;
 pub mod bisect;
 pub mod built;
+pub mod call;
 pub mod compare;
 pub mod cut;
-
 pub mod device;
 pub mod diff;
 pub mod each;
+pub mod host;
 pub mod probe;
 pub mod reduce;
-
 pub mod source;

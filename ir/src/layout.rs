@@ -73,6 +73,11 @@ impl QuantTile {
         kk / BLOCK * self.block_bytes + kk % BLOCK / per_vector * 64
     }
 
+    /// Offset of the byte that holds the code of weight `kk` of column `col`, of that many bits.
+    pub fn code(&self, bits: u8, kk: usize, col: usize) -> usize {
+        self.vector(kk, if bits == 4 { 8 } else { 4 }) + col * 4 + kk % 4
+    }
+
     /// Offset of the entry of group `slot` (counted over all blocks) and column `col` in the table at `table`.
     pub fn entry(&self, table: usize, slot: usize, col: usize) -> usize {
         slot / self.groups * self.block_bytes + table + (slot % self.groups * TILE_COLUMNS + col) * 2

@@ -36,7 +36,8 @@ pub(crate) const PASS: PassInfo = PassInfo {
     name: "externalize-kv",
     doc: "@forward → @step_M with caches as operands, @head_R with logits {max_seq, rows=M:M, heads=R:R, edge=f16|f32}",
     params: &["max_seq", "rows", "heads", "edge"],
-    keeps: |_| Keeps::Rounding,
+    // What goes in and out is rounded to the type of the edge.
+    keeps: |params| if params.get("edge") == Some("f32") { Keeps::Rounding } else { Keeps::Format(0.02) },
     run,
 };
 

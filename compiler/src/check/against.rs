@@ -15,9 +15,10 @@ use dlx_runtime::{LoadOptions, load_executor};
 use dlx_targets::WeightSource;
 use serde::Serialize;
 
+use super::call::{Call, Run};
 use super::compare::{Distance, distance};
 use super::each::{Stages, probe_for};
-use super::probe::{Call, Run, argument};
+use super::probe::argument;
 use crate::arrays::ArrayFile;
 
 /// What is compared with a reference.

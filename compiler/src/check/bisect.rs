@@ -12,9 +12,9 @@ use dlx_passes::{Keeps, Step, run_pipeline};
 use dlx_targets::WeightSource;
 use serde::Serialize;
 
+use super::call::{Run, Sizes};
 use super::compare::{Between, Breach};
 use super::each::{Found, Stages, judge};
-use super::probe::{Run, Sizes};
 use super::reduce::{Repro, reduce};
 
 /// The first pass that broke something.

@@ -6,7 +6,7 @@ use dlx_ir::{Data, Error, Graph, Module, Node, Op, Operand, Tensor, ValueId, com
 use dlx_passes::Keeps;
 use serde::Serialize;
 
-use super::probe::{Call, Run, Seen, role};
+use super::call::{Call, Run, Seen, outside, role};
 
 /// Difference that another order of sums may make, as a part of the largest number of a tensor.
 pub const ROUNDING: f32 = 2e-5;
@@ -52,6 +52,9 @@ pub struct Comparison {
     pub flips: usize,
     /// The first result that differs by more than it may.
     pub breach: Option<Breach>,
+    /// The call that gave it, and its place among the results.
+    #[serde(skip)]
+    pub at: Option<(Call, usize)>,
 }
 
 /// How far `found` is from `expected`; nothing if they are not of one size.
@@ -124,6 +127,7 @@ pub fn results(before: &Run, after: &Run, module: &Module, keeps: Keeps) -> Comp
             all.flips += distance.flips;
             if !distance.within(keeps) && all.breach.is_none() {
                 all.breach = Some(breach(&format!("result {i} of @{}", at(call)), expected, found, distance));
+                all.at = Some((call.clone(), i));
             }
         }
     }
@@ -148,13 +152,20 @@ fn breach(value: &str, expected: &Tensor, found: &Tensor, d: Distance) -> Breach
 /// What a head or logits entry must say where the stage before it gives logits from the step itself.
 fn of_logits(before: &Run, call: &Call, result: usize, module: &Module) -> Option<Tensor> {
     let step = Call { role: "step".into(), rows: call.step, ..call.clone() };
-    let logits = before.results.get(&step)?.first()?;
-    let &[rows, columns] = &logits.shape[..] else { return None };
-    let all = logits.floats().ok()?;
-    let round = (0..call.rows).flat_map(|r| &all[r % rows * columns..][..columns]).copied().collect();
+    let whole = Call { rows: 2 * call.step, step: 2 * call.step, turn: 0, ..step.clone() };
+    let outside = module.graphs.iter().any(|g| outside(g).is_some());
+    let (logits, first) = match before.results.get(&step) {
+        Some(results) => (results.first()?, 0),
+        // The other half of a sequence, which is taken as a whole there.
+        None => (before.results.get(&whole).filter(|_| outside)?.first()?, call.step),
+    };
+    let &[columns, ..] = &logits.shape.iter().rev().copied().collect::<Vec<_>>()[..] else { return None };
+    let all = &logits.floats().ok()?[first * columns..];
+    let round = (0..call.rows).flat_map(|r| &all[r % call.step * columns..][..columns]).copied().collect();
     let logits = Tensor::f32(&[call.rows, columns], round);
     match call.role.as_str() {
         "logits" => Some(logits),
+        "head" if outside => Some(logits),
         "head" if columns <= MAX_COLUMNS => {
             let nodes = module.graphs.iter().filter(|g| role(g).0 == "head").flat_map(|g| &g.nodes);
             let ban =
@@ -183,6 +194,14 @@ pub fn first_value(before: &Run, after: &Run, keeps: Keeps) -> Option<(Seen, Bre
     })
 }
 
+/// The value that a result is.
+pub fn result(after: (&Module, &Run), at: Option<&(Call, usize)>) -> Option<Seen> {
+    let (call, i) = at?;
+    let graph = graph_of(after.0, call)?;
+    let name = &graph.values[*graph.results.get(*i)?].name;
+    after.1.values.iter().find(|v| v.call == *call && v.name == *name).cloned()
+}
+
 /// What lies between a value that differs and those before it that agree.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct Between {
@@ -201,9 +220,12 @@ pub struct Between {
 pub fn between(before: (&Module, &Run), after: (&Module, &Run), bad: &Seen, keeps: Keeps) -> Result<Between, Error> {
     let agrees = |name: &str| {
         let seen = after.1.values.iter().find(|v| v.name == name && v.call == bad.call);
-        seen.is_some_and(|seen| {
-            before.1.named(seen).and_then(|e| distance(&e, &seen.tensor)).is_some_and(|d| d.within(keeps))
-        })
+        let Some(seen) = seen else { return Agrees::No };
+        match before.1.named(seen).and_then(|e| distance(&e, &seen.tensor)) {
+            Some(d) if d.within(keeps) => Agrees::Value,
+            None if in_any_order(before.1, seen, keeps) => Agrees::Numbers,
+            _ => Agrees::No,
+        }
     };
     let missing = || Error::new(format!("%{}", bad.name), "is in no graph");
     let graph = graph_of(after.0, &bad.call).ok_or_else(missing)?;
@@ -244,8 +266,32 @@ pub fn sources(module: &Module, weight: dlx_ir::WeightId) -> Vec<String> {
     }
 }
 
-/// Nodes that a value is computed by, back to values that agree; with those that write the states which they read.
-fn cone(graph: &Graph, value: &str, agrees: &dyn Fn(&str) -> bool) -> BTreeSet<usize> {
+/// Whether a value is one of the stage before.
+#[derive(Clone, Copy, PartialEq)]
+enum Agrees {
+    /// It is that of its name.
+    Value,
+    /// Its name did not survive, or it lies in another way: some value has the same numbers in some order.
+    Numbers,
+    /// It is none.
+    No,
+}
+
+/// Whether some value of the same call of the stage before has these numbers, in any order.
+fn in_any_order(before: &Run, seen: &Seen, keeps: Keeps) -> bool {
+    let sorted = |t: &Tensor| {
+        let mut all = numbers(&t.data);
+        all.sort_by(f64::total_cmp);
+        Tensor::f32(&[all.len()], all.iter().map(|n| *n as f32).collect())
+    };
+    let found = sorted(&seen.tensor);
+    let same = before.values.iter().filter(|v| v.call == seen.call && numbers(&v.tensor.data).len() == found.shape[0]);
+    same.into_iter().any(|v| distance(&sorted(&v.tensor), &found).is_some_and(|d| d.within(keeps)))
+}
+
+/// Nodes that a value is computed by, back to values that agree; with those that write the states which they read. What agrees
+/// up to the order of its numbers may have been put into a wrong one, so its node is among them.
+fn cone(graph: &Graph, value: &str, agrees: &dyn Fn(&str) -> Agrees) -> BTreeSet<usize> {
     let defs = graph.definitions();
     let mut nodes = BTreeSet::new();
     let mut open: Vec<ValueId> = graph.values.find(value).into_iter().collect();
@@ -259,7 +305,13 @@ fn cone(graph: &Graph, value: &str, agrees: &dyn Fn(&str) -> bool) -> BTreeSet<u
                 inputs.extend(reads(writer));
             }
         }
-        open.extend(inputs.into_iter().filter(|v| !agrees(&graph.values[*v].name)));
+        for input in inputs {
+            match agrees(&graph.values[input].name) {
+                Agrees::No => open.push(input),
+                Agrees::Numbers => nodes.extend(defs[dlx_ir::Id::index(input)]),
+                Agrees::Value => {}
+            }
+        }
     }
     nodes
 }

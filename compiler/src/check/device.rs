@@ -5,18 +5,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::layout::{TILE_COLUMNS, tile_bytes};
-use dlx_ir::{Error, Evaluator, Module, Tensor, VerifiedModule, WeightDef};
+use dlx_ir::layout::{BLOCK, QuantTile, TILE_COLUMNS, tile_bytes};
+use dlx_ir::{DType, Error, Evaluator, Module, Tensor, VerifiedModule, WeightDef};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, PackedWeight, unpack_row};
 use dlx_runtime::exec::{Executor, RowStats, Span};
 use dlx_runtime::mapped::Mapped;
 use dlx_runtime::wgpu::{WgpuExecutor, WgpuOptions};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{Product, Settings, Target, WeightSource, emit, place};
+use half::f16;
 use serde::Serialize;
 
+use super::call::{Call, Run, Seen, Sizes, role};
 use super::compare::sources;
-use super::probe::{Call, Probe, Run, Seen, Sizes, argument, role};
+use super::probe::{Probe, argument};
 use super::source::Whole;
 
 /// A program whose weights lie in a file.
@@ -38,12 +40,21 @@ pub struct WrongByte {
     pub sources: Vec<String>,
     /// Row and column.
     pub at: [usize; 2],
-    /// First byte, in the weight section, of the sixteen rows that it is packed with.
+    /// The byte of the weight section, and what it holds: a number, or the code, the scale or the minimum that make one.
     pub byte: u64,
+    /// See `byte`.
+    pub holds: &'static str,
     /// What the expression says, and what is packed.
     pub expected: f32,
     /// See `expected`.
     pub found: f32,
+}
+
+impl Emitted {
+    /// The packed weights.
+    pub fn section(&self) -> &[u8] {
+        &self.file.bytes()[self.section.clone()]
+    }
 }
 
 /// Packs the weights of a stage that is ready for it.
@@ -60,58 +71,91 @@ pub fn pack(module: &VerifiedModule, weights: &dyn WeightSource) -> Result<Emitt
     Ok(Emitted { module: emission.module, file, section, _writer: writer })
 }
 
-/// Compares every packed number with what the stage's expression for it says. Returns how many there are, and the first that
-/// is wrong.
+/// Compares every number of a section of packed weights with what the stage's expression for it says. Returns how many there
+/// are, and the first that is wrong.
 ///
 /// # Errors
 /// A weight that cannot be evaluated.
 pub fn first_wrong(
     stage: &Module,
     weights: &dyn WeightSource,
-    emitted: &Emitted,
+    packed: &Module,
+    section: &[u8],
 ) -> Result<(usize, Option<WrongByte>), Error> {
     let source = Whole { module: stage, rows: weights };
     let mut evaluator = Evaluator::new(stage, &source, 1);
-    let section = &emitted.file.bytes()[emitted.section.clone()];
     let mut count = 0;
-    for (_, stored) in emitted.module.weights.iter() {
+    for (_, stored) in packed.weights.iter() {
         let WeightDef::Stored { offset, bytes, .. } = stored.def else { continue };
-        let place = || Error::new(emitted.module.weight_text(stored), "is not in the stage that was packed");
+        let place = || Error::new(packed.weight_text(stored), "is not in the stage that was packed");
         let id = stage.weight(&stored.name).ok_or_else(place)?;
         let expected = evaluator.weight(id).map_err(|e| Error::new(stage.weight_text(&stage.weights[id]), e))?;
         let expected = expected.floats().map_err(|e| Error::new(&stored.name, e))?;
-        let packed = usize::try_from(offset).ok().and_then(|at| section.get(at..)?.get(..usize::try_from(bytes).ok()?));
-        let packed = packed.ok_or_else(place)?;
+        let bytes = usize::try_from(offset).ok().and_then(|at| section.get(at..)?.get(..usize::try_from(bytes).ok()?));
+        let bytes = bytes.ok_or_else(place)?;
         let wrong = match stored.ty.shape().as_deref() {
             Some(&[n, k]) => {
-                let matrix = PackedWeight::new(stored.ty.dtype, n, k, packed).ok_or_else(place)?;
-                let mut row = vec![0.0; k];
-                let mut wrong = None;
-                for r in 0..n {
-                    unpack_row(&matrix, r, &mut row);
-                    let expected = &expected[r * k..][..k];
-                    if let Some(c) = row.iter().zip(expected).position(|(a, b)| a != b) {
-                        let tile = tile_bytes(stored.ty.dtype, k).unwrap_or(0);
-                        wrong = Some(([r, c], (r / TILE_COLUMNS * tile) as u64, expected[c], row[c]));
-                        break;
-                    }
-                }
-                wrong
+                let matrix = PackedWeight::new(stored.ty.dtype, n, k, bytes).ok_or_else(place)?;
+                wrong_row(&matrix, bytes, expected)
             }
             _ => {
-                let numbers = packed.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-                let mut pairs = numbers.zip(expected).enumerate();
-                pairs.find(|(_, (a, b))| a != *b).map(|(i, (a, b))| ([i, 0], 4 * i as u64, *b, a))
+                let numbers = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+                let wrong = numbers.zip(expected).position(|(a, b)| a != *b);
+                wrong.map(|i| Wrong { at: [i, 0], byte: 4 * i, holds: "number", found: read_f32(bytes, 4 * i) })
             }
         };
         count += expected.len();
-        if let Some((at, byte, expected, found)) = wrong {
-            let weight = stage.weight_text(&stage.weights[id]);
-            let wrong = WrongByte { weight, sources: sources(stage, id), at, byte: offset + byte, expected, found };
-            return Ok((count, Some(wrong)));
+        if let Some(Wrong { at, byte, holds, found }) = wrong {
+            let width = stored.ty.shape().and_then(|s| s.get(1).copied()).unwrap_or(1);
+            let (expected, weight) = (expected[at[0] * width + at[1]], stage.weight_text(&stage.weights[id]));
+            let (sources, byte) = (sources(stage, id), offset + byte as u64);
+            return Ok((count, Some(WrongByte { weight, sources, at, byte, holds, expected, found })));
         }
     }
     Ok((count, None))
+}
+
+struct Wrong {
+    at: [usize; 2],
+    byte: usize,
+    holds: &'static str,
+    found: f32,
+}
+
+fn read_f32(bytes: &[u8], at: usize) -> f32 {
+    bytes.get(at..at + 4).map_or(f32::NAN, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// The first number of a packed matrix that is not what it should be, and the byte that is wrong.
+fn wrong_row(matrix: &PackedWeight<'_>, bytes: &[u8], expected: &[f32]) -> Option<Wrong> {
+    let (k, mut row) = (matrix.k(), vec![0.0; matrix.k()]);
+    let (r, c) = expected.chunks(k.max(1)).enumerate().find_map(|(r, expected)| {
+        unpack_row(matrix, r, &mut row);
+        Some((r, row.iter().zip(expected).position(|(a, b)| a != b)?))
+    })?;
+    let (tile, column) = (r / TILE_COLUMNS * tile_bytes(matrix.dtype(), k)?, r % TILE_COLUMNS);
+    let wrong = |holds, at: usize| Some(Wrong { at: [r, c], byte: tile + at, holds, found: row[c] });
+    let DType::Quant(format) = matrix.dtype() else {
+        return wrong("number", (c * TILE_COLUMNS + column) * matrix.dtype().size()?);
+    };
+    let layout = QuantTile::new(format, k)?;
+    let group = BLOCK / layout.groups;
+    let slot = c / group;
+    let numbers = slot * group..((slot + 1) * group).min(k);
+    let entry = |table: usize| layout.entry(table, slot, column);
+    let half = |at: usize| bytes.get(tile + at..tile + at + 2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
+    let (scale, min) = (half(entry(layout.scales))?, layout.mins.map_or(Some(0.0), |at| half(entry(at)))?);
+    // What no code gives with this scale is the fault of the scale, and of the minimum where all are off by as much.
+    let code = |e: f32| (e - min) / scale;
+    let is_code = |e: f32| (code(e) - code(e).round()).abs() < 1e-3 && code(e).abs() < 256.0;
+    let expected = &expected[r * k..][numbers.clone()];
+    let off = || expected.iter().zip(&row[numbers.clone()]).map(|(e, found)| e - found);
+    let first = off().next().unwrap_or(0.0);
+    match layout.mins {
+        _ if expected.iter().all(|e| is_code(*e)) => wrong("code", layout.code(format.bits, c, column)),
+        Some(at) if off().all(|o| (o - first).abs() <= 1e-3 * first.abs()) => wrong("minimum", entry(at)),
+        _ => wrong("scale", entry(layout.scales)),
+    }
 }
 
 /// Loads a packed program on the executor of its target.

@@ -8,9 +8,9 @@ use dlx_targets::WeightSource;
 use serde::Serialize;
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
+use super::call::{Call, Run};
 use super::compare::{Distance, distance, graph_of};
 use super::each::Stages;
-use super::probe::{Call, Run};
 
 /// What differs between two graphs of one name, or between the weights or states of two modules.
 #[derive(Clone, PartialEq, Debug, Serialize)]

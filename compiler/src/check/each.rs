@@ -9,9 +9,11 @@ use dlx_passes::{Keeps, PASSES, Step};
 use dlx_targets::{Settings, Target, WeightSource};
 use serde::Serialize;
 
+use super::call::{Run, Sizes, sizes};
 use super::compare::{self, Between, Breach, Comparison};
 use super::device::{self, WrongByte};
-use super::probe::{Probe, Run, Sizes, sizes};
+use super::host::Host;
+use super::probe::Probe;
 use super::source::Whole;
 
 /// Seed of the inputs where nobody gives one.
@@ -92,9 +94,10 @@ impl Checked {
     /// The breach as an error, if there is one.
     pub fn error(&self) -> Option<Error> {
         if let Some(byte) = &self.byte {
-            let WrongByte { at: [row, column], byte, expected, found, weight, sources } = byte;
-            let message =
-                format!("[{row}, {column}] was packed as {found}, and is {expected}; byte {byte} of the weights");
+            let WrongByte { at: [row, column], byte, holds, expected, found, weight, sources } = byte;
+            let message = format!(
+                "[{row}, {column}] was packed as {found}, and is {expected}: the {holds} at byte {byte} of the weights"
+            );
             let help = format!("made of {}", sources.join(", "));
             return Some(Error::new(format!("{}: {weight}", self.pass), message).help(help));
         }
@@ -143,12 +146,14 @@ pub struct Stages<'a> {
     pub weights: &'a dyn WeightSource,
     /// Runs so far.
     pub runs: usize,
+    /// What feeds stages whose caches are outside.
+    host: Option<Host<'a>>,
 }
 
 impl<'a> Stages<'a> {
     /// Runs that suit a module.
     pub fn new(module: &Module, weights: &'a dyn WeightSource, seed: u64) -> Self {
-        Stages { probe: probe_for(module, seed), weights, runs: 0 }
+        Stages { probe: probe_for(module, seed), weights, runs: 0, host: Host::of(module, weights) }
     }
 
     /// What a stage computes.
@@ -161,7 +166,8 @@ impl<'a> Stages<'a> {
 
     fn run_along(&mut self, along: Option<&Run>, module: &Module, sizes: &Sizes) -> Result<Run, Error> {
         self.runs += 1;
-        self.probe.run(module, &Whole { module, rows: self.weights }, sizes, along)
+        let (source, host) = (Whole { module, rows: self.weights }, self.host.as_ref());
+        self.probe.run(module, &source, sizes, host, along)
     }
 
     /// The sizes that a comparison of stages takes.
@@ -225,12 +231,18 @@ pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keep
         *error = error.max(compare::largest_error(before.1, after.1, keeps));
         *breach = breach.take().or_else(|| Some(compare::first_value(before.1, after.1, keeps)?.1));
     }
-    if found.comparison.breach.is_some()
-        && let Some((seen, breach)) = compare::first_value(before.1, after.1, keeps)
-    {
-        found.between = Some(compare::between(before, after, &seen, keeps)?);
-        found.value = Some(breach);
-        found.name = Some(seen.name);
+    if found.comparison.breach.is_some() {
+        let seen = match compare::first_value(before.1, after.1, keeps) {
+            Some((seen, breach)) => {
+                found.value = Some(breach);
+                Some(seen)
+            }
+            None => compare::result(after, found.comparison.at.as_ref()),
+        };
+        if let Some(seen) = seen {
+            found.between = Some(compare::between(before, after, &seen, keeps)?);
+            found.name = Some(seen.name);
+        }
     }
     Ok(found)
 }
@@ -292,7 +304,8 @@ pub fn verify_target(
     let started = Instant::now();
     let emitted = device::pack(module, weights)?;
     let mut packed = Checked::new("pack weights".into(), Keeps::Bits);
-    (packed.comparison.compared, packed.byte) = device::first_wrong(module, weights, &emitted)?;
+    (packed.comparison.compared, packed.byte) =
+        device::first_wrong(module, weights, &emitted.module, emitted.section())?;
     packed.time = started.elapsed();
     tell(&packed);
 

@@ -10,7 +10,7 @@
 //! A run may go along another one: whatever a node computes, those that read it get the value of that name from the other
 //! run. What a format loses then shows at each node by itself, and does not add up from layer to layer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use dlx_ir::{
@@ -18,6 +18,8 @@ use dlx_ir::{
     ValueId, spans_type,
 };
 
+use super::call::{Call, Run, Seen, Sizes, outside, role, room};
+use super::host::{Host, Kept};
 use crate::synth::numbers::{hash, mix};
 
 /// What a module is run on.
@@ -31,88 +33,28 @@ pub struct Probe {
     pub ids: Vec<i32>,
 }
 
-/// One run of a graph.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Call {
-    /// Role of the graph, such as `step`.
-    pub role: String,
-    /// Size of its named dimension.
-    pub rows: usize,
-    /// Rows of the step before it, which is the call itself for a step.
-    pub step: usize,
-    /// 0, or 1 for the rows that follow.
-    pub turn: usize,
-}
-
-/// A value that a run computed.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The run of its graph.
-    pub call: Call,
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub tensor: Rc<Tensor>,
-}
-
-/// All values of a module's graphs, as they were computed.
-#[derive(Debug, Default)]
-pub struct Run {
-    /// In the order of execution.
-    pub values: Vec<Seen>,
-    /// What each run of a graph returned.
-    pub results: BTreeMap<Call, Vec<Rc<Tensor>>>,
-}
-
-impl Run {
-    /// The value of that name: of the same call, else of the step before it.
-    pub(super) fn named(&self, seen: &Seen) -> Option<Rc<Tensor>> {
-        let of = |same: &dyn Fn(&Call) -> bool| {
-            let mut values = self.values.iter().filter(|v| v.name == seen.name && same(&v.call));
-            values.next().map(|v| v.tensor.clone())
-        };
-        of(&|call| *call == seen.call).or_else(|| {
-            let same = |c: &Call| c.role == "step" && (c.step, c.turn) == (seen.call.step, seen.call.turn);
-            of(&same).filter(|_| seen.call.rows == seen.call.step)
-        })
-    }
-}
-
-/// The role of a graph, and the size that its name says if it is specialized.
-pub fn role(graph: &Graph) -> (&str, Option<usize>) {
-    let named = || graph.values.iter().flat_map(|(_, v)| &v.ty.dims).any(|d| matches!(d, Dim::Named(_)));
-    match graph.name.rsplit_once('_').map(|(stem, size)| (stem, size.parse())) {
-        Some((stem, Ok(size))) if !named() => (stem, Some(size)),
-        _ if graph.name == "forward" => ("step", None),
-        _ => (&graph.name, None),
-    }
-}
-
-/// Sizes of calls, by the role of their graph.
-pub type Sizes = BTreeMap<String, BTreeSet<usize>>;
-
-/// The sizes that any of some stages fixes. A role that none fixes is run with `rows`, or with as many as all states hold.
-pub fn sizes<'m>(stages: impl IntoIterator<Item = &'m Module>, rows: usize) -> Sizes {
-    let (mut sizes, mut rows) = (Sizes::new(), rows);
-    for module in stages {
-        for graph in &module.graphs {
-            let (role, size) = role(graph);
-            sizes.entry(role.to_owned()).or_default().extend(size);
-        }
-        let states = module.states.iter().filter_map(|(_, s)| s.ty.dims.first()?.fixed());
-        rows = states.fold(rows, usize::min);
-    }
-    sizes.values_mut().filter(|of_role| of_role.is_empty()).for_each(|of_role| of_role.extend([rows]));
-    sizes
-}
-
 impl Probe {
+    /// Tokens of the sequence that all steps of a run are fed, however it is cut.
+    fn tokens(&self, vocab: usize, rows: std::ops::Range<usize>) -> Vec<i32> {
+        let key = mix(self.seed ^ hash("ids"));
+        let seeded = |i: usize| (mix(key.wrapping_add(i as u64 ^ 0x9e37_79b9_7f4a_7c15)) % vocab.max(1) as u64) as i32;
+        let given = |i: usize| self.ids.get(i.checked_rem(self.ids.len())?).copied();
+        rows.map(|i| given(i).unwrap_or_else(|| seeded(i))).collect()
+    }
+
     /// Runs every graph of a module, those with named dimensions at each of the `sizes` of their role; `along` another run,
-    /// if one is given.
+    /// if one is given. Steps whose caches are outside are given what the `host` gives, or seeded numbers where there is none.
     ///
     /// # Errors
     /// What the evaluator says of a node or a weight.
-    pub fn run(&self, module: &Module, source: &dyn Source, sizes: &Sizes, along: Option<&Run>) -> Result<Run, Error> {
+    pub fn run(
+        &self,
+        module: &Module,
+        source: &dyn Source,
+        sizes: &Sizes,
+        host: Option<&Host<'_>>,
+        along: Option<&Run>,
+    ) -> Result<Run, Error> {
         let stepped = module.graphs.iter().any(|g| role(g).0 == "step");
         let filled;
         let module = if stepped {
@@ -121,24 +63,28 @@ impl Probe {
             filled = with_fill(module)?;
             &filled
         };
-        let mut runner =
-            Runner { probe: self, module, evaluator: Evaluator::new(module, source, 1), along, run: Run::default() };
+        let evaluator = Evaluator::new(module, source, 1);
+        let (kept, run) = (Kept::default(), Run::default());
+        let mut runner = Runner { probe: self, module, evaluator, host, along, kept, run };
         if !stepped {
             runner.fill()?;
         }
         let calls = |graph: &Graph| -> Vec<usize> {
             match (role(graph), sizes.get(role(graph).0)) {
                 ((_, Some(size)), _) => vec![size],
-                ((_, None), Some(sizes)) => sizes.iter().copied().collect(),
-                ((_, None), None) => vec![self.rows],
+                ((_, None), Some(sizes)) => sizes.iter().copied().filter(|rows| *rows <= room(module)).collect(),
+                ((_, None), None) => Vec::new(),
             }
         };
         let (steps, others): (Vec<&Graph>, Vec<&Graph>) = module.graphs.iter().partition(|g| role(g).0 == "step");
         let others: Vec<&Graph> = others.into_iter().filter(|g| g.name != FILL).collect();
         for graph in &steps {
             for rows in calls(graph) {
-                let follows =
-                    graph.params.iter().any(|p| graph.values[*p].ty == spans_type()) && runner.room() >= 2 * rows;
+                let cached = graph.params.iter().any(|p| graph.values[*p].ty == spans_type());
+                let follows = match outside(graph) {
+                    Some(room) => room >= 2 * rows && host.is_some_and(|h| h.follows(rows)),
+                    None => cached && runner.room() >= 2 * rows,
+                };
                 for turn in 0..if follows { 2 } else { 1 } {
                     runner.call(graph, rows, rows, turn)?;
                     for head in &others {
@@ -217,7 +163,9 @@ struct Runner<'m> {
     probe: &'m Probe,
     module: &'m Module,
     evaluator: Evaluator<'m>,
+    host: Option<&'m Host<'m>>,
     along: Option<&'m Run>,
+    kept: Kept,
     run: Run,
 }
 
@@ -241,11 +189,20 @@ impl Runner<'_> {
 
     fn call(&mut self, graph: &Graph, rows: usize, step: usize, turn: usize) -> Result<(), Error> {
         let call = Call { role: role(graph).0.to_owned(), rows, step, turn };
-        let args = graph
-            .params
-            .iter()
-            .map(|p| argument(self.probe, self.module, graph, *p, &call))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut args = Vec::new();
+        for p in &graph.params {
+            let hosted = match self.host {
+                Some(host) => {
+                    let ids = self.probe.tokens(host.vocab(), turn * rows..(turn + 1) * rows);
+                    host.argument(graph, *p, &call, &ids, &self.kept)?
+                }
+                None => None,
+            };
+            args.push(match hosted {
+                Some(tensor) => tensor,
+                None => argument(self.probe, self.module, graph, *p, &call)?,
+            });
+        }
         let (values, along) = (&mut self.run.values, self.along);
         let results = self.evaluator.run(&graph.name, &args, &mut |name, tensor| {
             let seen = Seen { call: call.clone(), name: name.to_owned(), tensor: Rc::new(tensor.clone()) };
@@ -255,15 +212,27 @@ impl Runner<'_> {
             }
             values.push(seen);
         })?;
+        let outside = outside(graph).is_some();
+        if outside {
+            self.kept.take(graph, &call, &results);
+        }
         // What the graph computed itself, not what stood in its place.
         let own = |v: &ValueId| values.iter().rev().find(|s| s.call == call && s.name == graph.values[*v].name);
         let results = graph.results.iter().zip(results);
         let results = results.map(|(v, given)| own(v).map_or_else(|| Rc::new(given), |seen| seen.tensor.clone()));
         let results = results.collect();
+        let mut call = call;
+        if outside {
+            // Hidden rows, keys and values: not what other steps give.
+            call.role.push_str(OUTSIDE);
+        }
         self.run.results.insert(call, results);
         Ok(())
     }
 }
+
+/// What is added to the role of a step whose caches are outside, where its results stand.
+const OUTSIDE: &str = " with caches outside";
 
 /// What a parameter is given in a call.
 ///
@@ -280,9 +249,13 @@ pub fn argument(probe: &Probe, module: &Module, graph: &Graph, param: ValueId, c
     let key = mix(probe.seed ^ mix(hash(&call.role) ^ hash(&value.name).rotate_left(1) ^ call.turn as u64));
     let bits = |i: usize| mix(key.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let used = use_of(module, graph, param);
+    let tokens = match used {
+        Use::Token(vocab) if call.role == "step" => probe.tokens(vocab, at..at + len),
+        _ => Vec::new(),
+    };
     let whole = |i: usize| match used {
         Use::Position => (at + i) as i64,
-        Use::Token(_) if !probe.ids.is_empty() => i64::from(probe.ids[i % probe.ids.len()]),
+        Use::Token(_) if i < tokens.len() => i64::from(tokens[i]),
         Use::Row => (i % call.step.max(1)) as i64,
         Use::Token(n) | Use::Index(n) => (bits(i) % n.max(1) as u64) as i64,
     };
@@ -335,6 +308,8 @@ fn use_of(module: &Module, graph: &Graph, param: ValueId) -> Use {
             Op::RopeTable { .. } => return Use::Position,
             Op::TakeRows {} => return Use::Row,
             Op::Embed {} => return Use::Token(size(1, 0)),
+            // Of rows of a table.
+            Op::Gather { axis: 0 } if at == 1 && node.inputs[0].weight().is_some() => return Use::Token(size(0, 0)),
             Op::Gather { axis } | Op::GatherElements { axis } | Op::Scatter { axis, .. } if at == 1 => {
                 return Use::Index(size(0, *axis));
             }

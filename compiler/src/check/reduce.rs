@@ -1,7 +1,7 @@
 //! The smallest module on which a pass still does wrong, as a file test.
 //!
-//! Nodes become parameters, from large pieces to single ones, as long as the pass fails on what is left; weights are
-//! seeded, so that the file needs no checkpoint.
+//! Nodes become parameters, from large pieces to single ones, and then what they read, as long as the pass fails on what is
+//! left; weights are seeded, so that the file needs no checkpoint.
 
 use std::collections::BTreeSet;
 
@@ -61,6 +61,18 @@ pub fn reduce(before: &Module, step: &Step, value: Option<&str>, seed: u64) -> O
             size = if size == 1 { 0 } else { size.div_ceil(2) };
         }
     }
+    // A pass that wants a whole model takes no more parameters, but fewer nodes.
+    for g in 0..module.graphs.len() {
+        let mut at = module.graphs[g].nodes.len();
+        while at > 0 {
+            at -= 1;
+            let fewer = past(&module, g, at).into_iter().find(|fewer| fails(fewer));
+            if let Some(fewer) = fewer {
+                module = fewer;
+                at = at.min(module.graphs[g].nodes.len());
+            }
+        }
+    }
     let mut fewer = module.clone();
     fewer.drop_unread_weights();
     fewer.drop_unused_states();
@@ -83,6 +95,24 @@ fn fails(module: &Module, step: &Step, seed: u64) -> bool {
         }
         Err(failure) => failure.error.message.contains("invalid IR"),
     }
+}
+
+/// Modules in which the readers of a node read one of its operands of the same type, of which nothing more is needed then.
+fn past(module: &Module, g: usize, at: usize) -> Vec<Module> {
+    let graph = &module.graphs[g];
+    let &[out] = &graph.nodes[at].outputs[..] else { return Vec::new() };
+    let operands = graph.nodes[at].inputs.iter().filter_map(|i| i.value());
+    let same = operands.filter(|v| graph.values[*v].ty == graph.values[out].ty);
+    let fewer = same.map(|v| {
+        let mut fewer = module.clone();
+        let graph = &mut fewer.graphs[g];
+        let inputs = graph.nodes.iter_mut().flat_map(|n| &mut n.inputs);
+        inputs.filter(|i| i.value() == Some(out)).for_each(|i| *i = Operand::Value(v));
+        graph.results.iter_mut().filter(|r| **r == out).for_each(|r| *r = v);
+        fewer.graphs[g] = without(graph, &BTreeSet::new());
+        fewer
+    });
+    fewer.collect()
 }
 
 /// The graph with the results of some nodes as parameters, and without what nothing needs then.

@@ -158,11 +158,8 @@ pub fn unpack_row(weight: &PackedWeight<'_>, row: usize, out: &mut [f32]) {
                 let min = layout.mins.map_or(0.0, entry);
                 for (j, v) in group.iter_mut().enumerate() {
                     let kk = slot * group_len + j;
-                    let stored = if fmt.bits == 4 {
-                        (tile[layout.vector(kk, 8) + col * 4 + kk % 4] >> (kk % 8 / 4 * 4)) & 15
-                    } else {
-                        tile[layout.vector(kk, 4) + col * 4 + kk % 4]
-                    };
+                    let byte = tile[layout.code(fmt.bits, kk, col)];
+                    let stored = if fmt.bits == 4 { (byte >> (kk % 8 / 4 * 4)) & 15 } else { byte };
                     *v = scale.mul_add((i32::from(stored) - zero) as f32, min);
                 }
             }

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use dlx_ir::{VerifiedModule, parse};
 use dlx_passes::{Step, parse_pipeline};
 
+use crate::foreign;
+
 /// What the CPU target runs, for the small model.
 pub(crate) const PIPELINE: &str = "block-attention,cache-kv{max_seq=32, kv=f16},fold,cse,fuse-rope,fuse-linears{max=3},\
     fuse-swiglu,fuse-residual,split-head{rows=8, ban=63},dce,fuse-norm,hoist-weights,quantize{to=q8g32},\
@@ -13,10 +15,25 @@ pub(crate) const PIPELINE: &str = "block-attention,cache-kv{max_seq=32, kv=f16},
 /// What runs where a matrix is computed of weights.
 pub(crate) const HOISTING: &str = "block-attention,cache-kv{max_seq=32, kv=f32},cse,fold,dce,hoist-weights";
 
+/// What a target runs that reads weights in pieces.
+pub(crate) const SHARDING: &str = "block-attention,cache-kv{max_seq=32, kv=f32},fold,dce,split-head{rows=8},dce,\
+    quantize{to=q4g32},lower{pack=n16, keys=wgpu.rows, values=wgpu.rows},shard-weights{limit=1200},specialize{T=4, R=4},plan-memory";
+
+/// What exports run.
+pub(crate) const EXPORTING: &str = "block-attention,fold,cse,dce,externalize-kv{max_seq=16, rows=4:8, heads=4, edge=f32},\
+    decompose,hoist-weights,fold,cse,dce";
+
 /// Models with the passes that are for them.
-pub(crate) fn cases() -> [(VerifiedModule, Vec<Step>); 2] {
-    [(Output::Linear, PIPELINE), (Output::Matmul, HOISTING)]
-        .map(|(o, p)| (model(o), parse_pipeline(p).expect("the tests' own text")))
+pub(crate) fn cases() -> Vec<(VerifiedModule, Vec<Step>)> {
+    let ours = [
+        (Output::Linear, PIPELINE),
+        (Output::Matmul, HOISTING),
+        (Output::Linear, SHARDING),
+        (Output::Linear, EXPORTING),
+    ];
+    let mut all: Vec<_> = ours.map(|(output, pipeline)| (model(output), pipeline)).into();
+    all.push((foreign::model(), foreign::RAISING));
+    all.into_iter().map(|(m, p)| (m, parse_pipeline(p).expect("the tests' own text"))).collect()
 }
 
 /// How the attention's output matrix is applied.
