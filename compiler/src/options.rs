@@ -245,7 +245,7 @@ impl Default for CompileOptions {
             calibrate: None,
             soc: None,
             allow_fallback: false,
-            quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
+            quant: QuantSpec::Quant(QuantFormat::symmetric(4, Some(32))),
             keep: Vec::new(),
             max_seq: None,
             block: None,

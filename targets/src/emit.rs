@@ -270,7 +270,7 @@ fn keep_codes(
     let (k, groups) = (layout.k, format.groups(layout.k));
     let mut codes = vec![0; rows.len() * k];
     let mut scales = vec![0.0; rows.len() * groups];
-    let mut mins = vec![0.0; if format.min { scales.len() } else { 0 }];
+    let mut mins = vec![0.0; if format.has_min() { scales.len() } else { 0 }];
     let into = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
     source.read_codes(name, format, rows.clone(), into)?;
     source.release_rows(name, rows.clone());
@@ -322,7 +322,7 @@ impl Packer {
             fits &= quantize_row(self.format, row, &mut self.row);
             self.codes.extend_from_slice(&self.row.codes);
             self.scales.extend_from_slice(&self.row.scales);
-            if self.format.min {
+            if self.format.has_min() {
                 self.mins.extend_from_slice(&self.row.mins);
             }
         }

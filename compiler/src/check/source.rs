@@ -27,7 +27,7 @@ impl Source for Whole<'_> {
                 let groups = rows * format.groups(columns);
                 let mut codes = vec![0; rows * columns];
                 let mut scales = vec![0.0; groups];
-                let mut mins = vec![0.0; if format.min { groups } else { 0 }];
+                let mut mins = vec![0.0; if format.has_min() { groups } else { 0 }];
                 let out = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
                 self.rows.read_codes(name, format, 0..rows, out).map_err(said)?;
                 Ok(Contents::Quantized { codes: codes.into(), scales: scales.into(), mins: mins.into() })

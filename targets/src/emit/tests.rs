@@ -41,7 +41,7 @@ impl WeightSource for Both {
             out.codes[i * COLUMNS..][..COLUMNS].copy_from_slice(&q.codes);
             for g in 0..groups {
                 out.scales[i * groups + g] = q.scales[g].to_f32() * self.factor;
-                if format.min {
+                if format.has_min() {
                     out.mins[i * groups + g] = q.mins[g].to_f32() * self.factor;
                 }
             }

@@ -146,7 +146,7 @@ pub(super) fn declare_weight(source: Source, n: usize, k: usize, dtype: DType) -
     source
         .set("weight", "codes")
         .set("bits", format.bits)
-        .set("minimums", format.min)
+        .set("minimums", format.has_min())
         .size("WEIGHT_GROUP", BLOCK / tile.groups)
         .size("CODE_WORDS", tile.scales / 4)
         .size("TABLE_WORDS", tile.table_bytes() / 4)

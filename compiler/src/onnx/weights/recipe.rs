@@ -206,7 +206,7 @@ impl<'a> Recipe<'a> {
         let (width, groups, len) = (self.width(), format.groups(self.width()), format.group_len(self.width()));
         self.check(&range, out.codes.len(), width)?;
         self.check(&range, out.scales.len(), groups)?;
-        self.check(&range, out.mins.len(), if format.min { groups } else { 0 })?;
+        self.check(&range, out.mins.len(), if format.has_min() { groups } else { 0 })?;
         let axes = [self.rows, self.columns];
         grid::read(axes, range.clone(), out.codes, &|first, out| quant.packing.bytes(&self.codes.bytes, first, out));
         let lowest = quant.packing.range().0;
@@ -224,7 +224,7 @@ impl<'a> Recipe<'a> {
                         continue;
                     }
                 };
-                if format.min {
+                if format.has_min() {
                     out.mins[i * groups + g] = -zero as f32 * scale * self.factor;
                     codes.iter_mut().for_each(|c| *c ^= flip);
                 } else {
