@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use dlx_ir::{Contents, DType, Error, Module, QuantFormat, Source, Type, Weight};
+use dlx_ir::{Contents, DType, Error, Grid, Module, QuantFormat, Source, Type, Weight};
 use dlx_targets::{CodeRows, WeightSource};
 
 use super::probe::normal;
@@ -104,7 +104,8 @@ impl WeightSource for Seeded<'_> {
         for (i, code) in out.codes.iter_mut().enumerate() {
             *code = 1 + (self.bits(name, rows.start * width + i) % codes) as u8;
         }
-        // Of about what `read_rows` makes.
+        // Of about what `read_rows` makes. Numbers of codebooks are as large as those of 8 bits.
+        let codes = if format.grid == Grid::Table { 255 } else { codes };
         let scale = 4.0 / f32::from(u8::try_from(codes).unwrap_or(u8::MAX)) / libm::sqrtf(width.max(1) as f32);
         out.scales.fill(half::f16::from_f32(scale).to_f32());
         out.mins.fill(half::f16::from_f32(-scale * codes as f32 / 2.0).to_f32());

@@ -9,13 +9,13 @@ use crate::cases::Rng;
 use crate::compare::{Within, Worst, reals};
 use crate::value::device;
 
-/// Every format.
+/// Every format whose codes are whole numbers.
 pub fn formats() -> Vec<QuantFormat> {
     let mut all =
-        vec![QuantFormat::symmetric(8, None), QuantFormat { bits: 8, group: None, min: true }];
+        vec![QuantFormat::symmetric(8, None), QuantFormat::affine(8, None)];
     for bits in [4, 8] {
         for group in [32, 64, 128] {
-            all.extend([false, true].map(|min| QuantFormat { bits, group: Some(group), min }));
+            all.extend([QuantFormat::symmetric, QuantFormat::affine].map(|format| format(bits, Some(group))));
         }
     }
     all

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use dlx_ir::quant::zero_point;
-use dlx_ir::{DType, Error, QuantFormat, Type};
+use dlx_ir::{DType, Error, Grid, QuantFormat, Type};
 use dlx_targets::CodeRows;
 
 use super::codes::{self, Packing};
@@ -325,7 +325,8 @@ impl<'a> Recipe<'a> {
             let whole = self.one_block(quant, self.width());
             let group = [128, 64, 32].into_iter().find(|g| whole || self.one_block(quant, *g));
             let group = if whole && bits == 8 { None } else { Some(u32::try_from(group?).ok()?) };
-            Some(QuantFormat { bits, group, min: !self.is_symmetric(quant, bits) })
+            let grid = if self.is_symmetric(quant, bits) { Grid::Symmetric } else { Grid::Affine };
+            Some(QuantFormat { bits, group, grid })
         })
     }
 

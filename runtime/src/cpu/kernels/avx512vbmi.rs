@@ -11,7 +11,9 @@ use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::*;
 
 /// Rows per register tile.
-pub(super) const MAX_ROWS: usize = 12;
+pub(super) const MAX_ROWS: usize = 16;
+/// Up to so many rows have their float sums in registers as well.
+const ALL_SUMS_ROWS: usize = 12;
 /// Up to so many rows have two sums each, which hides how long a product takes.
 const TWO_SUMS_ROWS: usize = 5;
 
@@ -39,7 +41,7 @@ macro_rules! rows {
         }
     };
 }
-rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
 
 /// `ALONE`: no other row tile fetches what comes next.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
@@ -50,8 +52,11 @@ unsafe fn tile<const R: usize, const ALONE: bool>(p: &DotArgs) {
         let table = load_codes(UNSIGNED_TABLE.as_ptr());
         let nibble = _mm512_set1_epi8(15);
         let mut totals = [_mm512_setzero_ps(); R];
-        for r in 0..R {
-            totals[r] = _mm512_loadu_ps(p.total.add(TILE_COLUMNS * r));
+        let total = |r: usize| p.total.add(TILE_COLUMNS * r);
+        if R <= ALL_SUMS_ROWS {
+            for r in 0..R {
+                totals[r] = _mm512_loadu_ps(total(r));
+            }
         }
         let (mut weights, mut act, mut ahead) = (p.weights, p.act, p.ahead);
         for _ in 0..p.blocks {
@@ -101,13 +106,20 @@ unsafe fn tile<const R: usize, const ALONE: bool>(p: &DotArgs) {
                 let sum =
                     if R <= TWO_SUMS_ROWS { _mm512_add_epi32(sums[0][r], sums[1][r]) } else { sums[0][r] };
                 let block = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-                totals[r] = _mm512_fmadd_ps(block, _mm512_set1_ps(f32::from_bits(*act.add(r))), totals[r]);
+                let a = _mm512_set1_ps(f32::from_bits(*act.add(r)));
+                if R <= ALL_SUMS_ROWS {
+                    totals[r] = _mm512_fmadd_ps(block, a, totals[r]);
+                } else {
+                    _mm512_storeu_ps(total(r), _mm512_fmadd_ps(block, a, _mm512_loadu_ps(total(r))));
+                }
             }
             act = act.add(R);
             weights = weights.add(TABLE_BLOCK_BYTES);
         }
-        for r in 0..R {
-            _mm512_storeu_ps(p.total.add(TILE_COLUMNS * r), totals[r]);
+        if R <= ALL_SUMS_ROWS {
+            for r in 0..R {
+                _mm512_storeu_ps(total(r), totals[r]);
+            }
         }
     }
 }
