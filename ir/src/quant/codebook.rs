@@ -6,7 +6,7 @@
 //! The codebooks are the same for every model: what Lloyd's iteration finds for Gaussian weights when scale and levels are
 //! chosen as here. A test runs it again.
 //!
-//! A scale is searched for among fixed multiples of the largest magnitude, by sums of whole numbers from a table, so that any
+//! A scale is searched for among fixed places of the largest magnitude, by sums of whole numbers from a table, so that any
 //! way of adding them up gives the same codes; then it is refined by least squares.
 
 use super::{LANES, QuantizedRow, tree};
@@ -23,10 +23,10 @@ const CODES: usize = 16;
 
 /// Numbers of the codebooks, by level; ascending in each.
 pub const TABLE: [i8; LEVELS * CODES] = [
-    -127, -105, -75, -57, -43, -30, -19, -8, 3, 13, 24, 35, 48, 62, 79, 106, //
-    -94, -75, -60, -48, -37, -26, -17, -7, 2, 11, 20, 30, 40, 53, 68, 89, //
-    -85, -69, -55, -43, -33, -23, -15, -7, 1, 9, 17, 25, 34, 44, 57, 74, //
-    -64, -52, -42, -34, -26, -19, -12, -5, 1, 8, 15, 22, 30, 39, 49, 62,
+    -127, -105, -75, -57, -42, -30, -19, -8, 3, 13, 24, 35, 48, 62, 79, 107, //
+    -94, -76, -61, -48, -37, -26, -16, -7, 2, 11, 20, 30, 41, 53, 68, 89, //
+    -85, -69, -55, -43, -33, -23, -15, -7, 1, 9, 17, 25, 34, 44, 57, 75, //
+    -64, -52, -42, -34, -27, -19, -12, -5, 2, 8, 15, 22, 30, 39, 49, 62,
 ];
 
 /// The number that a code stands for, before its scale. The upper two of its eight bits do not count.
@@ -39,24 +39,34 @@ pub fn are_codes(row: &[u8]) -> bool {
     row.chunks(RUN).all(|run| run.iter().all(|c| usize::from(*c) < TABLE.len() && c / 16 == run[0] / 16))
 }
 
-/// Multiples of the largest magnitude that are tried as what the first of the codebooks' numbers stands for. Most magnitudes
-/// of a block are far below the largest, so the best may leave that one beyond all numbers, or in another codebook.
+/// Places that are tried for the largest magnitude of a block, among those of [`Errors`]. Most magnitudes are far below it, so
+/// the best may leave it beyond all numbers, or in another codebook.
 #[rustfmt::skip]
-const CANDIDATES: [f32; 24] = [
-    -0.85, -0.9, -0.95, -1.0, -1.05, -1.1, -1.15, -1.2, -1.25, -1.3, -1.35, -1.4, -1.45, -1.5,
-    0.93, 1.0, 1.07, 1.14, 1.21, 1.28, 1.34, 1.41, 1.48, 1.55,
+const CANDIDATES: [i16; 24] = [
+    -112, -106, -100, -95, -91, -87, -83, -79, -76, -73, -71, -68, -66, -63,
+    102, 95, 89, 84, 79, 75, 71, 68, 64, 61,
 ];
 
-/// Places of [`Codebooks::errors`] per unit of the codebooks: numbers a third beyond theirs still have one.
+/// Places per unit of the codebooks: numbers a third beyond theirs still have one.
 const PLACES: f32 = 0.75;
 /// Square of the distance that counts as one.
 const ERROR: f32 = 2.0;
 /// Adding it to a small number leaves the nearest integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
+/// Where [`Block`] has the largest magnitude.
+const PEAK: f32 = 32_767.0;
 
-/// Squared distances of numbers from the nearest number of each codebook, four to a word, by place: the number times
-/// [`PLACES`], rounded, and moved by 128.
-type Errors = [u64; 256];
+/// A block of weights as parts of the one with the largest magnitude, which is 32767; short blocks end in zeros that do not
+/// count.
+pub type Block = [i16; BLOCK];
+
+/// Squared distances of numbers from the nearest number of each codebook, by place: the number times three quarters, rounded.
+pub struct Errors {
+    /// By place + 128, of each codebook 16 bits.
+    words: [u64; 256],
+    /// The same by codebook.
+    pub bytes: [[u8; 256]; LEVELS],
+}
 
 /// Codebooks, and what is looked up in them.
 struct Codebooks {
@@ -73,34 +83,42 @@ static CODEBOOKS: LazyLock<Codebooks> = LazyLock::new(|| {
 impl Codebooks {
     fn new(numbers: [[f32; CODES]; LEVELS]) -> Self {
         let middles = numbers.map(|book| std::array::from_fn(|i| 0.5 * (book[i] + book[i + 1])));
-        let errors = std::array::from_fn(|place| {
-            let x = (place as f32 - 128.0) / PLACES;
-            let distance = |book: &[f32; CODES]| book.iter().fold(f32::MAX, |d, c| (x - c).abs().min(d));
-            let error = |book| (distance(book) * distance(book) / ERROR).round_ties_even().min(255.0) as u64;
-            numbers.iter().rev().fold(0, |word, book| word << 16 | error(book))
+        let bytes = numbers.map(|book| {
+            std::array::from_fn(|place| {
+                let x = (place as f32 - 128.0) / PLACES;
+                let distance = book.iter().fold(f32::MAX, |d, c| (x - c).abs().min(d));
+                (distance * distance / ERROR).round_ties_even().min(255.0) as u8
+            })
         });
+        let words = std::array::from_fn(|place| {
+            bytes.iter().rev().fold(0, |word, book: &[u8; 256]| word << 16 | u64::from(book[place]))
+        });
+        let errors = Errors { words, bytes };
         Codebooks { numbers, middles, errors }
     }
 
-    /// Codes and scale of one block of at most 128 weights; see [`quantize_row`] for `measure`.
+    /// Codes and scale of at most 128 weights; see [`quantize_row`] for `measure`.
     #[inline(always)]
-    fn block(&self, x: &[f32], codes: &mut [u8], measure: &impl Fn(&Errors, &[f32], f32) -> u32) -> f16 {
-        let (mut peak, mut sign) = (0.0f32, 1.0f32);
-        for v in x {
-            (peak, sign) = if v.abs() > peak { (v.abs(), v.signum()) } else { (peak, sign) };
+    fn block(&self, x: &[f32], codes: &mut [u8], measure: &impl Fn(&Errors, &Block, usize, i16) -> u32) -> f16 {
+        let mut peak = 0.0f32;
+        for &v in x {
+            peak = if v.abs() > peak.abs() { v } else { peak };
         }
         codes.fill(0);
-        if peak < super::TINY || !peak.is_finite() {
-            return if peak < super::TINY { f16::ZERO } else { f16::INFINITY };
+        if peak.abs() < super::TINY || !peak.is_finite() {
+            return if peak.is_finite() { f16::ZERO } else { f16::INFINITY };
         }
-        let (mut best, mut inverse) = (f32::INFINITY, 0.0);
+        let (mut parts, to_part) = ([0; BLOCK], PEAK / peak);
+        for (part, v) in parts.iter_mut().zip(x) {
+            *part = (v * to_part + ROUND).to_bits() as i16;
+        }
+        let (mut best, mut place) = (f32::INFINITY, 0);
         for candidate in CANDIDATES {
-            let to = 127.0 * sign / (candidate * peak);
-            let error = measure(&self.errors, x, to * PLACES) as f32 * (candidate * candidate);
-            (best, inverse) = if error < best { (error, to) } else { (best, inverse) };
+            let error = measure(&self.errors, &parts, x.len(), candidate) as f32;
+            let error = error / (i32::from(candidate) * i32::from(candidate)) as f32;
+            (best, place) = if error < best { (error, candidate) } else { (best, place) };
         }
-        self.assign(x, inverse, codes);
-        self.assign(x, 1.0 / self.fitted(x, codes), codes);
+        self.assign(x, f32::from(place) / (PLACES * peak), codes);
         let scale = f16::from_f32(self.fitted(x, codes));
         if scale != f16::ZERO {
             self.assign(x, 1.0 / scale.to_f32(), codes);
@@ -111,8 +129,11 @@ impl Codebooks {
     /// Codes of `x · inverse`: the level of least error for each run, and of its numbers the nearest.
     #[inline(always)]
     fn assign(&self, x: &[f32], inverse: f32, codes: &mut [u8]) {
+        let place = |v: f32| (v * inverse * PLACES).max(-128.0).min(127.0) + (ROUND + 128.0);
         for (run, codes) in x.chunks(RUN).zip(codes.chunks_mut(RUN)) {
-            let level = best_level(run_errors(&self.errors, run, inverse * PLACES)).0;
+            let mut places = [0u8; RUN];
+            places.iter_mut().zip(run).for_each(|(place_of, v)| *place_of = place(*v).to_bits() as u8);
+            let level = best_level(self.errors.of(&places[..run.len()])).0;
             let mut y = [0.0; RUN];
             y.iter_mut().zip(run).for_each(|(y, v)| *y = v * inverse);
             let mut above = [(level * CODES) as u32; RUN];
@@ -140,11 +161,12 @@ impl Codebooks {
     }
 }
 
-/// Errors of a run of numbers, added up for each level in a word.
-#[inline(always)]
-fn run_errors(errors: &Errors, run: &[f32], to_place: f32) -> u64 {
-    let place = |v: f32| (v * to_place).max(-128.0).min(127.0) + (ROUND + 128.0);
-    run.iter().fold(0, |sum, v| sum + errors[usize::from(place(*v).to_bits() as u8)])
+impl Errors {
+    /// Errors of a run of places + 128, added up for each codebook in a word.
+    #[inline(always)]
+    fn of(&self, run: &[u8]) -> u64 {
+        run.iter().fold(0, |sum, place| sum + self.words[usize::from(*place)])
+    }
 }
 
 /// The level of least error among those of a word, and its error.
@@ -158,10 +180,15 @@ fn best_level(sums: u64) -> (usize, u32) {
     best
 }
 
-/// Errors of a block of numbers `x · to_place`, each run's with its best level.
+/// Errors of the first `len` weights of a block, each run's with its best level, when the largest magnitude is put in `place`.
 #[inline(always)]
-pub fn errors(errors: &[u64; 256], x: &[f32], to_place: f32) -> u32 {
-    x.chunks(RUN).map(|run| best_level(run_errors(errors, run, to_place)).1).sum()
+pub fn errors(errors: &Errors, block: &Block, len: usize, place: i16) -> u32 {
+    let mut places = [0u8; BLOCK];
+    for i in 0..BLOCK {
+        let exact = (i32::from(block[i]) * i32::from(place) + (1 << 14)) >> 15;
+        places[i] = (exact.clamp(-128, 127) + 128) as u8;
+    }
+    places[..len].chunks(RUN).map(|run| best_level(errors.of(run)).1).sum()
 }
 
 /// Quantizes one row into `out`, whose buffers have the right lengths. False when a scale does not fit f16.
@@ -171,7 +198,7 @@ pub fn errors(errors: &[u64; 256], x: &[f32], to_place: f32) -> u32 {
 pub fn quantize_row(
     row: &[f32],
     out: &mut QuantizedRow,
-    measure: impl Fn(&[u64; 256], &[f32], f32) -> u32,
+    measure: impl Fn(&Errors, &Block, usize, i16) -> u32,
 ) -> bool {
     let books = &*CODEBOOKS;
     let mut fits = true;
