@@ -296,9 +296,22 @@ mod tests {
             assert_eq!(canonical.parse::<QuantSpec>(), Ok(spec));
             assert_eq!(spec.dtype().map(|d| d.to_string()).as_deref(), dtype);
         }
-        for text in
-            ["", "int", "int2", "int4:", "int4:48", "int4:64:max", "int4:64:64", "f16:min", "INT4", "q4g64", "m", "l16:64", "l16m", "l16:min"]
-        {
+        for text in [
+            "",
+            "int",
+            "int2",
+            "int4:",
+            "int4:48",
+            "int4:64:max",
+            "int4:64:64",
+            "f16:min",
+            "INT4",
+            "q4g64",
+            "m",
+            "l16:64",
+            "l16m",
+            "l16:min",
+        ] {
             let e = text.parse::<QuantSpec>().unwrap_err();
             assert!(e.starts_with(&format!("`{text}` is not")), "{e}");
         }

@@ -69,7 +69,7 @@ pub fn dequantize_row(format: QuantFormat, codes: &[u8], scales: &[f32], mins: &
 #[inline(always)]
 pub fn quantize_row(format: QuantFormat, row: &[f32], out: &mut QuantizedRow) -> bool {
     if format.grid == Grid::Table {
-        return codebook::quantize_row(row, out, codebook::errors);
+        return codebook::quantize_row(row, out, codebook::levels);
     }
     let len = format.group_len(row.len());
     if !format.has_min() && len <= MAX_SHORT {
@@ -78,7 +78,8 @@ pub fn quantize_row(format: QuantFormat, row: &[f32], out: &mut QuantizedRow) ->
     let mut fits = true;
     for (g, group) in row.chunks(len).enumerate() {
         let codes = &mut out.codes[g * len..g * len + group.len()];
-        let (scale, min) = if format.has_min() { affine(format, group, codes) } else { symmetric(format, group, codes) };
+        let (scale, min) =
+            if format.has_min() { affine(format, group, codes) } else { symmetric(format, group, codes) };
         fits &= scale.is_finite() && min.is_finite();
         (out.scales[g], out.mins[g]) = (scale, min);
     }

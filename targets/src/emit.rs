@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
 use dlx_ir::quant::{QuantizedRow, codebook};
-use dlx_ir::{DType, Data, Error, Grid, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId};
+use dlx_ir::{
+    DType, Data, Error, Grid, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId,
+};
 use dlx_runtime::cpu::{pack_tile_float, pack_tile_quant, quantize_row};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -275,8 +277,11 @@ fn keep_codes(
     source.read_codes(name, format, rows.clone(), into)?;
     source.release_rows(name, rows.clone());
     if format.grid == Grid::Table && !codes.chunks(k).all(codebook::are_codes) {
-        return Err(Error::new(name, format!("has rows whose codes are none of {format}: a run of them has one level"))
-            .help("start from the float model"));
+        return Err(Error::new(
+            name,
+            format!("has rows whose codes are none of {format}: a run of them has one level"),
+        )
+        .help("start from the float model"));
     }
     let mut exact = true;
     let mut narrow = |wide: &[f32], what: &str| {

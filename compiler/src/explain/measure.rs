@@ -296,8 +296,7 @@ impl Meter<'_> {
         // Rows of a large table, far apart.
         let ids: Vec<i32> = pos.iter().map(|p| p * 7919 % 65_536).collect();
         let table = vec![0.5; rows * head_dim];
-        let embedding =
-            self.weight(DType::Quant(QuantFormat::symmetric(4, Some(32))), 65_536, width, 0);
+        let embedding = self.weight(DType::Quant(QuantFormat::symmetric(4, Some(32))), 65_536, width, 0);
         let kv = KvShape { dtype: DType::F16, max_seq: MANY_KEYS, kv_heads, head_dim };
         let size = |bytes: Option<usize>| bytes.expect("a cache of this shape has a size");
         let (k_bytes, v_bytes) = (size(k_state_bytes(kv)), size(v_state_bytes(kv)));

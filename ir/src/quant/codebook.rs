@@ -9,7 +9,7 @@
 //! A scale is searched for among fixed places of the largest magnitude, by sums of whole numbers from a table, so that any
 //! way of adding them up gives the same codes; then it is refined by least squares.
 
-use super::{LANES, QuantizedRow, tree};
+use super::{QuantizedRow, extremes, tree};
 use crate::layout::BLOCK;
 use half::f16;
 use std::sync::LazyLock;
@@ -23,10 +23,10 @@ const CODES: usize = 16;
 
 /// Numbers of the codebooks, by level; ascending in each.
 pub const TABLE: [i8; LEVELS * CODES] = [
-    -127, -105, -75, -57, -42, -30, -19, -8, 3, 13, 24, 35, 48, 62, 79, 107, //
-    -94, -76, -61, -48, -37, -26, -16, -7, 2, 11, 20, 30, 41, 53, 68, 89, //
-    -85, -69, -55, -43, -33, -23, -15, -7, 1, 9, 17, 25, 34, 44, 57, 75, //
-    -64, -52, -42, -34, -27, -19, -12, -5, 2, 8, 15, 22, 30, 39, 49, 62,
+    -127, -106, -72, -53, -40, -28, -18, -7, 3, 13, 24, 35, 47, 61, 80, 107, //
+    -95, -76, -61, -48, -37, -27, -17, -7, 2, 11, 20, 30, 41, 53, 68, 90, //
+    -85, -69, -56, -44, -33, -23, -15, -7, 1, 9, 17, 26, 35, 45, 57, 74, //
+    -64, -52, -43, -35, -27, -19, -12, -5, 1, 8, 15, 23, 31, 39, 50, 63,
 ];
 
 /// The number that a code stands for, before its scale. The upper two of its eight bits do not count.
@@ -51,6 +51,9 @@ const CANDIDATES: [i16; 24] = [
 const PLACES: f32 = 0.75;
 /// Square of the distance that counts as one.
 const ERROR: f32 = 2.0;
+/// Steps per unit of the codebooks in which the nearest number is looked up, and how many there are on each side of zero.
+const FINE: f32 = 8.0;
+const FINE_MOST: usize = 1024;
 /// Adding it to a small number leaves the nearest integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
 /// Where [`Block`] has the largest magnitude.
@@ -71,8 +74,8 @@ pub struct Errors {
 /// Codebooks, and what is looked up in them.
 struct Codebooks {
     numbers: [[f32; CODES]; LEVELS],
-    /// Halfway between neighbors.
-    middles: [[f32; CODES - 1]; LEVELS],
+    /// Place of the nearest number in the table of all codebooks, by a number in steps of an eighth of a unit.
+    nearest: [[u8; 2 * FINE_MOST]; LEVELS],
     errors: Errors,
 }
 
@@ -82,7 +85,14 @@ static CODEBOOKS: LazyLock<Codebooks> = LazyLock::new(|| {
 
 impl Codebooks {
     fn new(numbers: [[f32; CODES]; LEVELS]) -> Self {
-        let middles = numbers.map(|book| std::array::from_fn(|i| 0.5 * (book[i] + book[i + 1])));
+        let nearest = std::array::from_fn(|level| {
+            std::array::from_fn(|i| {
+                let x = (i as f32 - FINE_MOST as f32) / FINE;
+                let book = numbers[level];
+                let above = (1..CODES).filter(|i| x > 0.5 * (book[i - 1] + book[*i])).count();
+                (level * CODES + above) as u8
+            })
+        });
         let bytes = numbers.map(|book| {
             std::array::from_fn(|place| {
                 let x = (place as f32 - 128.0) / PLACES;
@@ -94,16 +104,14 @@ impl Codebooks {
             bytes.iter().rev().fold(0, |word, book: &[u8; 256]| word << 16 | u64::from(book[place]))
         });
         let errors = Errors { words, bytes };
-        Codebooks { numbers, middles, errors }
+        Codebooks { numbers, nearest, errors }
     }
 
     /// Codes and scale of at most 128 weights; see [`quantize_row`] for `measure`.
     #[inline(always)]
-    fn block(&self, x: &[f32], codes: &mut [u8], measure: &impl Fn(&Errors, &Block, usize, i16) -> u32) -> f16 {
-        let mut peak = 0.0f32;
-        for &v in x {
-            peak = if v.abs() > peak.abs() { v } else { peak };
-        }
+    fn block(&self, x: &[f32], codes: &mut [u8], measure: &impl Fn(&Errors, &Block, usize, i16) -> Levels) -> f16 {
+        let (max, min) = extremes(x);
+        let peak = if max >= -min { max } else { min };
         codes.fill(0);
         if peak.abs() < super::TINY || !peak.is_finite() {
             return if peak.is_finite() { f16::ZERO } else { f16::INFINITY };
@@ -112,47 +120,48 @@ impl Codebooks {
         for (part, v) in parts.iter_mut().zip(x) {
             *part = (v * to_part + ROUND).to_bits() as i16;
         }
-        let (mut best, mut place) = (f32::INFINITY, 0);
+        let (mut best, mut place, mut levels) = (f32::INFINITY, 0, [0; BLOCK / RUN]);
         for candidate in CANDIDATES {
-            let error = measure(&self.errors, &parts, x.len(), candidate) as f32;
-            let error = error / (i32::from(candidate) * i32::from(candidate)) as f32;
-            (best, place) = if error < best { (error, candidate) } else { (best, place) };
+            let found = measure(&self.errors, &parts, x.len(), candidate);
+            let error = found.error as f32 / (i32::from(candidate) * i32::from(candidate)) as f32;
+            if error < best {
+                (best, place, levels) = (error, candidate, found.of);
+            }
         }
-        self.assign(x, f32::from(place) / (PLACES * peak), codes);
+        self.assign(x, levels, f32::from(place) / (PLACES * peak), codes);
         let scale = f16::from_f32(self.fitted(x, codes));
         if scale != f16::ZERO {
-            self.assign(x, 1.0 / scale.to_f32(), codes);
+            let inverse = 1.0 / scale.to_f32();
+            let place = (peak * inverse * PLACES).round_ties_even() as i16;
+            self.assign(x, measure(&self.errors, &parts, x.len(), place).of, inverse, codes);
         }
         scale
     }
 
-    /// Codes of `x · inverse`: the level of least error for each run, and of its numbers the nearest.
+    /// Codes of `x · inverse`: the nearest numbers of the levels, up to a sixteenth of a unit of the codebooks.
     #[inline(always)]
-    fn assign(&self, x: &[f32], inverse: f32, codes: &mut [u8]) {
-        let place = |v: f32| (v * inverse * PLACES).max(-128.0).min(127.0) + (ROUND + 128.0);
-        for (run, codes) in x.chunks(RUN).zip(codes.chunks_mut(RUN)) {
-            let mut places = [0u8; RUN];
-            places.iter_mut().zip(run).for_each(|(place_of, v)| *place_of = place(*v).to_bits() as u8);
-            let level = best_level(self.errors.of(&places[..run.len()])).0;
-            let mut y = [0.0; RUN];
-            y.iter_mut().zip(run).for_each(|(y, v)| *y = v * inverse);
-            let mut above = [(level * CODES) as u32; RUN];
-            for middle in self.middles[level] {
-                for i in 0..RUN {
-                    above[i] += u32::from(y[i] > middle);
-                }
+    fn assign(&self, x: &[f32], levels: [u8; BLOCK / RUN], inverse: f32, codes: &mut [u8]) {
+        let mut fine = [0u16; BLOCK];
+        for (fine, v) in fine.iter_mut().zip(x) {
+            let most = FINE_MOST as f32;
+            *fine = ((v * (inverse * FINE)).max(-most).min(most - 1.0) + (ROUND + most)).to_bits() as u16;
+        }
+        for ((fine, codes), level) in fine.chunks(RUN).zip(codes.chunks_mut(RUN)).zip(levels) {
+            let nearest = &self.nearest[usize::from(level) % LEVELS];
+            for (code, fine) in codes.iter_mut().zip(fine) {
+                *code = nearest[usize::from(*fine) % nearest.len()];
             }
-            codes.iter_mut().zip(above).for_each(|(c, above)| *c = above as u8);
         }
     }
 
     /// The scale of least squares for the codes.
     #[inline(always)]
     fn fitted(&self, x: &[f32], codes: &[u8]) -> f32 {
-        let (mut xq, mut qq) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for (x, codes) in x.chunks(LANES).zip(codes.chunks(LANES)) {
+        let numbers = self.numbers.as_flattened();
+        let (mut xq, mut qq) = ([0.0f32; RUN], [0.0f32; RUN]);
+        for (x, codes) in x.chunks(RUN).zip(codes.chunks(RUN)) {
             for (i, (&x, &code)) in x.iter().zip(codes).enumerate() {
-                let q = self.numbers[usize::from(code) / CODES % LEVELS][usize::from(code) % CODES];
+                let q = numbers[usize::from(code) % numbers.len()];
                 xq[i] = x.mul_add(q, xq[i]);
                 qq[i] = q.mul_add(q, qq[i]);
             }
@@ -161,44 +170,42 @@ impl Codebooks {
     }
 }
 
-impl Errors {
-    /// Errors of a run of places + 128, added up for each codebook in a word.
-    #[inline(always)]
-    fn of(&self, run: &[u8]) -> u64 {
-        run.iter().fold(0, |sum, place| sum + self.words[usize::from(*place)])
-    }
+/// What the runs of a block lose with their best levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// Sum of the errors.
+    pub error: u32,
+    /// Level of each run.
+    pub of: [u8; BLOCK / RUN],
 }
 
-/// The level of least error among those of a word, and its error.
+/// Levels of the first `len` weights of a block when the largest magnitude is put in `place`.
 #[inline(always)]
-fn best_level(sums: u64) -> (usize, u32) {
-    let mut best = (0, sums as u32 & 0xffff);
-    for level in 1..LEVELS {
-        let error = (sums >> (16 * level)) as u32 & 0xffff;
-        best = if error < best.1 { (level, error) } else { best };
-    }
-    best
-}
-
-/// Errors of the first `len` weights of a block, each run's with its best level, when the largest magnitude is put in `place`.
-#[inline(always)]
-pub fn errors(errors: &Errors, block: &Block, len: usize, place: i16) -> u32 {
+pub fn levels(errors: &Errors, block: &Block, len: usize, place: i16) -> Levels {
     let mut places = [0u8; BLOCK];
     for i in 0..BLOCK {
         let exact = (i32::from(block[i]) * i32::from(place) + (1 << 14)) >> 15;
         places[i] = (exact.clamp(-128, 127) + 128) as u8;
     }
-    places[..len].chunks(RUN).map(|run| best_level(errors.of(run)).1).sum()
+    let mut found = Levels { error: 0, of: [0; BLOCK / RUN] };
+    for (run, of) in places[..len].chunks(RUN).zip(&mut found.of) {
+        let sums = run.iter().fold(0, |sum, place| sum + errors.words[usize::from(*place)]);
+        let error = |level: usize| (sums >> (16 * level)) as u32 & 0xffff;
+        let best = (1..LEVELS).fold(0, |best, level| if error(level) < error(best) { level } else { best });
+        found.error += error(best);
+        *of = best as u8;
+    }
+    found
 }
 
 /// Quantizes one row into `out`, whose buffers have the right lengths. False when a scale does not fit f16.
 ///
-/// `measure` is [`errors`], or a faster way to the same sums.
+/// `measure` is [`levels`], or a faster way to the same.
 #[inline(always)]
 pub fn quantize_row(
     row: &[f32],
     out: &mut QuantizedRow,
-    measure: impl Fn(&Errors, &Block, usize, i16) -> u32,
+    measure: impl Fn(&Errors, &Block, usize, i16) -> Levels,
 ) -> bool {
     let books = &*CODEBOOKS;
     let mut fits = true;

@@ -72,7 +72,9 @@ fn several_groups_of_rows_and_runs_of_blocks() {
 fn norm_and_bias_with_shared_and_different_formats() {
     let mut rng = Rng::new(5);
     let k = 160;
-    for formats in [["q4g32", "q4g32", "q4g32"], ["q4g32", "q8g64m", "bf16"], ["l16", "q8g128", "q4g32"], ["f32", "f16", "f16"]] {
+    for formats in
+        [["q4g32", "q4g32", "q4g32"], ["q4g32", "q8g64m", "bf16"], ["l16", "q8g128", "q4g32"], ["f32", "f16", "f16"]]
+    {
         for rows in [1, 7, 19] {
             let weights: Vec<TestWeight> = formats
                 .iter()

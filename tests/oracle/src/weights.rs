@@ -11,8 +11,7 @@ use crate::value::device;
 
 /// Every format whose codes are whole numbers.
 pub fn formats() -> Vec<QuantFormat> {
-    let mut all =
-        vec![QuantFormat::symmetric(8, None), QuantFormat::affine(8, None)];
+    let mut all = vec![QuantFormat::symmetric(8, None), QuantFormat::affine(8, None)];
     for bits in [4, 8] {
         for group in [32, 64, 128] {
             all.extend([QuantFormat::symmetric, QuantFormat::affine].map(|format| format(bits, Some(group))));

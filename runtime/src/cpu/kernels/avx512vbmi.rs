@@ -103,8 +103,7 @@ unsafe fn tile<const R: usize, const ALONE: bool>(p: &DotArgs) {
             let scale = widen_f16(weights.add(SCALES_AT));
             act = act.add(BLOCK / 4 * R + R);
             for r in 0..R {
-                let sum =
-                    if R <= TWO_SUMS_ROWS { _mm512_add_epi32(sums[0][r], sums[1][r]) } else { sums[0][r] };
+                let sum = if R <= TWO_SUMS_ROWS { _mm512_add_epi32(sums[0][r], sums[1][r]) } else { sums[0][r] };
                 let block = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
                 let a = _mm512_set1_ps(f32::from_bits(*act.add(r)));
                 if R <= ALL_SUMS_ROWS {

@@ -63,9 +63,16 @@ pub(super) struct Operand<'a> {
 
 #[derive(Clone, Copy)]
 enum Format {
-    Int { layout: QuantTile, act: IntAct, nibbles: bool },
+    Int {
+        layout: QuantTile,
+        act: IntAct,
+        nibbles: bool,
+    },
     /// `l16`: as 8-bit codes in groups of 128, once they are looked up.
-    Table { layout: QuantTile, act: IntAct },
+    Table {
+        layout: QuantTile,
+        act: IntAct,
+    },
     Float(FloatKind),
 }
 

@@ -158,24 +158,8 @@ type Role = (&'static str, &'static [DType]);
 const DOT_ROLES: &[Role] = &[
     ("linear q4", &[symmetric(4, Some(32)), symmetric(4, Some(64)), symmetric(4, Some(128))]),
     ("linear q4 min", &[affine(4, Some(32)), affine(4, Some(64)), affine(4, Some(128))]),
-    (
-        "linear q8",
-        &[
-            symmetric(8, None),
-            symmetric(8, Some(32)),
-            symmetric(8, Some(64)),
-            symmetric(8, Some(128)),
-        ],
-    ),
-    (
-        "linear q8 min",
-        &[
-            affine(8, None),
-            affine(8, Some(32)),
-            affine(8, Some(64)),
-            affine(8, Some(128)),
-        ],
-    ),
+    ("linear q8", &[symmetric(8, None), symmetric(8, Some(32)), symmetric(8, Some(64)), symmetric(8, Some(128))]),
+    ("linear q8 min", &[affine(8, None), affine(8, Some(32)), affine(8, Some(64)), affine(8, Some(128))]),
 ];
 
 /// What `lookup` is for.

@@ -3,7 +3,8 @@
 //! Invariant: the order of every float operation here is the order in which each vector kernel computes each lane.
 
 use super::{
-    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, TILE_SCALE_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, UNSIGNED_TABLE,
+    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
+    UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use half::{bf16, f16};
