@@ -101,8 +101,9 @@ fn nothing_is_allocated_after_loading() {
             let mut pass = pass_over(&mut *executor);
             pass();
             let (count, bytes) = allocations(|| (0..100).for_each(|_| pass()));
-            let what =
-                || format!("{threads} threads, {quant}, caches {kv:?}: {count} allocations of {bytes} bytes in 100 passes");
+            let what = || {
+                format!("{threads} threads, {quant}, caches {kv:?}: {count} allocations of {bytes} bytes in 100 passes")
+            };
             complaints.extend((count > 0).then(what));
         }
     }

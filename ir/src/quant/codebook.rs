@@ -23,10 +23,10 @@ const CODES: usize = 16;
 
 /// Numbers of the codebooks, by level; ascending in each.
 pub const TABLE: [i8; LEVELS * CODES] = [
-    -127, -106, -72, -53, -40, -28, -18, -7, 3, 13, 24, 35, 47, 61, 80, 107, //
-    -95, -76, -61, -48, -37, -27, -17, -7, 2, 11, 20, 30, 41, 53, 68, 90, //
-    -85, -69, -56, -44, -33, -23, -15, -7, 1, 9, 17, 26, 35, 45, 57, 74, //
-    -64, -52, -43, -35, -27, -19, -12, -5, 1, 8, 15, 23, 31, 39, 50, 63,
+    -127, -105, -70, -52, -39, -28, -17, -7, 4, 13, 24, 35, 47, 62, 80, 106, //
+    -94, -75, -60, -47, -36, -26, -16, -7, 2, 11, 21, 30, 41, 53, 69, 90, //
+    -84, -69, -55, -43, -33, -23, -15, -7, 1, 9, 17, 26, 35, 45, 57, 75, //
+    -64, -52, -43, -35, -27, -19, -12, -5, 2, 8, 15, 23, 31, 40, 50, 63,
 ];
 
 /// The number that a code stands for, before its scale. The upper two of its eight bits do not count.
@@ -41,11 +41,9 @@ pub fn are_codes(row: &[u8]) -> bool {
 
 /// Places that are tried for the largest magnitude of a block, among those of [`Errors`]. Most magnitudes are far below it, so
 /// the best may leave it beyond all numbers, or in another codebook.
-#[rustfmt::skip]
-const CANDIDATES: [i16; 24] = [
-    -112, -106, -100, -95, -91, -87, -83, -79, -76, -73, -71, -68, -66, -63,
-    102, 95, 89, 84, 79, 75, 71, 68, 64, 61,
-];
+const CANDIDATES: [i16; 16] = [-112, -104, -97, -90, -84, -78, -73, -68, -64, 102, 93, 85, 78, 72, 67, 62];
+/// How far from the best of them others are tried.
+const NEARBY: i16 = 2;
 
 /// Places per unit of the codebooks: numbers a third beyond theirs still have one.
 const PLACES: f32 = 0.75;
@@ -121,19 +119,22 @@ impl Codebooks {
             *part = (v * to_part + ROUND).to_bits() as i16;
         }
         let (mut best, mut place, mut levels) = (f32::INFINITY, 0, [0; BLOCK / RUN]);
-        for candidate in CANDIDATES {
+        let mut consider = |candidate: i16| {
             let found = measure(&self.errors, &parts, x.len(), candidate);
             let error = found.error as f32 / (i32::from(candidate) * i32::from(candidate)) as f32;
             if error < best {
                 (best, place, levels) = (error, candidate, found.of);
             }
-        }
+            place
+        };
+        let coarse = CANDIDATES.into_iter().fold(0, |_, candidate| consider(candidate));
+        consider(coarse - NEARBY);
+        consider(coarse + NEARBY);
         self.assign(x, levels, f32::from(place) / (PLACES * peak), codes);
         let scale = f16::from_f32(self.fitted(x, codes));
-        if scale != f16::ZERO {
-            let inverse = 1.0 / scale.to_f32();
-            let place = (peak * inverse * PLACES).round_ties_even() as i16;
-            self.assign(x, measure(&self.errors, &parts, x.len(), place).of, inverse, codes);
+        // A scale that f16 rounds by much has other nearest numbers.
+        if scale != f16::ZERO && !scale.is_normal() && scale.is_finite() {
+            self.assign(x, levels, 1.0 / scale.to_f32(), codes);
         }
         scale
     }

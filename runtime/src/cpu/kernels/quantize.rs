@@ -1,6 +1,7 @@
 //! [`dlx_ir::quant::quantize_row`] compiled for the CPU's instruction set. The codes do not depend on it.
 
 use dlx_ir::QuantFormat;
+#[cfg(target_arch = "x86_64")]
 use dlx_ir::quant::codebook::{self, Block, Errors, Levels};
 use dlx_ir::quant::{self, QuantizedRow};
 
