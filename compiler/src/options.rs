@@ -7,15 +7,15 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use dlx_ir::{DType, QuantFormat};
+use dlx_ir::{DType, Grid, QuantFormat};
 
 use crate::check::each::Tolerances;
 use crate::hf::Source;
 
 /// How the weights of a model, or some of them, are stored in the artifact.
 ///
-/// Text: `none`, `f16`, `bf16`, `int8[:GROUP][:min]`, `int4[:GROUP][:min]` with a group of 32, 64 or 128. `int8` alone has
-/// one scale per row, `int4` alone means `int4:32`. A final `m` is short for `:min`.
+/// Text: `none`, `f16`, `bf16`, `int8[:GROUP][:min]`, `int4[:GROUP][:min]` with a group of 32, 64 or 128, or `l16`. `int8`
+/// alone has one scale per row, `int4` alone means `int4:32`. A final `m` is short for `:min`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QuantSpec {
     /// As in the checkpoint.
@@ -47,18 +47,19 @@ impl FromStr for QuantSpec {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || {
             format!(
-                "`{text}` is not a weight format; use none, f16, bf16, int8, int4, int4:64, int4:128, int4:64:min, …"
+                "`{text}` is not a weight format; use none, f16, bf16, int8, int4, int4:64, int4:128, int4:64:min, …, l16"
             )
         };
         match text {
             "none" => return Ok(QuantSpec::None),
             "f16" => return Ok(QuantSpec::F16),
             "bf16" => return Ok(QuantSpec::Bf16),
+            "l16" => return Ok(QuantSpec::Quant(QuantFormat::L16)),
             _ => {}
         }
-        let (rest, min) = match text.strip_suffix(":min").or_else(|| text.strip_suffix('m')) {
-            Some(rest) => (rest, true),
-            None => (text, false),
+        let (rest, grid) = match text.strip_suffix(":min").or_else(|| text.strip_suffix('m')) {
+            Some(rest) => (rest, Grid::Affine),
+            None => (text, Grid::Symmetric),
         };
         let (name, group) = match rest.split_once(':') {
             Some((name, "32")) => (name, Some(32)),
@@ -68,8 +69,8 @@ impl FromStr for QuantSpec {
             None => (rest, None),
         };
         match name {
-            "int8" => Ok(QuantSpec::Quant(QuantFormat { bits: 8, group, min })),
-            "int4" => Ok(QuantSpec::Quant(QuantFormat { bits: 4, group: group.or(Some(32)), min })),
+            "int8" => Ok(QuantSpec::Quant(QuantFormat { bits: 8, group, grid })),
+            "int4" => Ok(QuantSpec::Quant(QuantFormat { bits: 4, group: group.or(Some(32)), grid })),
             _ => Err(bad()),
         }
     }
@@ -81,12 +82,13 @@ impl fmt::Display for QuantSpec {
             QuantSpec::None => write!(f, "none"),
             QuantSpec::F16 => write!(f, "f16"),
             QuantSpec::Bf16 => write!(f, "bf16"),
-            QuantSpec::Quant(QuantFormat { bits, group, min }) => {
+            QuantSpec::Quant(format) if format.grid == Grid::Table => write!(f, "{format}"),
+            QuantSpec::Quant(QuantFormat { bits, group, grid }) => {
                 write!(f, "int{bits}")?;
                 if let Some(group) = group {
                     write!(f, ":{group}")?;
                 }
-                if *min { write!(f, ":min") } else { Ok(()) }
+                if *grid == Grid::Affine { write!(f, ":min") } else { Ok(()) }
             }
         }
     }
@@ -248,7 +250,7 @@ impl Default for CompileOptions {
             calibrate: None,
             soc: None,
             allow_fallback: false,
-            quant: QuantSpec::Quant(QuantFormat { bits: 4, group: Some(32), min: false }),
+            quant: QuantSpec::Quant(QuantFormat::symmetric(4, Some(32))),
             keep: Vec::new(),
             max_seq: None,
             block: None,
@@ -290,6 +292,7 @@ mod tests {
             ("int4:64:min", "int4:64:min", Some("q4g64m")),
             ("int4:32m", "int4:32:min", Some("q4g32m")),
             ("int4:min", "int4:32:min", Some("q4g32m")),
+            ("l16", "l16", Some("l16")),
             ("int8:min", "int8:min", Some("q8m")),
         ] {
             let spec: QuantSpec = text.parse().unwrap();
@@ -297,9 +300,22 @@ mod tests {
             assert_eq!(canonical.parse::<QuantSpec>(), Ok(spec));
             assert_eq!(spec.dtype().map(|d| d.to_string()).as_deref(), dtype);
         }
-        for text in
-            ["", "int", "int2", "int4:", "int4:48", "int4:64:max", "int4:64:64", "f16:min", "INT4", "q4g64", "m"]
-        {
+        for text in [
+            "",
+            "int",
+            "int2",
+            "int4:",
+            "int4:48",
+            "int4:64:max",
+            "int4:64:64",
+            "f16:min",
+            "INT4",
+            "q4g64",
+            "m",
+            "l16:64",
+            "l16m",
+            "l16:min",
+        ] {
             let e = text.parse::<QuantSpec>().unwrap_err();
             assert!(e.starts_with(&format!("`{text}` is not")), "{e}");
         }

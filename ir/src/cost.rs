@@ -7,8 +7,9 @@
 use crate::attr::Mask;
 use crate::module::{Graph, Module, Node, Operand, Weight, WeightDef};
 use crate::op::Op;
+use crate::quant::codebook::RUN;
 use crate::spans::{SpanRows, spans_type};
-use crate::types::{DType, Type};
+use crate::types::{DType, Grid, Type};
 
 /// What a node costs, as far as it does not depend on a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -100,8 +101,9 @@ fn type_bytes(ty: &Type) -> Option<u64> {
     let (k, rows) = ty.dims.split_last()?;
     let k = k.fixed()?;
     let rows = rows.iter().try_fold(1u64, |n, d| n.checked_mul(d.fixed()? as u64))?;
-    let codes = (k as u64).checked_mul(u64::from(format.bits))?.div_ceil(8);
-    let tables = (format.groups(k) as u64).checked_mul(if format.min { 4 } else { 2 })?;
+    let levels = if format.grid == Grid::Table { (k as u64).div_ceil(RUN as u64).checked_mul(2)? } else { 0 };
+    let codes = (k as u64).checked_mul(u64::from(format.bits))?.checked_add(levels)?.div_ceil(8);
+    let tables = (format.groups(k) as u64).checked_mul(if format.has_min() { 4 } else { 2 })?;
     rows.checked_mul(codes.checked_add(tables)?)
 }
 

@@ -11,14 +11,16 @@
 //! * 8-bit codes: one 64-byte vector per 4 consecutive k, `[16 columns][4 k]`, stored code = code + 128 (or the bare
 //!   code when the format has a minimum);
 //! * or 4-bit codes: one such vector per 8 consecutive k; low nibbles are the first four k, high nibbles the other
-//!   four; stored code = code + 8 (or the bare code when the format has a minimum);
+//!   four; stored code = code + 8 (or the bare code when the format has a minimum or codebooks);
+//! * of `l16`, the levels `[16 columns][8 runs of 16 k]`, two bits each, the first run in the lowest;
 //! * then f16 scales `[G][16]`, then f16 minima likewise if the format has them.
 //!
 //! The last block is followed by zero padding.
 //!
 //! Invariant: this is the only authority on sizes and offsets. Nothing here packs or reads.
 
-use crate::types::{DType, QuantFormat};
+use crate::quant::codebook::RUN;
+use crate::types::{DType, Grid, QuantFormat};
 
 /// The layout's name in types.
 pub const N16: &str = "n16";
@@ -29,6 +31,9 @@ pub const TILE_COLUMNS: usize = 16;
 /// Weights per block along k: one activation scale covers this many.
 pub const BLOCK: usize = 128;
 
+/// Bytes of the levels of a block.
+const LEVEL_BYTES: usize = TILE_COLUMNS * BLOCK / RUN / 4;
+
 /// Byte offsets inside a quantized tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantTile {
@@ -38,7 +43,9 @@ pub struct QuantTile {
     pub groups: usize,
     /// Bytes from one block to the next.
     pub block_bytes: usize,
-    /// Offset of the scales in a block, behind the codes.
+    /// Offset of the levels in a block, behind the codes, if any.
+    pub levels: Option<usize>,
+    /// Offset of the scales in a block, behind codes and levels.
     pub scales: usize,
     /// Offset of the minima in a block, if any.
     pub mins: Option<usize>,
@@ -50,17 +57,21 @@ impl QuantTile {
     /// Layout of a tile of `k` weights per column; `None` on overflow or for a format that is not packed.
     pub fn new(fmt: QuantFormat, k: usize) -> Option<Self> {
         let blocks = k.div_ceil(BLOCK);
-        let groups = match (fmt.bits, fmt.group) {
-            (8, None) => 1,
-            (4 | 8, Some(g @ (32 | 64 | 128))) => BLOCK / g as usize,
+        let groups = match (fmt.bits, fmt.group, fmt.grid) {
+            (4, Some(128), Grid::Table) => 1,
+            (_, _, Grid::Table) => return None,
+            (8, None, _) => 1,
+            (4 | 8, Some(g @ (32 | 64 | 128)), _) => BLOCK / g as usize,
             _ => return None,
         };
-        let scales = BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8;
+        let codes = BLOCK * TILE_COLUMNS * usize::from(fmt.bits) / 8;
+        let levels = (fmt.grid == Grid::Table).then_some(codes);
+        let scales = codes + levels.map_or(0, |_| LEVEL_BYTES);
         let table = table_bytes(groups);
-        let mins = fmt.min.then_some(scales + table);
+        let mins = fmt.has_min().then_some(scales + table);
         let block_bytes = mins.unwrap_or(scales) + table;
         let bytes = blocks.checked_mul(block_bytes)?.checked_next_multiple_of(64)?;
-        Some(QuantTile { blocks, groups, block_bytes, scales, mins, bytes })
+        Some(QuantTile { blocks, groups, block_bytes, levels, scales, mins, bytes })
     }
 
     /// Bytes of a table: the scales, or the minima, of a block.
@@ -76,6 +87,12 @@ impl QuantTile {
     /// Offset of the byte that holds the code of weight `kk` of column `col`, of that many bits.
     pub fn code(&self, bits: u8, kk: usize, col: usize) -> usize {
         self.vector(kk, if bits == 4 { 8 } else { 4 }) + col * 4 + kk % 4
+    }
+
+    /// Byte and shift of the level of weight `kk` in column `col`, in the levels at `levels`.
+    pub fn level(&self, levels: usize, kk: usize, col: usize) -> (usize, usize) {
+        let run = kk % BLOCK / RUN;
+        (kk / BLOCK * self.block_bytes + levels + col * 2 + run / 4, run % 4 * 2)
     }
 
     /// Offset of the entry of group `slot` (counted over all blocks) and column `col` in the table at `table`.

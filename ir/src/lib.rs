@@ -51,6 +51,6 @@ pub use parse::parse;
 pub use plan::{SLOT_ALIGN, first_fit, live_ranges, plan_memory};
 pub use rewrite::{Rewrite, Rewriter, Rewritten, rewrite};
 pub use spans::{MAX_SPANS, SPAN_FIELDS, SpanRows, spans_type};
-pub use types::{DType, Dim, QuantFormat, Type};
+pub use types::{DType, Dim, Grid, QuantFormat, Type};
 pub use verify::{VerifiedModule, verify};
 pub use view::dataflow;

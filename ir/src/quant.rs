@@ -1,22 +1,30 @@
 //! Group quantization: which codes and scales stand for a row of weights.
 //!
 //! Codes are stored unsigned: `w = scale · (code − zero) + min`, with `zero` 8 or 128 for symmetric formats (`min` is 0
-//! there). Scales and minima are f16. Scales are chosen to minimise the squared error: a few candidate ranges around
+//! there). Codes of `l16` are places in the table of its codebooks, `w = scale · TABLE[code]` ([`codebook`]). Scales and minima are f16. Scales are chosen to minimise the squared error: a few candidate ranges around
 //! the largest magnitude, each with the least-squares scale for its codes (as llama.cpp's `make_qx_quants` does).
 //!
 //! The bodies are `#[inline(always)]` so that a caller may compile them for a wider instruction set; results do not
 //! depend on it.
 
-use crate::types::QuantFormat;
+pub mod codebook;
+
+use crate::types::{Grid, QuantFormat};
 use half::f16;
 
-/// The zero point of a format's stored codes.
+/// The zero point of a format's stored codes; of `l16`, that of the table's numbers as kernels have them, moved to bytes
+/// without a sign.
 pub fn zero_point(format: QuantFormat) -> u8 {
-    match (format.min, format.bits) {
-        (true, _) => 0,
-        (false, 4) => 8,
-        (false, _) => 128,
+    match (format.grid, format.bits) {
+        (Grid::Affine, _) => 0,
+        (Grid::Symmetric, 4) => 8,
+        (Grid::Symmetric | Grid::Table, _) => 128,
     }
+}
+
+/// How many codes a format has, as they are stored one to a byte: of `l16` a code is a place in the table of all codebooks.
+pub fn code_count(format: QuantFormat) -> usize {
+    if format.grid == Grid::Table { codebook::TABLE.len() } else { 1 << format.bits }
 }
 
 /// Codes and scales of one row of `k` weights.
@@ -51,22 +59,27 @@ impl QuantizedRow {
 pub fn dequantize_row(format: QuantFormat, codes: &[u8], scales: &[f32], mins: &[f32], out: &mut [f32]) {
     let (len, zero) = (format.group_len(codes.len()), f32::from(zero_point(format)));
     for (g, (out, codes)) in out.chunks_mut(len).zip(codes.chunks(len)).enumerate() {
-        let min = if format.min { mins[g] } else { 0.0 };
-        out.iter_mut().zip(codes).for_each(|(v, &c)| *v = scales[g].mul_add(f32::from(c) - zero, min));
+        let min = if format.has_min() { mins[g] } else { 0.0 };
+        let number = |c| if format.grid == Grid::Table { f32::from(codebook::number(c)) } else { f32::from(c) - zero };
+        out.iter_mut().zip(codes).for_each(|(v, &c)| *v = scales[g].mul_add(number(c), min));
     }
 }
 
 /// Quantizes one row into `out`, whose buffers have the right lengths. False when a scale or minimum does not fit f16.
 #[inline(always)]
 pub fn quantize_row(format: QuantFormat, row: &[f32], out: &mut QuantizedRow) -> bool {
+    if format.grid == Grid::Table {
+        return codebook::quantize_row(row, out, codebook::levels);
+    }
     let len = format.group_len(row.len());
-    if !format.min && len <= MAX_SHORT {
+    if !format.has_min() && len <= MAX_SHORT {
         return short_symmetric(format, len, row, out);
     }
     let mut fits = true;
     for (g, group) in row.chunks(len).enumerate() {
         let codes = &mut out.codes[g * len..g * len + group.len()];
-        let (scale, min) = if format.min { affine(format, group, codes) } else { symmetric(format, group, codes) };
+        let (scale, min) =
+            if format.has_min() { affine(format, group, codes) } else { symmetric(format, group, codes) };
         fits &= scale.is_finite() && min.is_finite();
         (out.scales[g], out.mins[g]) = (scale, min);
     }
@@ -332,7 +345,7 @@ mod tests {
 
     #[test]
     fn scales_beat_the_largest_magnitude() {
-        for format in ["q4g32", "q4g64", "q4g128", "q4g32m", "q4g128m", "q8", "q8g32", "q8g64m"] {
+        for format in ["q4g32", "q4g64", "q4g128", "q4g32m", "q4g128m", "q8", "q8g32", "q8g64m", "l16"] {
             let format: QuantFormat = format.parse().unwrap();
             for k in [1, 31, 32, 100, 500, 2048] {
                 let x = weights(k);
@@ -348,7 +361,7 @@ mod tests {
 
     #[test]
     fn zeros_extremes_and_what_does_not_fit() {
-        for format in ["q4g32", "q4g32m", "q8", "q8m"] {
+        for format in ["q4g32", "q4g32m", "q8", "q8m", "l16"] {
             let format: QuantFormat = format.parse().unwrap();
             let quantize = |x: &[f32]| {
                 let mut q = QuantizedRow::zeroed(format, x.len());

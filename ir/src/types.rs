@@ -8,12 +8,25 @@ use crate::name::name;
 use std::fmt;
 use std::str::FromStr;
 
-/// Quantized element format: `q<bits>[g<group>][m]`.
+/// What the codes of a quantized format stand for, before their scale.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Grid {
+    /// Whole numbers around zero.
+    Symmetric,
+    /// Whole numbers from zero; each group carries a minimum besides its scale.
+    Affine,
+    /// Numbers of a constant table ([`codebook`](crate::quant::codebook)).
+    Table,
+}
+
+/// Quantized element format: `q<bits>[g<group>][m]`, or `l16`.
 ///
 /// * `q4g64` – signed 4-bit codes −8…7, one f16 scale per 64 consecutive weights of a row (symmetric);
 /// * `q4g64m` – unsigned codes 0…15 with a scale and a minimum per group (`w = scale·code + min`);
 /// * `q8g32` – signed codes −127…127 per group of 32; `q8` – one scale per row (per output channel; in a KV cache per
-///   row and head).
+///   row and head);
+/// * `l16` – 4-bit codes into one of four constant codebooks, which every 16 consecutive weights of a row choose; one f16
+///   scale per 128.
 ///
 /// The last group of a row may be short.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -22,11 +35,29 @@ pub struct QuantFormat {
     pub bits: u8,
     /// Weights per group along the row (32, 64 or 128), or `None` for one group per row (8 bits only).
     pub group: Option<u32>,
-    /// Whether each group carries a minimum besides its scale.
-    pub min: bool,
+    /// What a code stands for. [`Grid::Table`] goes with 4 bits and groups of 128 alone.
+    pub grid: Grid,
 }
 
 impl QuantFormat {
+    /// `l16`.
+    pub const L16: QuantFormat = QuantFormat { bits: 4, group: Some(128), grid: Grid::Table };
+
+    /// A format of whole numbers around zero.
+    pub const fn symmetric(bits: u8, group: Option<u32>) -> Self {
+        QuantFormat { bits, group, grid: Grid::Symmetric }
+    }
+
+    /// A format with minima.
+    pub const fn affine(bits: u8, group: Option<u32>) -> Self {
+        QuantFormat { bits, group, grid: Grid::Affine }
+    }
+
+    /// Whether each group carries a minimum besides its scale.
+    pub fn has_min(self) -> bool {
+        self.grid == Grid::Affine
+    }
+
     /// Group length for a row of `k` weights: the group size, or the whole row.
     pub fn group_len(self, k: usize) -> usize {
         self.group.map_or(k.max(1), |g| g as usize)
@@ -40,11 +71,14 @@ impl QuantFormat {
 
 impl fmt::Display for QuantFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.grid == Grid::Table {
+            return write!(f, "l16");
+        }
         write!(f, "q{}", self.bits)?;
         if let Some(g) = self.group {
             write!(f, "g{g}")?;
         }
-        if self.min { write!(f, "m") } else { Ok(()) }
+        if self.has_min() { write!(f, "m") } else { Ok(()) }
     }
 }
 
@@ -54,11 +88,14 @@ impl FromStr for QuantFormat {
     fn from_str(s: &str) -> Result<Self, String> {
         let bad = || {
             format!(
-                "`{s}` is not a quantized format; use q4g32, q4g64, q4g128, q8, q8g32, q8g64, q8g128, with an optional final m"
+                "`{s}` is not a quantized format; use q4g32, q4g64, q4g128, q8, q8g32, q8g64, q8g128, with an optional final m, or l16"
             )
         };
+        if s == "l16" {
+            return Ok(QuantFormat::L16);
+        }
         let rest = s.strip_prefix('q').ok_or_else(bad)?;
-        let (rest, min) = rest.strip_suffix('m').map_or((rest, false), |r| (r, true));
+        let (rest, grid) = rest.strip_suffix('m').map_or((rest, Grid::Symmetric), |r| (r, Grid::Affine));
         let (bits, group) = rest.split_once('g').map_or((rest, None), |(b, g)| (b, Some(g)));
         let group = match group {
             None => None,
@@ -68,8 +105,8 @@ impl FromStr for QuantFormat {
             Some(_) => return Err(bad()),
         };
         match (bits, group) {
-            ("4", Some(_)) => Ok(QuantFormat { bits: 4, group, min }),
-            ("8", _) => Ok(QuantFormat { bits: 8, group, min }),
+            ("4", Some(_)) => Ok(QuantFormat { bits: 4, group, grid }),
+            ("8", _) => Ok(QuantFormat { bits: 8, group, grid }),
             _ => Err(bad()),
         }
     }
@@ -149,7 +186,7 @@ impl DType {
     }
 
     /// Elements of an int8 KV cache: signed codes −127…127 and, beside them, one f32 scale per cache row and head.
-    pub const CACHE_Q8: DType = DType::Quant(QuantFormat { bits: 8, group: None, min: false });
+    pub const CACHE_Q8: DType = DType::Quant(QuantFormat::symmetric(8, None));
 
     /// Whether a KV cache may have these elements.
     pub fn is_cache(self) -> bool {
@@ -278,7 +315,7 @@ impl FromStr for DType {
         if let Some((dtype, _)) = DType::NAMES.iter().find(|(_, name)| *name == s) {
             return Ok(*dtype);
         }
-        if s.starts_with('q') {
+        if s.starts_with('q') || s == "l16" {
             return s.parse().map(DType::Quant);
         }
         let names: Vec<_> = DType::NAMES.iter().map(|(_, name)| *name).collect();

@@ -8,8 +8,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
-use dlx_ir::quant::QuantizedRow;
-use dlx_ir::{DType, Data, Error, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId};
+use dlx_ir::quant::{QuantizedRow, codebook};
+use dlx_ir::{
+    DType, Data, Error, Grid, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId,
+};
 use dlx_runtime::cpu::{pack_tile_float, pack_tile_quant, quantize_row};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -270,10 +272,17 @@ fn keep_codes(
     let (k, groups) = (layout.k, format.groups(layout.k));
     let mut codes = vec![0; rows.len() * k];
     let mut scales = vec![0.0; rows.len() * groups];
-    let mut mins = vec![0.0; if format.min { scales.len() } else { 0 }];
+    let mut mins = vec![0.0; if format.has_min() { scales.len() } else { 0 }];
     let into = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
     source.read_codes(name, format, rows.clone(), into)?;
     source.release_rows(name, rows.clone());
+    if format.grid == Grid::Table && !codes.chunks(k).all(codebook::are_codes) {
+        return Err(Error::new(
+            name,
+            format!("has rows whose codes are none of {format}: a run of them has one level"),
+        )
+        .help("start from the float model"));
+    }
     let mut exact = true;
     let mut narrow = |wide: &[f32], what: &str| {
         let narrow: Vec<f16> = wide.iter().map(|v| f16::from_f32(*v)).collect();
@@ -322,7 +331,7 @@ impl Packer {
             fits &= quantize_row(self.format, row, &mut self.row);
             self.codes.extend_from_slice(&self.row.codes);
             self.scales.extend_from_slice(&self.row.scales);
-            if self.format.min {
+            if self.format.has_min() {
                 self.mins.extend_from_slice(&self.row.mins);
             }
         }

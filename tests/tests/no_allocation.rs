@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dlx_ir::DType;
+use dlx_ir::{DType, QuantFormat};
 use dlx_runtime::LoadOptions;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::decode::noise::{Noise, NoiseRow};
@@ -17,7 +17,7 @@ use dlx_runtime::decode::sample::{Choice, Needs, Sampler};
 use dlx_runtime::exec::{Executor, RowStats, Span};
 use dlx_runtime::text::{Tokenizer, TokenizerSize};
 use dlx_tests::compiled;
-use dlxc::options::CompileOptions;
+use dlxc::options::{CompileOptions, QuantSpec};
 use serde_json::{Value, json};
 
 /// Counts what the system's allocator is asked for.
@@ -89,17 +89,21 @@ fn nothing_is_allocated_after_loading() {
 
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
     let mut complaints = Vec::new();
-    for kv in [None, Some(DType::CACHE_Q8)] {
+    let plain = CompileOptions { max_seq: Some(256), ..CompileOptions::default() };
+    let kept = CompileOptions { kv: Some(DType::CACHE_Q8), ..plain.clone() };
+    let table = CompileOptions { quant: QuantSpec::Quant(QuantFormat::L16), ..plain.clone() };
+    for options in [plain, kept, table] {
         for threads in [1, 2, 3] {
-            let options = CompileOptions { kv, max_seq: Some(256), ..CompileOptions::default() };
+            let (kv, quant) = (options.kv, options.quant);
             let cpu = CpuOptions { threads, isa: None };
             let load = LoadOptions { cpu, ..LoadOptions::default() };
             let mut executor = compiled::load(&model, &options, &load).unwrap().executor;
             let mut pass = pass_over(&mut *executor);
             pass();
             let (count, bytes) = allocations(|| (0..100).for_each(|_| pass()));
-            let what =
-                || format!("{threads} threads, caches {kv:?}: {count} allocations of {bytes} bytes in 100 passes");
+            let what = || {
+                format!("{threads} threads, {quant}, caches {kv:?}: {count} allocations of {bytes} bytes in 100 passes")
+            };
             complaints.extend((count > 0).then(what));
         }
     }

@@ -283,13 +283,13 @@ impl WeightSource for Corners<'_> {
             return self.weights.read_codes(name, format, rows, out);
         };
         let (groups, few) = (format.groups(from), format.groups(to));
-        let mut row = (vec![0; from], vec![0.0; groups], vec![0.0; if format.min { groups } else { 0 }]);
+        let mut row = (vec![0; from], vec![0.0; groups], vec![0.0; if format.has_min() { groups } else { 0 }]);
         for (i, r) in rows.enumerate() {
             let whole = CodeRows { codes: &mut row.0, scales: &mut row.1, mins: &mut row.2 };
             self.weights.read_codes(name, format, r..r + 1, whole)?;
             out.codes[i * to..][..to].copy_from_slice(&row.0[..to]);
             out.scales[i * few..][..few].copy_from_slice(&row.1[..few]);
-            if format.min {
+            if format.has_min() {
                 out.mins[i * few..][..few].copy_from_slice(&row.2[..few]);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use dlx_ir::{Contents, DType, Error, Module, QuantFormat, Source, Type, Weight};
+use dlx_ir::{Contents, DType, Error, Grid, Module, QuantFormat, Source, Type, Weight};
 use dlx_targets::{CodeRows, WeightSource};
 
 use super::probe::normal;
@@ -27,7 +27,7 @@ impl Source for Whole<'_> {
                 let groups = rows * format.groups(columns);
                 let mut codes = vec![0; rows * columns];
                 let mut scales = vec![0.0; groups];
-                let mut mins = vec![0.0; if format.min { groups } else { 0 }];
+                let mut mins = vec![0.0; if format.has_min() { groups } else { 0 }];
                 let out = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
                 self.rows.read_codes(name, format, 0..rows, out).map_err(said)?;
                 Ok(Contents::Quantized { codes: codes.into(), scales: scales.into(), mins: mins.into() })
@@ -104,7 +104,8 @@ impl WeightSource for Seeded<'_> {
         for (i, code) in out.codes.iter_mut().enumerate() {
             *code = 1 + (self.bits(name, rows.start * width + i) % codes) as u8;
         }
-        // Of about what `read_rows` makes.
+        // Of about what `read_rows` makes. Numbers of codebooks are as large as those of 8 bits.
+        let codes = if format.grid == Grid::Table { 255 } else { codes };
         let scale = 4.0 / f32::from(u8::try_from(codes).unwrap_or(u8::MAX)) / libm::sqrtf(width.max(1) as f32);
         out.scales.fill(half::f16::from_f32(scale).to_f32());
         out.mins.fill(half::f16::from_f32(-scale * codes as f32 / 2.0).to_f32());

@@ -47,7 +47,8 @@ pub struct Args {
     /// Replace an output directory that holds an export.
     #[arg(long)]
     pub force: bool,
-    /// Format of the weights: none, f16, bf16, int8 or int4, with a group size and `:min` if wanted (int4:64, int4:64:min).
+    /// Format of the weights: none, f16, bf16, int8, int4 or l16; int8 and int4 with a group size and `:min` if wanted
+    /// (int4:64, int4:64:min).
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub quant: QuantSpec,
     /// Weights that get a format of their own, as stored if none is given; may be repeated, later ones win.

@@ -24,9 +24,9 @@ pub struct Change {
 
 /// Weight formats and cache types to compare with, as `dlxc compile` spells them.
 const WEIGHTS: [(&str, DType); 3] = [
-    ("--quant int8", DType::Quant(QuantFormat { bits: 8, group: None, min: false })),
-    ("--quant int4", DType::Quant(QuantFormat { bits: 4, group: Some(32), min: false })),
-    ("--quant int4:128", DType::Quant(QuantFormat { bits: 4, group: Some(128), min: false })),
+    ("--quant int8", DType::Quant(QuantFormat::symmetric(8, None))),
+    ("--quant int4", DType::Quant(QuantFormat::symmetric(4, Some(32)))),
+    ("--quant int4:128", DType::Quant(QuantFormat::symmetric(4, Some(128)))),
 ];
 const CACHES: [(&str, DType); 2] = [("--kv int8", DType::CACHE_Q8), ("--kv f16", DType::F16)];
 

@@ -275,7 +275,7 @@ impl Meter<'_> {
 
     /// The statistics of a head: what it takes beyond a product, with so few features that this is most of it.
     fn statistics(&self, rows: usize) -> Result<PerValue, Error> {
-        let (n, k, format) = (16_384, 128, DType::Quant(QuantFormat { bits: 4, group: Some(32), min: false }));
+        let (n, k, format) = (16_384, 128, DType::Quant(QuantFormat::symmetric(4, Some(32))));
         let (head, x) = (self.weight(format, n, k, 0), values(rows * k));
         let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
         let mut scratch = vec![0; head_stats_scratch_words(rows, &head).max(linear_scratch_words(rows, &[head]))];
@@ -296,8 +296,7 @@ impl Meter<'_> {
         // Rows of a large table, far apart.
         let ids: Vec<i32> = pos.iter().map(|p| p * 7919 % 65_536).collect();
         let table = vec![0.5; rows * head_dim];
-        let embedding =
-            self.weight(DType::Quant(QuantFormat { bits: 4, group: Some(32), min: false }), 65_536, width, 0);
+        let embedding = self.weight(DType::Quant(QuantFormat::symmetric(4, Some(32))), 65_536, width, 0);
         let kv = KvShape { dtype: DType::F16, max_seq: MANY_KEYS, kv_heads, head_dim };
         let size = |bytes: Option<usize>| bytes.expect("a cache of this shape has a size");
         let (k_bytes, v_bytes) = (size(k_state_bytes(kv)), size(v_state_bytes(kv)));

@@ -94,7 +94,7 @@ fn rounded(v: f32) -> f32 {
 /// Codes of `MatMulNBits`: a row per output, blocks one after the other, the code of zero in the middle. None when a scale does
 /// not fit f16, which it is chosen in.
 pub(super) fn nbits(rows: &[f32], k: usize, bits: u8, block: usize) -> Option<Codes> {
-    let format = QuantFormat { bits, group: u32::try_from(block).ok(), min: false };
+    let format = QuantFormat::symmetric(bits, u32::try_from(block).ok());
     let quantized: Option<Vec<QuantizedRow>> = rows
         .par_chunks(k)
         .map(|row| {

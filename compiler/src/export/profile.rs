@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dlx_ir::{Error, Module, Op, QuantFormat, WeightId};
+use dlx_ir::{Error, Grid, Module, Op, QuantFormat, WeightId};
 
 use crate::options::QuantSpec;
 
@@ -108,8 +108,8 @@ pub fn onnx(quant: QuantSpec) -> Result<Profile, Error> {
     let (name, weights) = match quant {
         QuantSpec::None => ("f32", Weights::F32),
         QuantSpec::F16 => ("f16", Weights::F16),
-        QuantSpec::Quant(QuantFormat { bits: 4, group, min: false }) => ("int4", bits(4, group)),
-        QuantSpec::Quant(QuantFormat { bits: 8, group, min: false }) => ("int8", bits(8, group)),
+        QuantSpec::Quant(QuantFormat { bits: 4, group, grid: Grid::Symmetric }) => ("int4", bits(4, group)),
+        QuantSpec::Quant(QuantFormat { bits: 8, group, grid: Grid::Symmetric }) => ("int8", bits(8, group)),
         other => {
             return Err(Error::new("--quant", format!("the target onnx has no weights of {other}"))
                 .help("use none, f16, int8 or int4, with a group if wanted"));

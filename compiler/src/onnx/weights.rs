@@ -157,7 +157,7 @@ impl dlx_ir::Source for OnnxWeights<'_> {
         if let DType::Quant(format) = recipe.ty().dtype {
             let tables = n * format.groups(k);
             let (mut codes, mut scales) = (vec![0; n * k], vec![0.0; tables]);
-            let mut mins = vec![0.0; if format.min { tables } else { 0 }];
+            let mut mins = vec![0.0; if format.has_min() { tables } else { 0 }];
             let out = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
             recipe.read_codes(format, 0..n, out).map_err(|e| e.to_string())?;
             return Ok(Contents::Quantized { codes: codes.into(), scales: scales.into(), mins: mins.into() });

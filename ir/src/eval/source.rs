@@ -109,7 +109,7 @@ fn dequantized(
 ) -> Result<Vec<f32>, String> {
     let groups = format.groups(columns);
     let tables = codes.len() / columns * groups;
-    let wanted = if format.min { tables } else { 0 };
+    let wanted = if format.has_min() { tables } else { 0 };
     if scales.len() != tables || mins.len() != wanted {
         let found = (scales.len(), mins.len());
         return Err(format!("{} scales and {} minima, where {format} has {tables} and {wanted}", found.0, found.1));
@@ -179,7 +179,7 @@ mod tests {
             };
             let all: Vec<QuantizedRow> = (0..rows).map(quantized).collect();
             let wide = |x: &[half::f16]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
-            let mins = |q: &QuantizedRow| if format.min { wide(&q.mins) } else { vec![] };
+            let mins = |q: &QuantizedRow| if format.has_min() { wide(&q.mins) } else { vec![] };
             let contents = Contents::Quantized {
                 codes: all.iter().flat_map(|q| q.codes.clone()).collect(),
                 scales: all.iter().flat_map(|q| wide(&q.scales)).collect(),
@@ -191,7 +191,7 @@ mod tests {
             assert!(read("f32[3, 40]", &source).unwrap_err().contains("holds codes"));
             assert!(read(&format!("{name}[3, 41]"), &source).unwrap_err().contains("120 elements"));
             let error = read("q8g128[3, 40]", &source).err();
-            let other = (format.groups(columns), format.min) != (1, false);
+            let other = (format.groups(columns), format.has_min()) != (1, false);
             assert_eq!(error.is_some_and(|e| e.contains("where q8g128 has 3 and 0")), other, "{name}");
         }
     }

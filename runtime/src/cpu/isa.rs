@@ -16,6 +16,8 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
+    /// x86-64 with what `Avx512` has and AVX-512 VBMI, which looks bytes up in tables of 64.
+    Avx512Vbmi,
     /// aarch64.
     Neon,
     /// aarch64 with the dot product instructions.
@@ -26,8 +28,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set of every architecture, slowest first.
-    pub const ALL: [Isa; 7] =
-        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
+    pub const ALL: [Isa; 8] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vbmi, Isa::Neon, Isa::NeonDot, Isa::NeonI8mm];
 
     /// Whether this CPU can run it.
     pub fn available(self) -> bool {
@@ -48,6 +50,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vbmi => Isa::Avx512.available() && is_x86_feature_detected!("avx512vbmi"),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => true,
             #[cfg(target_arch = "aarch64")]
@@ -55,7 +59,9 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Isa::NeonI8mm => Isa::NeonDot.available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns, reason = "no architecture has them all")]
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => false,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vbmi => false,
+            #[allow(unreachable_patterns, reason = "no architecture has them all")]
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => false,
         }
     }
 
@@ -86,6 +92,7 @@ impl fmt::Display for Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vbmi => "avx512vbmi",
             Isa::Neon => "neon",
             Isa::NeonDot => "neon-dot",
             Isa::NeonI8mm => "neon-i8mm",

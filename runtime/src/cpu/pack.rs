@@ -4,6 +4,7 @@
 
 pub(crate) use dlx_ir::layout::{BLOCK, QuantTile};
 pub use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
+use dlx_ir::quant::codebook::{RUN, number};
 use dlx_ir::quant::zero_point;
 use dlx_ir::{DType, QuantFormat};
 use half::{bf16, f16};
@@ -76,7 +77,8 @@ pub fn pack_tile_float(dtype: DType, rows: &[u8], k: usize, out: &mut [u8]) {
 
 /// Packs up to 16 rows of a quantized weight into one tile.
 ///
-/// `codes` holds the valid rows, row-major, each code with [`zero_point`] already added; `scales` and `mins` hold
+/// `codes` holds the valid rows, row-major, as [`dlx_ir::quant`] stores them: with [`zero_point`] already added, or of `l16`
+/// level and code, the level being that of the first weight of its run. `scales` and `mins` hold
 /// `fmt.groups(k)` entries per valid row (`mins` is empty for formats without minimum); `out` is one tile
 /// ([`tile_bytes`]).
 ///
@@ -89,7 +91,7 @@ pub fn pack_tile_quant(fmt: QuantFormat, codes: &[u8], scales: &[f16], mins: &[f
     let rows = codes.len() / k;
     let row_groups = fmt.groups(k);
     assert_eq!(scales.len(), rows * row_groups, "scales");
-    assert_eq!(mins.len(), if fmt.min { rows * row_groups } else { 0 }, "mins");
+    assert_eq!(mins.len(), if fmt.has_min() { rows * row_groups } else { 0 }, "mins");
     out.fill(0);
     for (col, row) in codes.chunks_exact(k).enumerate() {
         if fmt.bits == 4 {
@@ -101,6 +103,14 @@ pub fn pack_tile_quant(fmt: QuantFormat, codes: &[u8], scales: &[f16], mins: &[f
         } else {
             for (quad, four) in row.chunks(4).enumerate() {
                 out[layout.vector(quad * 4, 4) + col * 4..][..four.len()].copy_from_slice(four);
+            }
+        }
+    }
+    if let Some(at) = layout.levels {
+        for (col, row) in codes.chunks_exact(k).enumerate() {
+            for (run, codes) in row.chunks(RUN).enumerate() {
+                let (byte, shift) = layout.level(at, run * RUN, col);
+                out[byte] |= (codes[0] >> 4 & 3) << shift;
             }
         }
     }
@@ -160,7 +170,14 @@ pub fn unpack_row(weight: &PackedWeight<'_>, row: usize, out: &mut [f32]) {
                     let kk = slot * group_len + j;
                     let byte = tile[layout.code(fmt.bits, kk, col)];
                     let stored = if fmt.bits == 4 { (byte >> (kk % 8 / 4 * 4)) & 15 } else { byte };
-                    *v = scale.mul_add((i32::from(stored) - zero) as f32, min);
+                    let code = match layout.levels {
+                        Some(at) => {
+                            let (byte, shift) = layout.level(at, kk, col);
+                            i32::from(number(tile[byte] >> shift << 4 & 0x30 | stored))
+                        }
+                        None => i32::from(stored) - zero,
+                    };
+                    *v = scale.mul_add(code as f32, min);
                 }
             }
         }

@@ -92,7 +92,7 @@ fn rotary_embedding_with_and_without_norm() {
 #[test]
 fn embedding_gathers_rows() {
     let mut rng = Rng::new(13);
-    for format in ["bf16", "q4g32", "q8m"] {
+    for format in ["bf16", "q4g32", "q8m", "l16"] {
         let w = TestWeight::random(&mut rng, format.parse().unwrap(), 37, 72);
         let ids = [36, 0, 5, 5, 16];
         let got = everywhere("embed", |ctx| {

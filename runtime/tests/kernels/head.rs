@@ -50,6 +50,7 @@ fn statistics_match_the_full_logits() {
         ("q8g64", 257, 96, 1),
         ("bf16", 700, 40, 19),
         ("q4g128m", 33, 128, 70),
+        ("l16", 300, 200, 70),
         ("f32", 1, 8, 2),
     ] {
         let head = TestWeight::random(&mut rng, format.parse().unwrap(), vocab, k);

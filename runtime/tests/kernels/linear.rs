@@ -42,9 +42,10 @@ fn every_format_at_odd_sizes() {
 fn every_number_of_rows() {
     let mut rng = Rng::new(3);
     let int = TestWeight::random(&mut rng, "q4g64".parse().unwrap(), 24, 192);
+    let table = TestWeight::random(&mut rng, "l16".parse().unwrap(), 40, 400);
     let float = TestWeight::random(&mut rng, "bf16".parse().unwrap(), 84, 48);
     for rows in 1..=34 {
-        for w in [&int, &float] {
+        for w in [&int, &table, &float] {
             let x = rng.values(rows * w.k);
             let what = format!("{} m={rows}", w.dtype);
             let got = run(&what, &x, rows, None, &[w.packed()], &[]);
@@ -56,12 +57,14 @@ fn every_number_of_rows() {
 #[test]
 fn several_groups_of_rows_and_runs_of_blocks() {
     let mut rng = Rng::new(4);
-    for (rows, n, k) in [(300, 16, 40), (70, 16, 6144), (20, 32, 2100)] {
-        let w = TestWeight::random(&mut rng, "q8g32".parse().unwrap(), n, k);
-        let x = rng.values(rows * k);
-        let what = format!("m={rows} k={k}");
-        let got = run(&what, &x, rows, None, &[w.packed()], &[]);
-        assert_near(&what, &got, &w.product(&to_f64(&x)), TOLERANCE);
+    for format in ["q8g32", "l16"] {
+        for (rows, n, k) in [(300, 16, 40), (70, 16, 6144), (20, 32, 2100)] {
+            let w = TestWeight::random(&mut rng, format.parse().unwrap(), n, k);
+            let x = rng.values(rows * k);
+            let what = format!("{format} m={rows} k={k}");
+            let got = run(&what, &x, rows, None, &[w.packed()], &[]);
+            assert_near(&what, &got, &w.product(&to_f64(&x)), TOLERANCE);
+        }
     }
 }
 
@@ -69,7 +72,9 @@ fn several_groups_of_rows_and_runs_of_blocks() {
 fn norm_and_bias_with_shared_and_different_formats() {
     let mut rng = Rng::new(5);
     let k = 160;
-    for formats in [["q4g32", "q4g32", "q4g32"], ["q4g32", "q8g64m", "bf16"], ["f32", "f16", "f16"]] {
+    for formats in
+        [["q4g32", "q4g32", "q4g32"], ["q4g32", "q8g64m", "bf16"], ["l16", "q8g128", "q4g32"], ["f32", "f16", "f16"]]
+    {
         for rows in [1, 7, 19] {
             let weights: Vec<TestWeight> = formats
                 .iter()
@@ -97,7 +102,7 @@ fn norm_and_bias_with_shared_and_different_formats() {
 #[test]
 fn residual_and_swiglu_epilogues() {
     let mut rng = Rng::new(6);
-    for format in ["q4g128", "q8", "f32"] {
+    for format in ["q4g128", "q8", "f32", "l16"] {
         for (rows, n, k) in [(1, 40, 256), (11, 24, 130)] {
             let gate = TestWeight::random(&mut rng, format.parse().unwrap(), n, k);
             let up = TestWeight::random(&mut rng, format.parse().unwrap(), n, k);

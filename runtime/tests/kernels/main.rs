@@ -9,7 +9,9 @@ mod head;
 mod linear;
 mod pack;
 
-use dlx_ir::DType;
+use dlx_ir::quant::codebook::{RUN, number};
+use dlx_ir::quant::{code_count, zero_point};
+use dlx_ir::{DType, QuantFormat};
 use dlx_runtime::cpu::{self, Ctx, Isa, PackedWeight, Pool};
 use half::{bf16, f16};
 
@@ -97,19 +99,28 @@ impl TestWeight {
         for (t, out) in bytes.chunks_exact_mut(tile).enumerate() {
             let rows = (n - t * 16).min(16);
             if let DType::Quant(fmt) = dtype {
-                let zero = i32::from(dlx_ir::quant::zero_point(fmt));
-                let levels = if fmt.bits == 4 { 16 } else { 256 };
-                let lowest = usize::from(fmt.bits == 8 && !fmt.min);
-                let codes: Vec<u8> = (0..rows * k).map(|_| (lowest + rng.below(levels - lowest)) as u8).collect();
+                let zero = i32::from(zero_point(fmt));
+                let count = code_count(fmt);
+                let lowest = usize::from(fmt.bits == 8 && !fmt.has_min());
+                let mut codes: Vec<u8> = (0..rows * k).map(|_| (lowest + rng.below(count - lowest)) as u8).collect();
+                if fmt == QuantFormat::L16 {
+                    // A run has one level.
+                    for run in codes.chunks_mut(k).flat_map(|row| row.chunks_mut(RUN)) {
+                        let level = run[0] & 0x30;
+                        run.iter_mut().for_each(|c| *c = level | *c & 15);
+                    }
+                }
                 let groups = fmt.groups(k);
                 let table = |rng: &mut Rng, n| (0..n).map(|_| f16::from_f32(rng.value() * 0.1)).collect::<Vec<_>>();
                 let scales = table(rng, rows * groups);
-                let mins = table(rng, if fmt.min { rows * groups } else { 0 });
+                let mins = table(rng, if fmt.has_min() { rows * groups } else { 0 });
                 cpu::pack_tile_quant(fmt, &codes, &scales, &mins, k, out);
                 for (i, code) in codes.iter().enumerate() {
                     let g = i / k * groups + i % k / fmt.group_len(k);
                     let min = mins.get(g).map_or(0.0, |m| m.to_f64());
-                    values.push(scales[g].to_f64() * f64::from(i32::from(*code) - zero) + min);
+                    let table = fmt == QuantFormat::L16;
+                    let code = if table { i32::from(number(*code)) } else { i32::from(*code) - zero };
+                    values.push(scales[g].to_f64() * f64::from(code) + min);
                 }
             } else {
                 let mut raw = Vec::new();

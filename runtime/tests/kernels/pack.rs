@@ -4,9 +4,9 @@ use super::{Rng, TestWeight};
 use dlx_ir::DType;
 use dlx_runtime::cpu::{self, PackedWeight};
 
-pub(crate) const FORMATS: [&str; 17] = [
+pub(crate) const FORMATS: [&str; 18] = [
     "f32", "f16", "bf16", "q4g32", "q4g64", "q4g128", "q4g32m", "q4g64m", "q4g128m", "q8", "q8m", "q8g32", "q8g64",
-    "q8g128", "q8g32m", "q8g64m", "q8g128m",
+    "q8g128", "q8g32m", "q8g64m", "q8g128m", "l16",
 ];
 
 #[test]
@@ -36,6 +36,7 @@ fn tiles_are_multiples_of_a_cache_line_and_make_up_the_weight() {
             assert_eq!(cpu::packed_bytes(dtype, n, k), Some(tile * n.div_ceil(16)));
         }
     }
+    assert_eq!(cpu::packed_bytes("l16".parse().unwrap(), 2048, 2048), Some(128 * 16 * 1088));
     assert_eq!(cpu::packed_bytes("q4g32".parse().unwrap(), 2048, 2048), Some(2048 * 2048 / 2 + 2048 * 64 * 2));
 }
 

@@ -41,7 +41,7 @@ impl WeightSource for Both {
             out.codes[i * COLUMNS..][..COLUMNS].copy_from_slice(&q.codes);
             for g in 0..groups {
                 out.scales[i * groups + g] = q.scales[g].to_f32() * self.factor;
-                if format.min {
+                if format.has_min() {
                     out.mins[i * groups + g] = q.mins[g].to_f32() * self.factor;
                 }
             }
@@ -82,7 +82,7 @@ fn kept(format: QuantFormat) -> String {
 }
 
 const FORMATS: &[&str] =
-    &["q4g32", "q4g64", "q4g128", "q4g32m", "q4g128m", "q8", "q8m", "q8g32", "q8g32m", "q8g64", "q8g128m"];
+    &["q4g32", "q4g64", "q4g128", "q4g32m", "q4g128m", "q8", "q8m", "q8g32", "q8g32m", "q8g64", "q8g128m", "l16"];
 
 #[test]
 fn weights_that_come_quantized_are_packed_like_our_own() {
@@ -134,4 +134,24 @@ fn a_scale_beyond_f16_and_a_source_without_codes_are_refused() {
     }
     let error = emitted(&kept(both.format), &Floats).unwrap_err();
     assert!(error.message.contains("no codes of q4g32"), "{error}");
+}
+
+#[test]
+fn codes_that_leave_their_level_within_a_run_are_refused() {
+    struct Mixed;
+    impl WeightSource for Mixed {
+        fn read_rows(&self, _: &str, _: Range<usize>, _: &mut [f32]) -> Result<(), Error> {
+            Ok(())
+        }
+        fn read_bytes(&self, name: &str, _: Range<usize>, _: &mut [u8]) -> Result<(), Error> {
+            Err(Error::new(name, "has no bytes"))
+        }
+        fn read_codes(&self, _: &str, _: QuantFormat, _: Range<usize>, out: CodeRows<'_>) -> Result<(), Error> {
+            out.codes.iter_mut().enumerate().for_each(|(i, c)| *c = (i % 64) as u8);
+            Ok(())
+        }
+        fn release_rows(&self, _: &str, _: Range<usize>) {}
+    }
+    let error = emitted(&kept(QuantFormat::L16), &Mixed).unwrap_err();
+    assert!(error.place == "w" && error.message.contains("one level"), "{error}");
 }

@@ -8,8 +8,8 @@
 
 use dlx_ir::layout::{self, QuantTile};
 pub(super) use dlx_ir::layout::{BLOCK, TILE_COLUMNS as TILE};
-use dlx_ir::quant::zero_point;
-use dlx_ir::{DType, QuantFormat};
+use dlx_ir::quant::{codebook, zero_point};
+use dlx_ir::{DType, Grid, QuantFormat};
 
 use super::source::Source;
 
@@ -141,12 +141,21 @@ impl Product {
 pub(super) fn declare_weight(source: Source, n: usize, k: usize, dtype: DType) -> Source {
     let tile_words = layout::tile_bytes(dtype, k).unwrap_or(0) / 4;
     let source = source.size("N", n).size("K", k).size("TILE_WORDS", tile_words);
-    let DType::Quant(format) = dtype else { return source.set("weight", dtype.to_string()) };
+    let DType::Quant(format) = dtype else {
+        return source.set("weight", dtype.to_string()).set("books", Vec::<u32>::new());
+    };
     let tile = QuantTile::new(format, k).expect("lowering checked the size of the weight");
+    // Four numbers to a word, or none.
+    let books = tile.levels.map_or(Vec::new(), |_| {
+        let words = codebook::TABLE.as_chunks::<4>().0.iter();
+        words.map(|four| u32::from_le_bytes(four.map(|v| v as u8))).collect()
+    });
     source
         .set("weight", "codes")
+        .set("books", books)
+        .size("LEVELS_AT", tile.levels.unwrap_or(0) / 4)
         .set("bits", format.bits)
-        .set("minimums", format.min)
+        .set("minimums", format.has_min())
         .size("WEIGHT_GROUP", BLOCK / tile.groups)
         .size("CODE_WORDS", tile.scales / 4)
         .size("TABLE_WORDS", tile.table_bytes() / 4)
@@ -154,8 +163,11 @@ pub(super) fn declare_weight(source: Source, n: usize, k: usize, dtype: DType) -
 }
 
 /// What is added to a group's sum of products, in sums of activations: the zero point of 4-bit codes, which are multiplied as
-/// they are stored; 8-bit codes are multiplied with their top bit flipped, that is less 128.
+/// they are stored; 8-bit codes are multiplied with their top bit flipped, that is less 128, and numbers of codebooks as they are.
 fn correction(format: QuantFormat) -> i32 {
+    if format.grid == Grid::Table {
+        return 0;
+    }
     let flipped = if format.bits == 8 { 128 } else { 0 };
     flipped - i32::from(zero_point(format))
 }

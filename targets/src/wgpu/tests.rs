@@ -21,7 +21,7 @@ fn profile(name: &str) -> Profile {
 /// Every weight format of the layout.
 const FORMATS: &[&str] = &[
     "f32", "f16", "bf16", "q8", "q8m", "q8g32", "q8g64", "q8g128", "q8g32m", "q8g64m", "q8g128m", "q4g32", "q4g64",
-    "q4g128", "q4g32m", "q4g64m", "q4g128m",
+    "q4g128", "q4g32m", "q4g64m", "q4g128m", "l16",
 ];
 
 #[track_caller]
@@ -303,7 +303,7 @@ fn play(model: &Model, rows: usize) {
 
 #[test]
 fn nothing_is_overwritten_before_it_is_read() {
-    for dtype in ["f32", "q4g32", "q8m"] {
+    for dtype in ["f32", "q4g32", "q8m", "l16"] {
         for rows in [1, 4, 33] {
             for shard in [None, Some(64)] {
                 play(&Model { dtype, shard, ..TINY }, rows);

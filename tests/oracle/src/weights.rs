@@ -9,13 +9,12 @@ use crate::cases::Rng;
 use crate::compare::{Within, Worst, reals};
 use crate::value::device;
 
-/// Every format.
+/// Every format whose codes are whole numbers.
 pub fn formats() -> Vec<QuantFormat> {
-    let mut all =
-        vec![QuantFormat { bits: 8, group: None, min: false }, QuantFormat { bits: 8, group: None, min: true }];
+    let mut all = vec![QuantFormat::symmetric(8, None), QuantFormat::affine(8, None)];
     for bits in [4, 8] {
         for group in [32, 64, 128] {
-            all.extend([false, true].map(|min| QuantFormat { bits, group: Some(group), min }));
+            all.extend([QuantFormat::symmetric, QuantFormat::affine].map(|format| format(bits, Some(group))));
         }
     }
     all
@@ -38,14 +37,14 @@ fn total(x: Burn<2>) -> Result<f64, String> {
 fn codes(format: QuantFormat) -> Burn<2> {
     let zero = f64::from(zero_point(format));
     // Signed codes of 8 bits leave out −128, so that a sign is a sign.
-    let least = if format.bits == 8 && !format.min { 1 } else { 0 };
+    let least = if format.bits == 8 && !format.has_min() { 1 } else { 0 };
     column((least..1 << u32::from(format.bits)).map(|c| f64::from(c) - zero).collect())
 }
 
 /// The plain quantizer of a group: the scale, in f16, makes the extremes the first and the last code.
 fn plain(x: &Burn<2>, format: QuantFormat) -> Burn<2> {
     let half = |x: Burn<2>| x.cast(FloatDType::F16).cast(FloatDType::F64);
-    let (low, most) = match (format.min, format.bits) {
+    let (low, most) = match (format.has_min(), format.bits) {
         (true, bits) => (Some(half(x.clone().min_dim(1))), f64::from((1 << u32::from(bits)) - 1)),
         (false, bits) => (None, f64::from((1 << (u32::from(bits) - 1)) - 1)),
     };

@@ -36,6 +36,7 @@ const WORDS: &[&str] = &[
     "bool",
     "q4g64",
     "q8m",
+    "l16",
     "T",
     "0",
     "1",

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use dlx_ir::quant::zero_point;
-use dlx_ir::{DType, Error, QuantFormat, Type};
+use dlx_ir::{DType, Error, Grid, QuantFormat, Type};
 use dlx_targets::CodeRows;
 
 use super::codes::{self, Packing};
@@ -206,7 +206,7 @@ impl<'a> Recipe<'a> {
         let (width, groups, len) = (self.width(), format.groups(self.width()), format.group_len(self.width()));
         self.check(&range, out.codes.len(), width)?;
         self.check(&range, out.scales.len(), groups)?;
-        self.check(&range, out.mins.len(), if format.min { groups } else { 0 })?;
+        self.check(&range, out.mins.len(), if format.has_min() { groups } else { 0 })?;
         let axes = [self.rows, self.columns];
         grid::read(axes, range.clone(), out.codes, &|first, out| quant.packing.bytes(&self.codes.bytes, first, out));
         let lowest = quant.packing.range().0;
@@ -224,7 +224,7 @@ impl<'a> Recipe<'a> {
                         continue;
                     }
                 };
-                if format.min {
+                if format.has_min() {
                     out.mins[i * groups + g] = -zero as f32 * scale * self.factor;
                     codes.iter_mut().for_each(|c| *c ^= flip);
                 } else {
@@ -325,7 +325,8 @@ impl<'a> Recipe<'a> {
             let whole = self.one_block(quant, self.width());
             let group = [128, 64, 32].into_iter().find(|g| whole || self.one_block(quant, *g));
             let group = if whole && bits == 8 { None } else { Some(u32::try_from(group?).ok()?) };
-            Some(QuantFormat { bits, group, min: !self.is_symmetric(quant, bits) })
+            let grid = if self.is_symmetric(quant, bits) { Grid::Symmetric } else { Grid::Affine };
+            Some(QuantFormat { bits, group, grid })
         })
     }
 

@@ -53,7 +53,7 @@ fn by_codes(recipe: &Recipe<'_>) -> Vec<f32> {
     let (n, k) = (recipe.len(), recipe.width());
     let tables = n * format.groups(k);
     let (mut codes, mut scales) = (vec![0; n * k], vec![0.0; tables]);
-    let mut mins = vec![0.0; if format.min { tables } else { 0 }];
+    let mut mins = vec![0.0; if format.has_min() { tables } else { 0 }];
     let out = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
     recipe.read_codes(format, 0..n, out).unwrap();
     assert!(codes.iter().all(|c| format.bits == 8 || *c < 16));

@@ -6,7 +6,11 @@
 
 use super::dot::{dot, quads};
 use super::fma::fma;
-use super::{DotArgs, FloatKind, FmaArgs, KEY_BLOCK};
+use super::lookup::look_up;
+use super::{
+    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
+    UNSIGNED_TABLE,
+};
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::*;
 pub(super) use std::arch::x86_64::{
@@ -24,6 +28,7 @@ dot!("avx2,fma,f16c", 1 => 2, 2 => 2, 3 => 2, 4 => 1);
 // Unrolled, three rows of 8-bit codes spill registers.
 quads!("avx2,fma,f16c", add_quads, __m256i, 1);
 fma!("avx2,fma,f16c", 1 => 4, 2 => 2, 3 => 1, 4 => 1);
+look_up!("avx2", 8);
 
 /// As `add_quads`, whose sums of 4-bit codes are 16 bits wide and hold one round.
 #[inline]
@@ -114,4 +119,44 @@ unsafe fn widen_i8(at: *const u8) -> [__m256; 2] {
     // SAFETY: the caller has sixteen elements at `at`.
     let (first, last) = unsafe { (_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(at.add(8).cast())) };
     [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(last))]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn levels(at: *const u8) -> __m256i {
+    // SAFETY: the caller has sixteen bytes at `at`.
+    let columns = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(at.cast()) });
+    _mm256_shuffle_epi8(columns, _mm256_broadcastsi128_si256(_mm_set_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn next(levels: __m256i) -> __m256i {
+    _mm256_srli_epi16::<2>(levels)
+}
+
+/// Both bits of the level, each as the sign of a byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn choose(levels: __m256i) -> [__m256i; 2] {
+    [_mm256_slli_epi16::<7>(levels), _mm256_slli_epi16::<6>(levels)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn numbers(codes: __m256i, [low, high]: [__m256i; 2]) -> __m256i {
+    let book = |level: usize| {
+        // SAFETY: a codebook has sixteen bytes.
+        let book = unsafe { _mm_loadu_si128(UNSIGNED_TABLE[16 * level..][..16].as_ptr().cast()) };
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(book), codes)
+    };
+    let even = _mm256_blendv_epi8(book(0), book(1), low);
+    _mm256_blendv_epi8(even, _mm256_blendv_epi8(book(2), book(3), low), high)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn keep(at: *mut u8, numbers: __m256i) {
+    // SAFETY: the caller has room for 32 bytes at `at`.
+    unsafe { _mm256_storeu_si256(at.cast(), numbers) }
 }

@@ -52,7 +52,8 @@ pub fn head_stats(
     let first_allowed = (0..head.n()).find(|id| Some(*id) != banned).expect("a token that is not banned");
     let banned = banned.and_then(|id| u32::try_from(id).ok()).unwrap_or(u32::MAX);
     let operand = Operand::new(*head);
-    let tiles = RowTiles::new(rows, ctx.kernels.max_rows);
+    let max_rows = operand.max_rows(ctx);
+    let tiles = RowTiles::new(rows, max_rows);
     let (act, stats) = scratch.split_at_mut(rows * operand.act_words());
     operand.prepare(ctx, x, norm, tiles, act);
     let act = &*act;
@@ -60,7 +61,7 @@ pub fn head_stats(
     let chunks = head.tiles().div_ceil(CHUNK_TILES);
     let stats = &mut stats[..rows * chunks * STATS_WORDS];
     let shared = SharedMut::new(stats);
-    let group_tiles = operand.group_tiles(ctx.kernels.max_rows).min(ITEM_ROWS / ctx.kernels.max_rows);
+    let group_tiles = operand.group_tiles(max_rows).min(ITEM_ROWS / max_rows);
     let groups = tiles.count.div_ceil(group_tiles);
     ctx.parallel(chunks * groups, 1, |_, range| {
         let mut room: [_; ITEM_ROWS * CHUNK_TILES * TILE_COLUMNS] = [MaybeUninit::uninit(); _];

@@ -7,10 +7,10 @@ use super::body::{IntAct, Store, StoreMode};
 use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
 use super::tiles::RowTiles;
-use super::{DotArgs, FloatKind, FmaArgs};
+use super::{DotArgs, FloatKind, FmaArgs, LOOKED_UP_BYTES, Lookup};
 use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS};
-use dlx_ir::DType;
 use dlx_ir::quant::zero_point;
+use dlx_ir::{DType, Grid};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -37,6 +37,13 @@ const ITEM_TILES: usize = 4;
 /// Bytes of weights per kernel call when several row tiles share them: as much as stays in L1 beside activations.
 const RUN_BYTES: usize = 9216;
 
+/// Blocks of `l16` in a run.
+const RUN_BLOCKS: usize = 8;
+
+/// Room for a run of blocks of `l16` as 8-bit codes with their scales.
+#[repr(align(64))]
+struct LookedUp([MaybeUninit<u8>; RUN_BLOCKS * LOOKED_UP_BYTES]);
+
 /// Room for the sums of one item, `[tiles][rows][16]`.
 type Totals = [MaybeUninit<f32>; MAX_GROUP_ROWS * ITEM_TILES * TILE_COLUMNS];
 
@@ -56,7 +63,16 @@ pub(super) struct Operand<'a> {
 
 #[derive(Clone, Copy)]
 enum Format {
-    Int { layout: QuantTile, act: IntAct, nibbles: bool },
+    Int {
+        layout: QuantTile,
+        act: IntAct,
+        nibbles: bool,
+    },
+    /// `l16`: as 8-bit codes in groups of 128, once they are looked up.
+    Table {
+        layout: QuantTile,
+        act: IntAct,
+    },
     Float(FloatKind),
 }
 
@@ -68,8 +84,12 @@ impl<'a> Operand<'a> {
             DType::BF16 => Format::Float(FloatKind::BF16),
             DType::Quant(fmt) => {
                 let layout = QuantTile::new(fmt, weight.k()).expect("PackedWeight checked the format");
-                let zero = (!fmt.min).then_some(i32::from(zero_point(fmt)));
-                Format::Int { layout, act: IntAct { groups: layout.groups, zero }, nibbles: fmt.bits == 4 }
+                let zero = (!fmt.has_min()).then_some(i32::from(zero_point(fmt)));
+                let act = IntAct { groups: layout.groups, zero };
+                match fmt.grid {
+                    Grid::Table => Format::Table { layout, act },
+                    Grid::Symmetric | Grid::Affine => Format::Int { layout, act, nibbles: fmt.bits == 4 },
+                }
             }
             _ => unreachable!("PackedWeight rejects integers"),
         };
@@ -78,9 +98,14 @@ impl<'a> Operand<'a> {
 
     fn act_kind(&self) -> ActKind {
         match self.format {
-            Format::Int { act, .. } => ActKind::Int(act),
+            Format::Int { act, .. } | Format::Table { act, .. } => ActKind::Int(act),
             Format::Float(_) => ActKind::Float,
         }
+    }
+
+    /// Most rows per register tile.
+    pub(super) fn max_rows(&self, ctx: &Ctx<'_>) -> usize {
+        ctx.kernels.rows_of(self.weight.dtype())
     }
 
     /// Words of prepared activations per row.
@@ -138,29 +163,46 @@ impl<'a> Operand<'a> {
         let totals = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<f32>(), room.len()) };
         let stride = self.weight.tile_stride();
         match self.format {
-            Format::Int { layout, act: act_spec, nibbles } => {
+            Format::Int { layout, .. } | Format::Table { layout, .. } => {
+                let min = layout.mins.is_some();
+                let nibbles = matches!(self.format, Format::Int { nibbles: true, .. });
+                // Blocks that are looked up ahead, and the kernel.
+                let (ahead_of, dot) = match (self.format, ctx.kernels.lookup) {
+                    (Format::Table { .. }, Lookup::Ahead(look_up)) => (Some(look_up), ctx.kernels.dot),
+                    #[cfg(target_arch = "x86_64")]
+                    (Format::Table { .. }, Lookup::Within(dot, _)) => (None, dot),
+                    _ => (None, ctx.kernels.dot),
+                };
+                let mut found = LookedUp([MaybeUninit::uninit(); _]);
                 // A single row tile goes through a column tile at once; several share a run of it while it is in L1.
-                let alone = group.len() == 1;
+                let alone = group.len() == 1 && ahead_of.is_none();
                 let run = if alone { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
+                assert!(ahead_of.is_none() || run <= RUN_BLOCKS, "a run that is looked up ahead has room");
                 let ahead_lines = if alone { 0 } else { layout.block_bytes.div_ceil(64 * group.len()) };
                 for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
                     let tile = self.weight.tile(column).as_ptr();
                     for b in (0..layout.blocks).step_by(run) {
                         let blocks = run.min(layout.blocks - b);
+                        let mut weights = tile.wrapping_add(b * layout.block_bytes);
                         // Behind a column tile lies the next one, which comes next.
-                        let mut ahead = tile.wrapping_add((b + blocks) * layout.block_bytes);
+                        let mut ahead = weights.wrapping_add(blocks * layout.block_bytes);
+                        if let Some(look_up) = ahead_of {
+                            // SAFETY: `blocks` blocks of the tile lie there, and there is room for a run of them.
+                            unsafe { look_up(weights, blocks, found.0.as_mut_ptr().cast()) };
+                            weights = found.0.as_ptr().cast();
+                        }
                         for t in group.clone() {
                             let r = tiles.rows(t);
                             // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
                             // whose lengths are checked above and by `PackedWeight`.
                             unsafe {
-                                (ctx.kernels.dot)(&DotArgs {
+                                dot(&DotArgs {
                                     rows: r.len(),
                                     blocks,
                                     groups: layout.groups,
                                     nibbles,
-                                    min: act_spec.zero.is_none(),
-                                    weights: tile.add(b * layout.block_bytes),
+                                    min,
+                                    weights,
                                     act: act
                                         .as_ptr()
                                         .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
@@ -242,7 +284,8 @@ pub fn linear(
     check(x, rows, norm, weights, biases, epilogue, outs);
     let mut operands = [Operand::new(weights[0]); MAX_WEIGHTS];
     let mut acts: [&[u32]; MAX_WEIGHTS] = [&[]; MAX_WEIGHTS];
-    let tiles = RowTiles::new(rows, ctx.kernels.max_rows);
+    let max_rows = weights.iter().map(|w| ctx.kernels.rows_of(w.dtype())).min().unwrap_or(1);
+    let tiles = RowTiles::new(rows, max_rows);
     let mut scratch = scratch;
     for (i, weight) in weights.iter().enumerate() {
         operands[i] = Operand::new(*weight);
@@ -260,7 +303,7 @@ pub fn linear(
     for (s, out) in shared.iter_mut().zip(outs.iter_mut()) {
         *s = Some(SharedMut::new(out));
     }
-    let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(ctx.kernels.max_rows)).min().unwrap_or(1);
+    let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(max_rows)).min().unwrap_or(1);
     let column_tiles: usize = weights.iter().map(PackedWeight::tiles).sum();
     let job = Job {
         ctx,
@@ -290,7 +333,7 @@ pub fn linear(
 pub fn prepare_rows(ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, weight: PackedWeight<'_>, scratch: &mut [u32]) {
     assert!(x.len().is_multiple_of(weight.k()) && norm.is_none_or(|n| n.weight.len() == weight.k()), "whole rows");
     let (operand, rows) = (Operand::new(weight), x.len() / weight.k());
-    let tiles = RowTiles::new(rows, ctx.kernels.max_rows);
+    let tiles = RowTiles::new(rows, operand.max_rows(ctx));
     operand.prepare(ctx, x, norm, tiles, &mut scratch[..rows * operand.act_words()]);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Two kernels are compiled from intrinsics: [`DotArgs`] (packed integer weights × int8 activations) and [`FmaArgs`] (float
 //! weights, attention scores, attention values). Their loops are macros (`dot.rs`, `fma.rs`), to which an instruction set
-//! brings its register and a few operations. Everything else is one portable body over 16-lane chunks ([`body`]), compiled
+//! brings its register and a few operations. Weights of `l16` are looked up in a table first ([`Lookup`]). Everything else is one portable body over 16-lane chunks ([`body`]), compiled
 //! once per instruction set.
 //!
 //! Invariant: a [`Kernels`] exists only for an instruction set that this CPU has ([`kernels`] is the only way to get
@@ -17,6 +17,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512vbmi;
+#[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod body;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -27,6 +29,8 @@ mod fma;
 pub(crate) mod head;
 pub(crate) mod limits;
 pub(crate) mod linear;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod parallel;
@@ -35,8 +39,9 @@ mod scalar;
 mod tiles;
 
 use super::isa::Isa;
-use super::pack::BLOCK;
+use super::pack::{BLOCK, TILE_COLUMNS};
 use body::Portable;
+use dlx_ir::quant::codebook;
 use dlx_ir::{DType, QuantFormat};
 use parallel::Ctx;
 
@@ -48,11 +53,31 @@ pub struct Kernels {
     dot: unsafe fn(&DotArgs),
     fma: unsafe fn(&FmaArgs),
     portable: &'static Portable,
-    /// Paths of `dot`, `fma` and `portable`, for people.
-    names: [&'static str; 3],
+    lookup: Lookup,
+    /// Paths of `dot`, `fma`, `portable` and `lookup`, for people.
+    names: [&'static str; 4],
+}
+
+/// What makes numbers of the codes of `l16`.
+#[derive(Clone, Copy)]
+enum Lookup {
+    /// Turns blocks of 128 k into blocks of 8-bit codes with a zero point of 128, which `dot` takes: once for all rows.
+    Ahead(unsafe fn(from: *const u8, blocks: usize, to: *mut u8)),
+    /// Takes them as they are, at most so many activation rows at once.
+    #[cfg(target_arch = "x86_64")]
+    Within(unsafe fn(&DotArgs), usize),
 }
 
 impl Kernels {
+    /// Most activation rows that the kernel of a weight takes at once.
+    fn rows_of(&self, dtype: DType) -> usize {
+        match (dtype, self.lookup) {
+            #[cfg(target_arch = "x86_64")]
+            (DType::Quant(QuantFormat::L16), Lookup::Within(_, rows)) => rows,
+            _ => self.max_rows,
+        }
+    }
+
     /// The instruction set these kernels use.
     pub fn isa(&self) -> Isa {
         self.isa
@@ -60,7 +85,8 @@ impl Kernels {
 }
 
 macro_rules! table {
-    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $fma:path, $portable:path);)*) => {
+    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $fma:path, $portable:path,
+        $lookup:ident($table:path $(, $most:expr)?));)*) => {
         /// Every kernel that is compiled for this architecture, slowest instruction set first. Private: see the invariant.
         static TABLE: &[Kernels] = &[$($(#[$architecture])? Kernels {
             isa: Isa::$isa,
@@ -68,26 +94,29 @@ macro_rules! table {
             dot: $dot,
             fma: $fma,
             portable: &$portable,
-            names: [stringify!($dot), stringify!($fma), stringify!($portable)],
+            lookup: Lookup::$lookup($table $(, $most)?),
+            names: [stringify!($dot), stringify!($fma), stringify!($portable), stringify!($table)],
         }),*];
     };
 }
 
 table! {
-    Scalar(8, scalar::dot, scalar::fma, body::SCALAR);
+    Scalar(8, scalar::dot, scalar::fma, body::SCALAR, Ahead(scalar::look_up));
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::fma, body::AVX2);
+    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::fma, body::AVX2, Ahead(avx2::look_up));
     #[cfg(target_arch = "x86_64")]
-    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avx2::fma, body::AVX2);
+    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avx2::fma, body::AVX2, Ahead(avx2::look_up));
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512);
+    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512, Ahead(avx512::look_up));
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vbmi(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512, Within(avx512vbmi::dot, avx512vbmi::MAX_ROWS));
     // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
     #[cfg(target_arch = "aarch64")]
-    Neon(neon::MAX_ROWS, neon::mull::dot, neon::fma, body::SCALAR);
+    Neon(neon::MAX_ROWS, neon::mull::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
     #[cfg(target_arch = "aarch64")]
-    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::fma, body::SCALAR);
+    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
     #[cfg(target_arch = "aarch64")]
-    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::fma, body::SCALAR);
+    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
 }
 
 /// The kernels of an instruction set.
@@ -115,6 +144,7 @@ pub struct KernelVariant {
 /// Every kernel that is compiled for this architecture, by role, whether this CPU can run it or not.
 pub fn kernel_variants() -> impl Iterator<Item = KernelVariant> {
     let roles = DOT_ROLES.iter().map(|r| (0, *r)).chain(FMA_ROLES.iter().map(|r| (1, *r)));
+    let roles = roles.chain([(3, LOOKUP_ROLE)]);
     let roles = roles.chain(Portable::NAMES.iter().map(|name| (2, (*name, &[][..]))));
     roles.flat_map(|(kernel, (role, formats))| {
         TABLE.iter().map(move |k| KernelVariant { role, isa: k.isa, kernel: k.names[kernel], formats })
@@ -126,27 +156,14 @@ type Role = (&'static str, &'static [DType]);
 
 /// What `dot` is compiled for; the group size is an argument.
 const DOT_ROLES: &[Role] = &[
-    ("linear q4", &[quantized(4, Some(32), false), quantized(4, Some(64), false), quantized(4, Some(128), false)]),
-    ("linear q4 min", &[quantized(4, Some(32), true), quantized(4, Some(64), true), quantized(4, Some(128), true)]),
-    (
-        "linear q8",
-        &[
-            quantized(8, None, false),
-            quantized(8, Some(32), false),
-            quantized(8, Some(64), false),
-            quantized(8, Some(128), false),
-        ],
-    ),
-    (
-        "linear q8 min",
-        &[
-            quantized(8, None, true),
-            quantized(8, Some(32), true),
-            quantized(8, Some(64), true),
-            quantized(8, Some(128), true),
-        ],
-    ),
+    ("linear q4", &[symmetric(4, Some(32)), symmetric(4, Some(64)), symmetric(4, Some(128))]),
+    ("linear q4 min", &[affine(4, Some(32)), affine(4, Some(64)), affine(4, Some(128))]),
+    ("linear q8", &[symmetric(8, None), symmetric(8, Some(32)), symmetric(8, Some(64)), symmetric(8, Some(128))]),
+    ("linear q8 min", &[affine(8, None), affine(8, Some(32)), affine(8, Some(64)), affine(8, Some(128))]),
 ];
+
+/// What `lookup` is for.
+const LOOKUP_ROLE: Role = ("linear l16", &[DType::Quant(QuantFormat::L16)]);
 
 /// What `fma` is compiled for.
 const FMA_ROLES: &[Role] = &[
@@ -158,8 +175,12 @@ const FMA_ROLES: &[Role] = &[
     ("attention q8", &[]),
 ];
 
-const fn quantized(bits: u8, group: Option<u32>, min: bool) -> DType {
-    DType::Quant(QuantFormat { bits, group, min })
+const fn symmetric(bits: u8, group: Option<u32>) -> DType {
+    DType::Quant(QuantFormat::symmetric(bits, group))
+}
+
+const fn affine(bits: u8, group: Option<u32>) -> DType {
+    DType::Quant(QuantFormat::affine(bits, group))
 }
 
 /// Arguments of the integer kernel: `rows` × 16 columns over `blocks` blocks of 128 k.
@@ -195,6 +216,28 @@ impl DotArgs {
         BLOCK / 4 + groups + 1
     }
 }
+
+/// Bytes of the scales of a group in a tile.
+const TILE_SCALE_BYTES: usize = TILE_COLUMNS * 2;
+
+/// Bytes of a block of 8-bit codes with the scales of one group.
+const LOOKED_UP_BYTES: usize = BLOCK * TILE_COLUMNS + TILE_SCALE_BYTES;
+
+/// Offset of the levels in a block of `l16`, behind its codes; of the scales; and its length.
+const LEVELS_AT: usize = BLOCK * TILE_COLUMNS / 2;
+const SCALES_AT: usize = LEVELS_AT + TILE_COLUMNS * 2;
+const TABLE_BLOCK_BYTES: usize = SCALES_AT + TILE_SCALE_BYTES;
+
+/// The codebooks' numbers moved by 128, so that they have no sign.
+static UNSIGNED_TABLE: [u8; codebook::TABLE.len()] = {
+    let mut out = [0; codebook::TABLE.len()];
+    let mut i = 0;
+    while i < out.len() {
+        out[i] = (codebook::TABLE[i] as u8) ^ 128;
+        i += 1;
+    }
+    out
+};
 
 /// Element type of the float kernel's `w`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

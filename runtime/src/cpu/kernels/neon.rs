@@ -7,7 +7,11 @@
 
 use super::dot::{dot, quads};
 use super::fma::fma;
-use super::{DotArgs, FloatKind, FmaArgs, KEY_BLOCK};
+use super::lookup::look_up;
+use super::{
+    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
+    UNSIGNED_TABLE,
+};
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::aarch64::*;
 use std::arch::aarch64::{
@@ -21,6 +25,7 @@ pub(super) const MAX_ROWS: usize = 4;
 const LANES: usize = 4;
 
 fma!("neon", 1 => 4, 2 => 2, 3 => 1, 4 => 1);
+look_up!("neon", 4);
 
 /// The integer kernel with widening multiply-adds.
 pub(super) mod mull {
@@ -253,4 +258,40 @@ unsafe fn widen_i8(at: *const u8) -> [Floats; 4] {
         [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
             .map(|v| to_floats(v))
     }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn levels(at: *const u8) -> Codes {
+    // SAFETY: the caller has eight bytes at `at`.
+    let columns = vmovl_u16(vreinterpret_u16_u8(unsafe { vld1_u8(at) }));
+    vreinterpretq_u8_u32(vmulq_n_u32(vandq_u32(columns, vdupq_n_u32(0xff)), 0x0101_0101))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn next(levels: Codes) -> Codes {
+    vshrq_n_u8::<2>(levels)
+}
+
+/// The place of the level's codebook in the table.
+#[inline]
+#[target_feature(enable = "neon")]
+fn choose(levels: Codes) -> Codes {
+    vandq_u8(vshlq_n_u8::<4>(levels), vdupq_n_u8(0x30))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn numbers(codes: Codes, choice: Codes) -> Codes {
+    // SAFETY: the table has 64 bytes.
+    let table = unsafe { vld1q_u8_x4(UNSIGNED_TABLE.as_ptr()) };
+    vqtbl4q_u8(table, vorrq_u8(codes, choice))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn keep(at: *mut u8, numbers: Codes) {
+    // SAFETY: the caller has room for sixteen bytes at `at`.
+    unsafe { vst1q_u8(at, numbers) }
 }

@@ -2,7 +2,10 @@
 //!
 //! Invariant: the order of every float operation here is the order in which each vector kernel computes each lane.
 
-use super::{DotArgs, FloatKind, FmaArgs, KEY_BLOCK};
+use super::{
+    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
+    UNSIGNED_TABLE,
+};
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use half::{bf16, f16};
 
@@ -77,6 +80,25 @@ pub(super) unsafe fn fma(p: &FmaArgs) {
                     *total = sum;
                 }
             }
+        }
+    }
+}
+
+/// Looks the codes of `l16` up; see [`Lookup::Ahead`](super::Lookup).
+pub(super) unsafe fn look_up(from: *const u8, blocks: usize, to: *mut u8) {
+    for b in 0..blocks {
+        // SAFETY: the caller has so many blocks at `from`, and room for them at `to`.
+        unsafe {
+            let from = from.add(b * TABLE_BLOCK_BYTES);
+            let to = to.add(b * LOOKED_UP_BYTES);
+            for q in 0..BLOCK / 4 {
+                for i in 0..TILE_COLUMNS * 4 {
+                    let code = *from.add(q / 2 * 64 + i) >> (4 * (q % 2)) & 15;
+                    let level = *from.add(LEVELS_AT + i / 4 * 2 + q / 16) >> (q / 4 % 4 * 2) & 3;
+                    *to.add(q * 64 + i) = UNSIGNED_TABLE[usize::from(level << 4 | code)];
+                }
+            }
+            to.add(LOOKED_UP_BYTES - TILE_SCALE_BYTES).copy_from_nonoverlapping(from.add(SCALES_AT), TILE_SCALE_BYTES);
         }
     }
 }

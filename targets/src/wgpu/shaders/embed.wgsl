@@ -11,8 +11,15 @@ fn number(base: u32, column: u32, k: u32) -> f32 {
 {% else %}
     let code = (word >> (k % 4u * 8u)) & 255u;
 {% endif %}
+{% if books %}
+    let place = code | (level_of(weight0[block + LEVELS_AT + column / 2u], column, k % 128u / 16u) << 4u);
+    var books = BOOKS;
+    let number = f32(extractBits(bitcast<i32>(books[place / 4u]), place % 4u * 8u, 8u));
+{% else %}
+    let number = f32(code) - ZERO;
+{% endif %}
     let low = {{ "half_of(weight0[entry + TABLE_WORDS], column)" if minimums else "0.0" }};
-    return fma(half_of(weight0[entry], column), f32(code) - ZERO, low);
+    return fma(half_of(weight0[entry], column), number, low);
 {% else %}
     return element(weight0[word_of(base, k, column)], column);
 {% endif %}

@@ -12,6 +12,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (row_group * 4u >= call.live || chunk >= CHUNKS) {
         return;
     }
+{% if books %}
+    open_books(thread);
+{% endif %}
     let column = thread % 16u;
     let slice = thread / COLUMNS;
     for (var pass_index = 0u; pass_index < PASSES; pass_index++) {

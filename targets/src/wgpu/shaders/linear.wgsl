@@ -21,6 +21,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (row_group * 4u >= call.live || tile >= TILES) {
         return;
     }
+{% if books %}
+    open_books(thread);
+{% endif %}
     let column = thread % 16u;
     let slice = thread / COLUMNS;
     let base = min(tile + thread / 16u % SIDE, TILES - 1u) * TILE_WORDS;

@@ -3,6 +3,32 @@
 
 var<workgroup> pool: array<vec4<u32>, POOL>;
 
+{% if books %}
+var<workgroup> book: array<u32, 16>;
+
+// To be called by all threads, ahead of a barrier.
+fn open_books(thread: u32) {
+    if (thread == 0u) {
+{% for word in books %}
+        book[{{ loop.index0 }}] = {{ word }}u;
+{% endfor %}
+    }
+}
+
+fn numbers(codes: u32, level: u32) -> u32 {
+    let places = codes | (level * 0x10101010u);
+    let words = vec4<u32>(
+        book[(places >> 2u) & 15u],
+        book[(places >> 10u) & 15u],
+        book[(places >> 18u) & 15u],
+        book[(places >> 26u) & 15u],
+    );
+    let shifts = (vec4<u32>(places, places >> 8u, places >> 16u, places >> 24u) & vec4<u32>(3u)) * 8u;
+    let bytes = (words >> shifts) & vec4<u32>(255u);
+    return bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+}
+
+{% endif %}
 {% if weight == "codes" %}
 // Four codes of a column times those of four rows.
 fn dots(sum: vec4<i32>, codes: u32, rows: vec4<u32>) -> vec4<i32> {

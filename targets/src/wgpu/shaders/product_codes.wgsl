@@ -16,8 +16,17 @@
 {% for v in range(bits) %}
                 let word{{ w }}_{{ v }} = weight{{ w }}[at + {{ v * 16 }}u];
 {% endfor %}
+{% if books %}
+                let levels{{ w }} = weight{{ w }}[first + LEVELS_AT + column / 2u];
+{% for j in range(2) %}
+                let level{{ w }}_{{ j }} = level_of(levels{{ w }}, column, quarter * 2u + {{ j }}u);
+{% endfor %}
+{% endif %}
 {% for j in range(8) %}
-{% if bits == 8 %}
+{% if books %}
+                let code{{ w }}_{{ j }} =
+                    numbers((word{{ w }}_{{ j // 2 }} >> {{ j % 2 * 4 }}u) & 0x0f0f0f0fu, level{{ w }}_{{ j // 4 }});
+{% elif bits == 8 %}
                 let code{{ w }}_{{ j }} = word{{ w }}_{{ j }} ^ 0x80808080u;
 {% else %}
                 let code{{ w }}_{{ j }} = (word{{ w }}_{{ j // 2 }} >> {{ j % 2 * 4 }}u) & 0x0f0f0f0fu;

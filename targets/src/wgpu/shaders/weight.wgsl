@@ -5,6 +5,15 @@ fn half_of(word: u32, column: u32) -> f32 {
     return select(both.x, both.y, (column & 1u) == 1u);
 }
 {% endif %}
+{% if books %}
+// Numbers of the codebooks, four to a word.
+const BOOKS: array<u32, 16> = array<u32, 16>({% for word in books %}{{ word }}u, {% endfor %});
+
+// Two bits for each of eight runs of sixteen k.
+fn level_of(word: u32, column: u32, run: u32) -> u32 {
+    return (word >> ((column & 1u) * 16u + run * 2u)) & 3u;
+}
+{% endif %}
 {% if weight != "codes" %}
 
 fn word_of(base: u32, k: u32, column: u32) -> u32 {
