@@ -12,7 +12,7 @@ use dlx_passes::{Keeps, Step, run_pipeline};
 use dlx_targets::WeightSource;
 use serde::Serialize;
 
-use super::call::{Run, Sizes};
+use super::call::{Run, Sizes, outside};
 use super::compare::{Between, Breach};
 use super::each::{Found, Stages, judge};
 use super::reduce::{Repro, reduce};
@@ -74,8 +74,11 @@ impl Trail {
     fn stretches(&self) -> Vec<(usize, usize, Keeps)> {
         let mut all: Vec<(usize, usize, Keeps)> = Vec::new();
         for (i, &keeps) in self.keeps.iter().enumerate() {
+            // What a host gives from there on, such as masks, was computed until here, and must have been right.
+            let outside = |stage: usize| self.modules[stage].graphs.iter().any(|g| outside(g).is_some());
+            let hosted = outside(i + 1) && !outside(i);
             match (all.last_mut(), keeps) {
-                (Some((_, last, of @ (Keeps::Bits | Keeps::Rounding))), Keeps::Bits | Keeps::Rounding) => {
+                (Some((_, last, of @ (Keeps::Bits | Keeps::Rounding))), Keeps::Bits | Keeps::Rounding) if !hosted => {
                     *last = i + 1;
                     if keeps == Keeps::Rounding {
                         *of = keeps;

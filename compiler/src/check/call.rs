@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use dlx_ir::{DType, Dim, Graph, Module, Tensor};
+use dlx_ir::{DType, Data, Dim, Graph, Module, Tensor, spans_type};
 
 /// One run of a graph.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,20 +36,37 @@ pub struct Run {
     pub values: Vec<Seen>,
     /// What each run of a graph returned.
     pub results: BTreeMap<Call, Vec<Rc<Tensor>>>,
+    /// Rows in whose multiples a sequence may be cut; nothing where every row sees all others.
+    pub unit: Option<usize>,
+    /// Whether steps whose caches are outside were given what a host gives, so that they compute what other stages do.
+    pub hosted: bool,
 }
 
 impl Run {
-    /// The value of that name: of the same call, else of the step before it.
+    /// The value of that name: of the same call, else of the step before it, else the second half of what a step has that takes
+    /// both halves of a sequence at once.
     pub fn named(&self, seen: &Seen) -> Option<Rc<Tensor>> {
         let of = |same: &dyn Fn(&Call) -> bool| {
             let mut values = self.values.iter().filter(|v| v.name == seen.name && same(&v.call));
             values.next().map(|v| v.tensor.clone())
         };
-        of(&|call| *call == seen.call).or_else(|| {
-            let same = |c: &Call| c.role == "step" && (c.step, c.turn) == (seen.call.step, seen.call.turn);
-            of(&same).filter(|_| seen.call.rows == seen.call.step)
-        })
+        let Call { rows, step, turn, .. } = seen.call;
+        let own = of(&|call| *call == seen.call);
+        if own.is_some() || rows != step {
+            return own;
+        }
+        let in_step =
+            |size: usize, turn: usize| of(&|c: &Call| (c.role.as_str(), c.step, c.turn) == ("step", size, turn));
+        let halves = turn == 1 && self.unit.is_some_and(|unit| step.is_multiple_of(unit));
+        in_step(step, turn).or_else(|| second_half(&*in_step(2 * step, 0).filter(|_| halves)?, step))
     }
+}
+
+/// The last `rows` of twice as many.
+fn second_half(whole: &Tensor, rows: usize) -> Option<Rc<Tensor>> {
+    let all = whole.floats().ok().filter(|_| whole.shape.first() == Some(&(2 * rows)))?;
+    let shape = [&[rows], &whole.shape[1..]].concat();
+    Some(Rc::new(Tensor { dtype: whole.dtype, data: Data::F32(all[all.len() / 2..].to_vec()), shape }))
 }
 
 /// The role of a graph, and the size that its name says if it is specialized. A graph that takes the ids of one sequence, and
@@ -69,6 +86,14 @@ pub fn role(graph: &Graph) -> (&str, Option<usize>) {
     }
 }
 
+/// Whether a step has caches, inside or outside.
+pub fn has_caches(graph: &Graph) -> bool {
+    outside(graph).is_some() || graph.params.iter().any(|p| graph.values[*p].ty == spans_type())
+}
+
+/// Stands beside the roles where sizes are, for sequences that steps with caches take in two calls.
+pub const WHOLE: &str = "whole sequence";
+
 /// Cache rows of a step whose caches are outside: what its mask has beside the rows of the step.
 pub fn outside(graph: &Graph) -> Option<usize> {
     let (role, rows) = role(graph);
@@ -77,7 +102,7 @@ pub fn outside(graph: &Graph) -> Option<usize> {
     columns.checked_sub(rows?).filter(|_| role == "step")
 }
 
-/// Sizes of calls, by the role of their graph.
+/// Sizes of calls, by the role of their graph, and of a [`WHOLE`].
 pub type Sizes = BTreeMap<String, BTreeSet<usize>>;
 
 /// The sizes that any of some stages fixes, `rows`, and as many as all states hold.
@@ -86,11 +111,11 @@ pub fn sizes<'m>(stages: impl IntoIterator<Item = &'m Module>, rows: usize) -> S
     for module in stages {
         for graph in &module.graphs {
             let (role, size) = role(graph);
-            let of_role = sizes.entry(role.to_owned()).or_default();
-            of_role.extend(size);
+            sizes.entry(role.to_owned()).or_default().extend(size);
             // Its second call is the other half of a sequence that a step without caches takes as a whole.
-            let twice = size.map(|size| 2 * size);
-            of_role.extend(twice.filter(|rows| outside(graph).is_some_and(|cached| cached >= *rows)));
+            if role == "step" && has_caches(graph) {
+                sizes.entry(WHOLE.to_owned()).or_default().extend(size.map(|size| 2 * size));
+            }
         }
         all_hold = all_hold.min(room(module));
     }

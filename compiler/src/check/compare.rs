@@ -6,7 +6,7 @@ use dlx_ir::{Data, Error, Graph, Module, Node, Op, Operand, Tensor, ValueId, com
 use dlx_passes::Keeps;
 use serde::Serialize;
 
-use super::call::{Call, Run, Seen, outside, role};
+use super::call::{Call, Run, Seen, role};
 
 /// Difference that another order of sums may make, as a part of the largest number of a tensor.
 pub const ROUNDING: f32 = 2e-5;
@@ -116,7 +116,7 @@ pub fn results(before: &Run, after: &Run, module: &Module, keeps: Keeps) -> Comp
     for (call, results) in &after.results {
         for (i, found) in results.iter().enumerate() {
             let expected = before.results.get(call).and_then(|r| r.get(i)).map(|t| (**t).clone());
-            let expected = expected.or_else(|| of_logits(before, call, i, module));
+            let expected = expected.or_else(|| of_logits(before, call, i, (module, after)));
             let distance = expected.as_ref().and_then(|e| Some((e, distance(e, found)?)));
             let Some((expected, distance)) = distance else {
                 all.unmatched += 1;
@@ -149,23 +149,25 @@ fn breach(value: &str, expected: &Tensor, found: &Tensor, d: Distance) -> Breach
     }
 }
 
-/// What a head or logits entry must say where the stage before it gives logits from the step itself.
-fn of_logits(before: &Run, call: &Call, result: usize, module: &Module) -> Option<Tensor> {
+/// What a head or logits entry must say where the stage before it gives logits from the step itself, and a second step where
+/// that takes both halves of a sequence at once.
+fn of_logits(before: &Run, call: &Call, result: usize, (module, after): (&Module, &Run)) -> Option<Tensor> {
     let step = Call { role: "step".into(), rows: call.step, ..call.clone() };
     let whole = Call { rows: 2 * call.step, step: 2 * call.step, turn: 0, ..step.clone() };
-    let outside = module.graphs.iter().any(|g| outside(g).is_some());
     let (logits, first) = match before.results.get(&step) {
-        Some(results) => (results.first()?, 0),
-        // The other half of a sequence, which is taken as a whole there.
-        None => (before.results.get(&whole).filter(|_| outside)?.first()?, call.step),
+        Some(results) if *call != step => (results.first()?, 0),
+        None if call.turn == 1 && before.unit.is_some_and(|unit| call.step.is_multiple_of(unit)) => {
+            (before.results.get(&whole)?.first()?, call.step)
+        }
+        _ => return None,
     };
-    let &[columns, ..] = &logits.shape.iter().rev().copied().collect::<Vec<_>>()[..] else { return None };
-    let all = &logits.floats().ok()?[first * columns..];
+    let columns = *logits.shape.last()?;
+    let all = logits.floats().ok()?.get(first * columns..)?;
     let round = (0..call.rows).flat_map(|r| &all[r % call.step * columns..][..columns]).copied().collect();
     let logits = Tensor::f32(&[call.rows, columns], round);
     match call.role.as_str() {
-        "logits" => Some(logits),
-        "head" if outside => Some(logits),
+        "step" | "logits" => Some(logits).filter(|_| result == 0),
+        "head" if after.hosted => Some(logits),
         "head" if columns <= MAX_COLUMNS => {
             let nodes = module.graphs.iter().filter(|g| role(g).0 == "head").flat_map(|g| &g.nodes);
             let ban =

@@ -206,8 +206,10 @@ pub fn probe_for(module: &Module, seed: u64) -> Probe {
         Op::Attention { mask, .. } => mask,
         _ => None,
     });
-    let blocks = masks.map(|mask| if let Mask::BlockCausal(block) = mask { 2 * block as usize } else { ROWS });
-    Probe { seed, rows: blocks.max().unwrap_or(ROWS), ids: Vec::new() }
+    let masks: Vec<Mask> = masks.collect();
+    let blocks = masks.iter().map(|mask| if let Mask::BlockCausal(block) = mask { 2 * *block as usize } else { ROWS });
+    let unit = masks.first().and_then(|m| m.prefix_unit()).filter(|_| masks.iter().all(|m| *m == masks[0]));
+    Probe { seed, rows: blocks.max().unwrap_or(ROWS), unit, ids: Vec::new() }
 }
 
 /// A comparison, and where it went wrong if it did.

@@ -26,22 +26,18 @@ pub struct Kept {
 }
 
 impl<'a> Host<'a> {
-    /// Of a model as it was imported; nothing where it has not one embedding, one table of angles and one mask.
+    /// Of a model as it was imported; nothing where it has not one embedding and one table of angles, or several masks.
     pub fn of(module: &Module, source: &'a dyn WeightSource) -> Option<Self> {
         let masks = module.graph("forward")?.nodes.iter().filter_map(|n| match n.op {
             Op::Mask { rule } | Op::Attention { mask: Some(rule), .. } => Some(rule),
             _ => None,
         });
         let masks: Vec<Mask> = masks.collect();
-        let mask = *masks.first()?;
+        // Without attention no mask is read.
+        let mask = masks.first().copied().unwrap_or(Mask::Full);
         // What cannot be read here is said where the model itself is run.
         let table = Embeddings::of(module, source).ok()?;
         masks.iter().all(|m| *m == mask).then_some(Host { table, mask })
-    }
-
-    /// Whether later rows of a sequence, given the caches of the `rows` before them, are what the whole sequence gives.
-    pub fn follows(&self, rows: usize) -> bool {
-        self.mask.prefix_unit().is_some_and(|unit| rows.is_multiple_of(unit))
     }
 
     /// Tokens of its vocabulary.

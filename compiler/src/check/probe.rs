@@ -18,7 +18,7 @@ use dlx_ir::{
     ValueId, spans_type,
 };
 
-use super::call::{Call, Run, Seen, Sizes, outside, role, room};
+use super::call::{Call, Run, Seen, Sizes, WHOLE, has_caches, outside, role, room};
 use super::host::{Host, Kept};
 use crate::synth::numbers::{hash, mix};
 
@@ -29,6 +29,8 @@ pub struct Probe {
     pub seed: u64,
     /// Most rows of calls whose size no stage fixes.
     pub rows: usize,
+    /// Rows in whose multiples a sequence may be cut, if it may.
+    pub unit: Option<usize>,
     /// Tokens to feed, instead of seeded ones.
     pub ids: Vec<i32>,
 }
@@ -64,7 +66,7 @@ impl Probe {
             &filled
         };
         let evaluator = Evaluator::new(module, source, 1);
-        let (kept, run) = (Kept::default(), Run::default());
+        let (kept, run) = (Kept::default(), Run { unit: self.unit, ..Run::default() });
         let mut runner = Runner { probe: self, module, evaluator, host, along, kept, run };
         if !stepped {
             runner.fill()?;
@@ -72,7 +74,11 @@ impl Probe {
         let calls = |graph: &Graph| -> Vec<usize> {
             match (role(graph), sizes.get(role(graph).0)) {
                 ((_, Some(size)), _) => vec![size],
-                ((_, None), Some(sizes)) => sizes.iter().copied().filter(|rows| *rows <= room(module)).collect(),
+                ((role, None), Some(of_role)) => {
+                    let whole = sizes.get(WHOLE).filter(|_| role == "step" && !has_caches(graph));
+                    let all: BTreeSet<usize> = of_role.iter().chain(whole.into_iter().flatten()).copied().collect();
+                    all.into_iter().filter(|rows| *rows <= room(module)).collect()
+                }
                 ((_, None), None) => Vec::new(),
             }
         };
@@ -80,10 +86,9 @@ impl Probe {
         let others: Vec<&Graph> = others.into_iter().filter(|g| g.name != FILL).collect();
         for graph in &steps {
             for rows in calls(graph) {
-                let cached = graph.params.iter().any(|p| graph.values[*p].ty == spans_type());
                 let follows = match outside(graph) {
-                    Some(room) => room >= 2 * rows && host.is_some_and(|h| h.follows(rows)),
-                    None => cached && runner.room() >= 2 * rows,
+                    Some(room) => room >= 2 * rows && host.is_some(),
+                    None => has_caches(graph) && runner.room() >= 2 * rows,
                 };
                 for turn in 0..if follows { 2 } else { 1 } {
                     runner.call(graph, rows, rows, turn)?;
@@ -214,6 +219,7 @@ impl Runner<'_> {
         })?;
         let outside = outside(graph).is_some();
         if outside {
+            self.run.hosted = self.host.is_some();
             self.kept.take(graph, &call, &results);
         }
         // What the graph computed itself, not what stood in its place.
