@@ -7,6 +7,7 @@
 
 pub mod against;
 pub mod bisect;
+pub mod builds;
 pub mod built;
 pub mod call;
 pub mod compare;

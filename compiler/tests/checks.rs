@@ -220,3 +220,40 @@ fn opt_reports_every_pass_and_fails_with_it() {
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(said[0]["passes"][0]["comparison"]["compared"], 1, "{said}");
 }
+
+#[test]
+fn dumps_of_two_builds_part_at_the_stage_that_differs_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let [good, bad, half] = ["good", "bad", "half"].map(|d| at(dir.path(), d));
+    compile(dir.path(), "m.dlxa", &["--dump", &good]);
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::create_dir(&half).unwrap();
+    for file in std::fs::read_dir(&good).unwrap().map(|f| f.unwrap()) {
+        let (name, mut text) = (file.file_name(), std::fs::read_to_string(file.path()).unwrap());
+        if name.to_str().unwrap() >= "11" {
+            let layer = text.find("%l1.out").expect("the second layer has a name");
+            text = format!("{}{}", &text[..layer], text[layer..].replace("norm=1e-6", "norm=1e-2"));
+        }
+        std::fs::write(Path::new(&bad).join(name), text).unwrap();
+    }
+    let same = dlxc(&["bisect", &good, "--against", &good]);
+    assert!(same.status.success() && text(&same).contains("computes the same"), "{}", text(&same));
+    let found = dlxc(&["bisect", &good, "--against", &bad]);
+    assert_eq!(found.status.code(), Some(1), "{}", text(&found));
+    for part in ["from 11-fuse-norm, behind fuse-norm, on", "norm=1e-6", "norm=0.01", "is to be asked"] {
+        assert!(text(&found).contains(part), "{part}: {}", text(&found));
+    }
+    let said = dlxc(&["bisect", &good, "--against", &bad, "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert!(said["broken"]["compared"].as_u64().unwrap() <= 4, "{said}");
+
+    assert!(text(&dlxc(&["bisect", &good])).contains("give it with --against DIR"));
+    let against = |what: &str| dlxc(&["bisect", &good, "--against", what]);
+    assert!(text(&against(&half)).contains("holds neither"));
+    std::fs::write(Path::new(&half).join("99-other.dlx"), "module @m {\n}\n").unwrap();
+    assert!(text(&against(&half)).contains("no stage has the same name"));
+    std::fs::write(Path::new(&bad).join("17-plan-memory.dlx"), "module @m { graph").unwrap();
+    let broken = against(&bad);
+    assert!(text(&broken).contains("17-plan-memory.dlx") && broken.status.code() == Some(1), "{}", text(&broken));
+    assert!(text(&against(&at(dir.path(), "m.dlxa"))).contains("give the --dump of another build"));
+}

@@ -12,8 +12,11 @@ use serde_json::json;
 use super::{Failure, terminal};
 use crate::check::against::{Departure, Metric, Reference, departs};
 use crate::check::bisect::{Verdict, bisect};
-use crate::check::built::read_ir;
+use crate::check::builds::{Dumps, Parting, part};
+use crate::check::built::{Built, read_ir};
+use crate::check::compare::{Between, Breach};
 use crate::check::cut::{Corners, cut, cut_pipeline};
+use crate::check::reduce::Repro;
 use crate::check::source::Seeded;
 use crate::options::{CompileOptions, Keep, QuantSpec};
 use crate::{driver, files};
@@ -22,8 +25,8 @@ use crate::{driver, files};
 #[derive(Parser, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory of a checkpoint, an ONNX file, or a file with IR text, whose weights are made up.
-    #[arg(value_name = "MODEL|FILE.dlx")]
+    /// Directory of a checkpoint, an ONNX file, a file with IR text, whose weights are made up, or a directory of `--dump`.
+    #[arg(value_name = "MODEL|FILE.dlx|DUMPS")]
     pub model: PathBuf,
     /// Passes to look at, instead of the target's own; needed for IR text.
     #[arg(long, value_name = "PIPELINE")]
@@ -38,8 +41,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME,…[=FORMAT]")]
     pub keep: Vec<Keep>,
     /// What the model should compute: `evaluator` holds every pass to the stage before it; an artifact, or a file with
-    /// `input_ids` and `logits` or values by name, is what every stage is compared with.
-    #[arg(long, value_name = "evaluator|FILE", default_value = "evaluator")]
+    /// `input_ids` and `logits` or values by name, is what every stage is compared with. Dumps are compared with those of
+    /// another build.
+    #[arg(long, value_name = "evaluator|FILE|DUMPS", default_value = "evaluator")]
     pub against: String,
     /// What is compared with a file: logits, hidden (values by name) or tokens (the most likely ones).
     #[arg(long, value_name = "WHAT")]
@@ -64,6 +68,7 @@ Examples:
   dlxc bisect dump/00-import.dlx --pipeline \"cse,fold,dce\"
   dlxc bisect models/sdar --against good.dlxa --metric tokens    against what another build computed
   dlxc bisect models/sdar --quant none --against torch.safetensors --tolerance 1e-4
+  dlxc bisect good-dumps --against new-dumps                     two builds of the compiler, by what they dumped
 
 Exit status: 0 nothing is broken, 1 a pass is, or it could not be looked at.";
 
@@ -83,6 +88,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             let help = "give --against FILE, or leave it out: passes say themselves what they keep";
             return Err(Error::new(flag, "has no effect without a reference").help(help).into());
         }
+    }
+    if args.model.is_dir()
+        && !args.model.join("config.json").is_file()
+        && let Built::Dumps(dumps) = Built::open(&args.model)?
+    {
+        return builds(args, against, &dumps);
     }
     let look = |module: &VerifiedModule, steps: &[Step], weights: &dyn WeightSource| match against {
         Some(path) => compare(args, path, module, steps, weights).map(Outcome::Departure),
@@ -122,6 +133,80 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
+/// Compares the dumps of two builds.
+fn builds(args: &Args, against: Option<&Path>, dumps: &Dumps) -> Result<(), Failure> {
+    let other = against.ok_or_else(|| {
+        Error::new(args.model.display(), "is a directory of dumps, which is compared with that of another build")
+            .help("give it with --against DIR; a single file with --pipeline is held to what passes keep")
+    })?;
+    for (flag, given) in [
+        ("--metric", args.metric.is_some()),
+        ("--tolerance", args.tolerance.is_some()),
+        ("--pipeline", args.pipeline.is_some()),
+    ] {
+        if given {
+            return Err(Error::new(flag, "has no effect on dumps of two builds").help("leave it out").into());
+        }
+    }
+    let others = match Built::open(other)? {
+        Built::Dumps(others) => others,
+        built => {
+            let message = format!("is {}, and {} is a directory of dumps", built.kind(), args.model.display());
+            return Err(Error::new(other.display(), message).help("give the --dump of another build").into());
+        }
+    };
+    match part(dumps, &others, args.seed)? {
+        None => sound(args, "every stage that both dumped computes the same"),
+        Some(parting) => parted(args, &parting),
+    }
+}
+
+fn parted(args: &Args, p: &Parting) -> Result<(), Failure> {
+    let pass = p.pass.as_ref().map_or_else(String::new, |pass| format!(", behind {pass},"));
+    let (compared, stages) = (p.compared, p.stages);
+    let mut out =
+        format!("from {}{pass} on they compute other things ({compared} of {stages} stages compared)\n", p.stage);
+    out.push_str(&difference(p.breach.as_ref(), &p.between));
+    for stage in &p.alone {
+        out.push_str(&format!("\nnote: {stage} is only in one of them: the pass changes nothing in the other\n"));
+    }
+    match (&p.repro, &p.pass) {
+        (Some(repro), Some(pass)) => out.push_str(&written(args, repro, pass)?),
+        _ => out.push_str(
+            "\nnote: the pass of this build keeps what it says, or is not known here: the other build is to be asked\n",
+        ),
+    }
+    terminal::print(&if args.json { format!("{:#}\n", json!({ "broken": p })) } else { out })?;
+    Err(Error::new(&args.against, format!("computes other things than {} from {} on", args.model.display(), p.stage))
+        .into())
+}
+
+/// A value that differs, and what computes it.
+fn difference(breach: Option<&Breach>, between: &Between) -> String {
+    let mut out = String::new();
+    if let Some(b) = breach {
+        let [row, column] = b.at;
+        out.push_str(&format!("\n{} is {:e} at [{row}, {column}], and was {:e}\n", b.value, b.found, b.expected));
+    }
+    for (title, nodes) in [("was computed by", &between.before), ("is computed by", &between.after)] {
+        if !nodes.is_empty() {
+            out.push_str(&format!("\n{title}\n  {}\n", nodes.join("\n  ")));
+        }
+    }
+    if !between.sources.is_empty() {
+        out.push_str(&format!("\nfrom the tensors {}\n", between.sources.join(", ")));
+    }
+    out
+}
+
+/// Writes the file test, and says how to run it.
+fn written(args: &Args, repro: &Repro, pass: &str) -> Result<String, Error> {
+    let file = args.output.display();
+    let failed = |e: std::io::Error| Error::new(args.output.display(), format!("cannot be written: {e}"));
+    files::write(&args.output, repro.text.as_bytes()).map_err(failed)?;
+    Ok(format!("\n{file}: {} nodes that show it; run `dlxc opt {file} -p \"{pass}\" --verify-each`\n", repro.nodes))
+}
+
 enum Outcome {
     Verdict(Option<Box<Verdict>>),
     Departure(Option<Departure>),
@@ -150,35 +235,14 @@ fn sound(args: &Args, message: &str) -> Result<(), Failure> {
 }
 
 fn broken(args: &Args, v: &Verdict) -> Result<(), Failure> {
-    if let Some(repro) = &v.repro {
-        let failed = |e: std::io::Error| Error::new(args.output.display(), format!("cannot be written: {e}"));
-        files::write(&args.output, repro.text.as_bytes()).map_err(failed)?;
-    }
     let mut out =
         format!("pass {}, {}, is the first that is broken ({} of {} stages run)\n", v.number, v.pass, v.runs, v.stages);
     if let Some(error) = &v.error {
         out.push_str(&format!("\nit fails: {error}\n"));
     }
-    if let Some(b) = &v.breach {
-        let [row, column] = b.at;
-        out.push_str(&format!("\n{} is {:e} at [{row}, {column}], and was {:e}\n", b.value, b.found, b.expected));
-    }
-    for (title, nodes) in [("was computed by", &v.between.before), ("is computed by", &v.between.after)] {
-        if !nodes.is_empty() {
-            out.push_str(&format!("\n{title}\n  {}\n", nodes.join("\n  ")));
-        }
-    }
-    if !v.between.sources.is_empty() {
-        out.push_str(&format!("\nfrom the tensors {}\n", v.between.sources.join(", ")));
-    }
+    out.push_str(&difference(v.breach.as_ref(), &v.between));
     match &v.repro {
-        Some(repro) => out.push_str(&format!(
-            "\n{}: {} nodes that show it; run `dlxc opt {} -p \"{}\" --verify-each`\n",
-            args.output.display(),
-            repro.nodes,
-            args.output.display(),
-            v.pass
-        )),
+        Some(repro) => out.push_str(&written(args, repro, &v.pass)?),
         None => out.push_str("\nnote: it does not show with made up weights, so there is no file to reproduce it\n"),
     }
     terminal::print(&if args.json { format!("{:#}\n", json!({ "broken": v })) } else { out })?;

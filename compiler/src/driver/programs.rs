@@ -14,6 +14,7 @@ use dlx_targets::{CodeRows, Emission, Placed, Product, Settings, TARGETS, Target
 
 use super::input::Weights;
 use super::{Compile, Watch};
+use crate::check::builds::BEHIND;
 use crate::options::CompileOptions;
 
 /// Passes in order, with the target that they ran for.
@@ -154,9 +155,10 @@ pub(super) fn run_passes(
             watch.print(name, &module.to_string());
         }
         match dump {
-            Some(dir) if report.changes > 0 => {
-                write_text(&dir.join(format!("{number:02}-{name}.dlx")), &module.to_string())
-            }
+            Some(dir) if report.changes > 0 => write_text(
+                &dir.join(format!("{number:02}-{name}.dlx")),
+                &format!("{BEHIND}{}\n{module}", steps[number - 1]),
+            ),
             _ => Ok(()),
         }
     });
