@@ -19,3 +19,4 @@ pub mod host;
 pub mod probe;
 pub mod reduce;
 pub mod source;
+pub mod variants;

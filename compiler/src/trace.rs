@@ -188,7 +188,7 @@ fn found<'m>(program: &'m Module, rows: usize, value: &str) -> Option<(&'m Graph
 }
 
 /// Names of what a node comes from: its own, and those of the weights that it reads.
-fn sources(program: &Module, node: &Node) -> Vec<String> {
+pub(crate) fn sources(program: &Module, node: &Node) -> Vec<String> {
     let mut names: Vec<String> = node.origin.names().map(str::to_owned).collect();
     for weight in node.inputs.iter().filter_map(|i| i.weight()).map(|w| &program.weights[w]) {
         let own = weight.origin.is_empty().then(|| source(&weight.name));

@@ -14,6 +14,7 @@ use dlx_runtime::wgpu::plan::{Feature, Plan};
 use dlx_runtime::{AnyExecutor, LoadOptions, Model, ModelError};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_tests::compiled::compile;
+use dlxc::check::variants::{VARIANTS, wrong};
 use dlxc::options::CompileOptions;
 
 const QUESTIONS: &[&str] =
@@ -134,17 +135,8 @@ fn a_wrong_kernel_is_replaced_and_reported_and_none_left_is_an_error() {
     compile(&model(), &good, &options(&["cpu", "wgpu"])).unwrap();
     let expected = answers(load(&good, "cpu").unwrap());
 
-    // A role whose fastest variant runs here and is not its last.
-    let tier = &adapters()[0].tier;
-    let runs = |f: &Feature| match f {
-        Feature::F16 => tier.contains("f16"),
-        Feature::Subgroups => tier.contains("subgroups"),
-    };
     let whole = plan(&good);
-    let has_choice = |k: &&dlx_runtime::wgpu::plan::Kernel| {
-        k.variants.iter().position(|v| v.needs.iter().all(runs)).unwrap() + 1 < k.variants.len()
-    };
-    let roles: BTreeSet<&str> = whole.kernels.iter().filter(has_choice).map(|k| k.role.as_str()).collect();
+    let roles = choices(&whole);
     for wrong in [idle, gibberish] {
         let Some(role) = roles.first() else { break };
         let mut plan = whole.clone();
@@ -170,6 +162,48 @@ fn a_wrong_kernel_is_replaced_and_reported_and_none_left_is_an_error() {
     assert!(matches!(error, ModelError::SelfTest { .. }), "{error}");
     assert!(error.to_string().contains("step_") && error.to_string().contains(&adapters()[0].name), "{error}");
     assert_eq!(answers(load(&bad, "cpu").unwrap()), expected, "the CPU program of the same file is sound");
+}
+
+#[test]
+fn the_variant_of_a_kernel_that_is_wrong_is_named() {
+    if !device() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [both, alone, bad] = ["both.dlxa", "alone.dlxa", "bad.dlxa"].map(|name| dir.path().join(name));
+    compile(&model(), &both, &options(&["cpu", "wgpu"])).unwrap();
+    compile(&model(), &alone, &options(&["wgpu"])).unwrap();
+    let look = |path: &Path, target: &str| wrong(path, target, None, VARIANTS, 0).unwrap();
+    assert!(look(&both, "cpu").is_none() && look(&both, "wgpu").is_none(), "a sound artifact has none");
+    let mut named = BTreeSet::new();
+    let all = choices(&plan(&both));
+    for (good, role) in [&both, &alone].into_iter().flat_map(|good| all.iter().map(move |role| (good, role))) {
+        let mut plan = plan(good);
+        let kernels = plan.kernels.iter().filter(|k| k.role == *role).flat_map(|k| &k.variants);
+        let fast: BTreeSet<usize> = kernels.filter(|v| !v.needs.is_empty()).map(|v| v.shader).collect();
+        fast.into_iter().for_each(|shader| plan.shaders[shader] = idle(&plan.shaders[shader]));
+        with_plan(good, &bad, &plan);
+        // Kernels of heads are no part of a step.
+        let Some(found) = look(&bad, "wgpu") else { continue };
+        let tried: Vec<_> = found.variants.iter().filter(|v| v.role == *role).collect();
+        assert!(!tried[0].right && tried.last().is_some_and(|v| v.right && v.variant == "plain"), "{found:?}");
+        assert!(found.variants.iter().filter(|v| v.role != *role).all(|v| v.right), "{found:?}");
+        named.insert(role);
+    }
+    assert!(all.is_empty() || !named.is_empty(), "none of {all:?} was found");
+}
+
+/// Roles whose fastest variant runs here and is not their last.
+fn choices(plan: &Plan) -> BTreeSet<String> {
+    let tier = &adapters()[0].tier;
+    let runs = |f: &Feature| match f {
+        Feature::F16 => tier.contains("f16"),
+        Feature::Subgroups => tier.contains("subgroups"),
+    };
+    let has_choice = |k: &&dlx_runtime::wgpu::plan::Kernel| {
+        k.variants.iter().position(|v| v.needs.iter().all(runs)).unwrap() + 1 < k.variants.len()
+    };
+    plan.kernels.iter().filter(has_choice).map(|k| k.role.clone()).collect()
 }
 
 /// A shader that does nothing.

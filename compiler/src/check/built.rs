@@ -112,18 +112,27 @@ fn dumps(dir: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) -> Result
     Ok(())
 }
 
+/// The program of an artifact for a target.
+///
+/// # Errors
+/// There is none, or it is not valid.
+pub fn program(artifact: &Artifact, target: &str) -> Result<VerifiedModule, Error> {
+    let place = || format!("{}: {}", artifact.path().display(), program_section(target));
+    let text = artifact.text(&program_section(target)).map_err(|e| {
+        let targets = read_manifest(artifact).map(|m| m.targets.join(", ")).unwrap_or_default();
+        Error::new("", e.to_string()).help(format!("it was compiled for {targets}"))
+    })?;
+    let module = parse(text).map_err(|e| Error::new(place(), e.to_string()))?;
+    VerifiedModule::new(module).map_err(|e| Error::new(place(), Error::first_of(e).to_string()))
+}
+
 impl Compiled {
     /// Its program for a target.
     ///
     /// # Errors
     /// There is none, or it is not valid.
     pub fn program(&self, target: &str) -> Result<VerifiedModule, Error> {
-        let place = || format!("{}: {}", self.artifact.path().display(), program_section(target));
-        let text = self.artifact.text(&program_section(target)).map_err(|e| {
-            Error::new("", e.to_string()).help(format!("it was compiled for {}", self.manifest.targets.join(", ")))
-        })?;
-        let module = parse(text).map_err(|e| Error::new(place(), e.to_string()))?;
-        VerifiedModule::new(module).map_err(|e| Error::new(place(), Error::first_of(e).to_string()))
+        program(&self.artifact, target)
     }
 
     /// What the manifests say differently: options, pipelines, policy.

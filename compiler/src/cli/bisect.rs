@@ -18,6 +18,7 @@ use crate::check::compare::{Between, Breach};
 use crate::check::cut::{Corners, cut, cut_pipeline};
 use crate::check::reduce::Repro;
 use crate::check::source::Seeded;
+use crate::check::variants::{self, VARIANTS};
 use crate::options::{CompileOptions, Keep, QuantSpec};
 use crate::{driver, files};
 
@@ -25,8 +26,9 @@ use crate::{driver, files};
 #[derive(Parser, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory of a checkpoint, an ONNX file, a file with IR text, whose weights are made up, or a directory of `--dump`.
-    #[arg(value_name = "MODEL|FILE.dlx|DUMPS")]
+    /// Directory of a checkpoint, an ONNX file, a file with IR text, whose weights are made up, a directory of `--dump`, or an
+    /// artifact, whose kernels are looked at on this machine.
+    #[arg(value_name = "MODEL|FILE.dlx|DUMPS|ARTIFACT")]
     pub model: PathBuf,
     /// Passes to look at, instead of the target's own; needed for IR text.
     #[arg(long, value_name = "PIPELINE")]
@@ -51,6 +53,9 @@ pub struct Args {
     /// What may differ: RMS over RMS for logits and hidden, rows for tokens. 0.02, or 0 tokens, if not given.
     #[arg(long, value_name = "T", value_parser = tolerance)]
     pub tolerance: Option<f32>,
+    /// Graphics device whose kernels are looked at, by number or a part of its name; see `dlxc devices`.
+    #[arg(long, value_name = "N|NAME")]
+    pub device: Option<String>,
     /// Seed of made up inputs and weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -69,6 +74,7 @@ Examples:
   dlxc bisect models/sdar --against good.dlxa --metric tokens    against what another build computed
   dlxc bisect models/sdar --quant none --against torch.safetensors --tolerance 1e-4
   dlxc bisect good-dumps --against new-dumps                     two builds of the compiler, by what they dumped
+  dlxc bisect sdar.dlxa --target wgpu --device radeon            which variant of which kernel is wrong there
 
 Exit status: 0 nothing is broken, 1 a pass is, or it could not be looked at.";
 
@@ -83,11 +89,18 @@ pub(super) fn tolerance(text: &str) -> Result<f32, String> {
 /// A pass that is broken, or what cannot be read or run.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let against = (args.against != "evaluator").then(|| Path::new(&args.against));
+    if args.model.extension().is_some_and(|e| e == "dlxa") {
+        return kernels(args, against);
+    }
     for (flag, given) in [("--metric", args.metric.is_some()), ("--tolerance", args.tolerance.is_some())] {
         if given && against.is_none() {
             let help = "give --against FILE, or leave it out: passes say themselves what they keep";
             return Err(Error::new(flag, "has no effect without a reference").help(help).into());
         }
+    }
+    if args.device.is_some() {
+        let help = "give the artifact that was compiled for it, or leave it out";
+        return Err(Error::new("--device", "is for artifacts, whose kernels run there").help(help).into());
     }
     if args.model.is_dir()
         && !args.model.join("config.json").is_file()
@@ -131,6 +144,34 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Outcome::Verdict(Some(verdict)) => broken(args, &verdict),
         Outcome::Departure(Some(departure)) => departed(args, &departure),
     }
+}
+
+/// Looks at the kernels that an artifact runs in on this machine.
+fn kernels(args: &Args, against: Option<&Path>) -> Result<(), Failure> {
+    for (flag, given) in
+        [("--against", against.is_some()), ("--metric", args.metric.is_some()), ("--pipeline", args.pipeline.is_some())]
+    {
+        if given {
+            let help = "leave it out: the kernels of an artifact are compared with each other";
+            return Err(Error::new(flag, "has no effect on an artifact").help(help).into());
+        }
+    }
+    let tolerance = args.tolerance.unwrap_or(VARIANTS);
+    let Some(wrong) = variants::wrong(&args.model, &args.target, args.device.as_deref(), tolerance, args.seed)? else {
+        return sound(args, "every variant of every kernel that runs here computes the same");
+    };
+    let mut out = format!("{} is the first value that is wrong on {}\n", wrong.value, wrong.device);
+    out.push_str(&format!("\nit is computed by\n  {}\n", wrong.node));
+    if !wrong.sources.is_empty() {
+        out.push_str(&format!("\nfrom the tensors {}\n", wrong.sources.join(", ")));
+    }
+    for v in &wrong.variants {
+        let verdict = if v.right { "right" } else { "WRONG" };
+        out.push_str(&format!("\n{verdict}: {} of {}, {:.2e} off", v.variant, v.role, v.error));
+    }
+    out.push('\n');
+    terminal::print(&if args.json { format!("{:#}\n", json!({ "broken": wrong })) } else { out })?;
+    Err(Error::new(args.model.display(), format!("{} is wrong on {}", wrong.value, wrong.device)).into())
 }
 
 /// Compares the dumps of two builds.

@@ -8,9 +8,12 @@
 //! took, since variants round differently and the same seed must give the same tokens at every load. A replacement is
 //! recorded in [`WgpuExecutor::replaced`]; there is no silent one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use dlx_ir::EntryKind;
 
 use super::executor::WgpuExecutor;
+use super::pipelines::fastest;
 use super::plan::Kernel;
 use super::replaced::{Replaced, needs};
 use crate::exec::ExecError;
@@ -61,6 +64,39 @@ impl WgpuExecutor {
             }
         }
         Ok(self.choose(&current)?)
+    }
+
+    /// Runs the kernels of each role in a variant that many steps slower than the fastest for this device, or in the plain one
+    /// if there are fewer. Gives what the variants in use need, by role.
+    ///
+    /// # Errors
+    /// A variant that the driver does not compile; the old ones stay in use.
+    pub fn slow_down(&mut self, by: &dyn Fn(&str) -> usize) -> Result<BTreeMap<String, String>, ExecError> {
+        let kernels = self.plan.kernels.iter();
+        let slower = kernels.map(|k| fastest(&self.device, k).saturating_add(by(&k.role)).min(last(k)));
+        let chosen: Vec<usize> = slower.collect();
+        self.choose(&chosen)?;
+        // Of a role some shapes have a faster variant, and others only the plain one.
+        let mut in_use = BTreeMap::new();
+        for (kernel, v) in self.plan.kernels.iter().zip(chosen) {
+            let variant = &kernel.variants[v];
+            let named = in_use.entry(kernel.role.clone()).or_insert_with(|| needs(variant));
+            if !variant.needs.is_empty() {
+                *named = needs(variant);
+            }
+        }
+        Ok(in_use)
+    }
+
+    /// Roles of the kernels that compute a value of the step that `rows` rows run in, behind the value before it.
+    pub fn roles_of(&self, rows: usize, value: &str) -> BTreeSet<String> {
+        let Some(entry) = self.entry(EntryKind::Step, rows).map(|e| &self.plan.entries[e]) else {
+            return BTreeSet::new();
+        };
+        let Some(at) = entry.values.iter().position(|v| v.name == value) else { return BTreeSet::new() };
+        let first = if at == 0 { 0 } else { entry.values[at - 1].after };
+        let dispatches = entry.dispatches.iter().take(entry.values[at].after).skip(first);
+        dispatches.map(|d| self.plan.kernels[d.kernel].role.clone()).collect()
     }
 
     fn choose(&mut self, chosen: &[usize]) -> Result<(), ExecError> {

@@ -138,7 +138,7 @@ pub(super) struct Failed {
 }
 
 /// The first variant that the device has the features for; the last needs none.
-fn fastest(device: &Device, kernel: &Kernel) -> usize {
+pub(super) fn fastest(device: &Device, kernel: &Kernel) -> usize {
     let runs = |v: &super::plan::Variant| v.needs.iter().all(|f| device.features.contains(f));
     kernel.variants.iter().position(runs).unwrap_or(kernel.variants.len() - 1)
 }
