@@ -29,7 +29,7 @@ passes = [p for target in report["verify"] for p in target["passes"]]
 compared = sum(p["comparison"]["compared"] for p in passes)
 worst = max(passes, key=lambda p: p["comparison"]["error"] / p["limit"] if p["limit"] else 0)
 print(f"{len(passes)} passes keep what they say, {compared} results compared; nearest to its limit:",
-      f"`{worst['pass'].split('{')[0]}`, {worst['comparison']['error']:.1e} of {worst['limit']:.0e}.")
+      f"`{worst['pass'].split('{')[0]}`, {worst['comparison']['error']:.1e} of {worst['limit']:.1e}.")
 PY
 else
     failed=1

@@ -65,7 +65,7 @@ def main():
     rows = {name: row for name, row in rows.items() if name not in limits} | {n: rows[n] for n in limits if n in rows}
     print("| pass | allowed | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns))
     for name, row in rows.items():
-        allowed = f"{limits[name]:.0e}" if name in limits else ""
+        allowed = f"{limits[name]:.1e}" if name in limits else ""
         cells = ["" if (value := row.get(c)) is None else f"{value:.2g}" for c in columns]
         print(f"| {name} | {allowed} | " + " | ".join(cells) + " |")
     return 0 if holds else 1

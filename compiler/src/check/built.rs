@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use dlx_ir::{Error, Tensor, VerifiedModule, parse};
 use dlx_runtime::artifact::{Artifact, program_section};
-use dlx_runtime::exec::Span;
+use dlx_runtime::exec::{ExecError, Executor, Span};
 use dlx_runtime::manifest::Manifest;
 use dlx_runtime::{LoadOptions, load_executor, read_manifest};
 use serde::Serialize;
@@ -158,23 +158,40 @@ pub fn observe(built: &Compiled, target: &str, seed: u64) -> Result<Computed, Er
     let said = |e: &dyn std::fmt::Display| Error::new(built.artifact.path().display(), e.to_string());
     let options = LoadOptions { target: Some(target.to_owned()), ..LoadOptions::default() };
     let mut executor = load_executor(&built.artifact, &options).map_err(|e| said(&e))?;
-    let buckets = executor.step_buckets().to_vec();
-    let rows = buckets.iter().copied().filter(|b| *b <= ROWS).max().or(buckets.first().copied()).unwrap_or(1);
-    let rows = rows.min(executor.max_seq());
-    let vocab = executor.vocab().max(1) as u64;
-    let ids: Vec<i32> = (0..rows as u64).map(|i| (mix(seed ^ mix(i + 1)) % vocab) as i32).collect();
-    let pos: Vec<i32> = (0..).take(rows).collect();
-    let mut found = Computed::default();
-    let mut see = |name: &str, x: &[f32]| {
-        found.values.push((name.to_owned(), Rc::new(Tensor::f32(&[rows, x.len() / rows], x.to_vec()))));
-    };
-    executor.observe(&[Span::new(&ids, &pos, 0)], &mut see).map_err(|e| said(&e))?;
+    let rows = step_rows(&*executor, ROWS);
+    let mut found = Computed { values: step(&mut *executor, rows, seed).map_err(|e| said(&e))?, ..Computed::default() };
     let mut logits = vec![0.0; rows * executor.vocab()];
     for (row, out) in logits.chunks_mut(executor.vocab()).enumerate() {
         executor.logits(&[row], out).map_err(|e| said(&e))?;
     }
     found.logits = Some(Rc::new(Tensor::f32(&[rows, executor.vocab()], logits)));
     Ok(found)
+}
+
+/// Rows of the largest step of at most so many, or of the smallest.
+pub fn step_rows(executor: &dyn Executor, most: usize) -> usize {
+    let buckets = executor.step_buckets();
+    let largest = buckets.iter().copied().filter(|b| *b <= most).max().or(buckets.first().copied());
+    largest.unwrap_or(1).min(executor.max_seq())
+}
+
+/// Values of a step, by name, in order.
+pub type Values = Vec<(String, Rc<Tensor>)>;
+
+/// What a step of so many seeded tokens computes.
+///
+/// # Errors
+/// What the executor says.
+pub fn step(executor: &mut dyn Executor, rows: usize, seed: u64) -> Result<Values, ExecError> {
+    let vocab = executor.vocab().max(1) as u64;
+    let ids: Vec<i32> = (0..rows as u64).map(|i| (mix(seed ^ mix(i + 1)) % vocab) as i32).collect();
+    let pos: Vec<i32> = (0..).take(rows).collect();
+    let mut values = Values::new();
+    let mut see = |name: &str, x: &[f32]| {
+        values.push((name.to_owned(), Rc::new(Tensor::f32(&[rows, x.len() / rows], x.to_vec()))));
+    };
+    executor.observe(&[Span::new(&ids, &pos, 0)], &mut see)?;
+    Ok(values)
 }
 
 /// Rows whose best token reaches the policy's threshold in one build and not in the other; nothing where it has none.

@@ -6,17 +6,16 @@
 
 use std::path::Path;
 
-use dlx_ir::{Error, Tensor, VerifiedModule};
+use dlx_ir::{Error, VerifiedModule};
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuOptions, Isa};
-use dlx_runtime::exec::{Executor, Span};
+use dlx_runtime::exec::Executor;
 use dlx_runtime::wgpu::WgpuExecutor;
 use dlx_runtime::{LoadOptions, load_cpu, load_wgpu};
 use serde::Serialize;
 
-use super::built::program;
+use super::built::{self, Values, program, step_rows};
 use super::compare::distance;
-use crate::synth::numbers::mix;
 use crate::trace::sources;
 
 /// Error that variants for a graphics device may differ by, as RMS over RMS: what rounding to other int8 codes adds up to.
@@ -51,9 +50,6 @@ pub struct Tried {
     /// Whether that is no more than may be.
     pub right: bool,
 }
-
-/// Values of a step, by name, in order.
-type Values = Vec<(String, Tensor)>;
 
 /// Runs a step of the artifact in all variants; nothing where they agree.
 ///
@@ -121,7 +117,7 @@ fn on_device(
     executor.slow_down(&|_| 0).map_err(failed)?;
     let found = step(executor, seed)?;
     let Some((value, _)) = first(&expected, &found, tolerance) else { return Ok(None) };
-    let rows = rows(executor);
+    let rows = step_rows(executor, ROWS);
     let mut variants: Vec<Tried> = Vec::new();
     for role in executor.roles_of(rows, &value) {
         for slower in 0.. {
@@ -140,24 +136,9 @@ fn on_device(
     Ok(Some(Wrong { value, device: executor.adapter().name.clone(), node, sources, variants }))
 }
 
-/// Rows of the step that is run.
-fn rows(executor: &dyn Executor) -> usize {
-    let buckets = executor.step_buckets();
-    let largest = buckets.iter().copied().filter(|b| *b <= ROWS).max().or(buckets.first().copied());
-    largest.unwrap_or(1).min(executor.max_seq())
-}
-
-/// What a step computes of seeded tokens.
 fn step(executor: &mut dyn Executor, seed: u64) -> Result<Values, Error> {
-    let (rows, vocab) = (rows(executor), executor.vocab().max(1) as u64);
-    let ids: Vec<i32> = (0..rows as u64).map(|i| (mix(seed ^ mix(i + 1)) % vocab) as i32).collect();
-    let pos: Vec<i32> = (0..).take(rows).collect();
-    let mut values = Values::new();
-    let mut see = |name: &str, x: &[f32]| {
-        values.push((name.to_owned(), Tensor::f32(&[rows, x.len() / rows], x.to_vec())));
-    };
-    executor.observe(&[Span::new(&ids, &pos, 0)], &mut see).map_err(|e| Error::new("executor", e.to_string()))?;
-    Ok(values)
+    let rows = step_rows(executor, ROWS);
+    built::step(executor, rows, seed).map_err(|e| Error::new("executor", e.to_string()))
 }
 
 /// The first value that both have and that differs by more than may be, and by how much.

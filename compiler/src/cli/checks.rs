@@ -62,7 +62,7 @@ fn row(target: &str, c: &Checked) -> Vec<String> {
     let pass = c.pass.split_once('{').map_or(c.pass.as_str(), |(name, _)| name).to_owned();
     let of = |n: usize| if c.comparison.compared == 0 { String::new() } else { n.to_string() };
     let error = if c.comparison.compared == 0 { String::new() } else { format!("{:.1e}", c.comparison.error) };
-    let allowed = if c.keeps == "bits" { "0".into() } else { format!("{:.0e}", c.limit) };
+    let allowed = if c.keeps == "bits" { "0".into() } else { format!("{:e}", c.limit) };
     let (flips, results) = (of(c.comparison.flips), of(c.comparison.compared));
     vec![target.to_owned(), pass, c.keeps.to_owned(), allowed, error, flips, results, table::duration(c.time), verdict]
 }
