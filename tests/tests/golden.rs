@@ -28,7 +28,12 @@ const MAX_SEQ: usize = 160;
 type Check = Box<dyn Fn() -> Result<String, String>>;
 
 fn main() -> ExitCode {
-    let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    // Parts of names; those behind `--skip` are left out.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let skips = |at: usize| at > 0 && args[at - 1] == "--skip";
+    let (skip, filter): (Vec<_>, Vec<_>) =
+        args.iter().enumerate().filter(|(_, a)| !a.starts_with('-')).partition(|(at, _)| skips(*at));
+    let any = |parts: &[(usize, &String)], name: &str| parts.iter().any(|(_, part)| name.contains(part.as_str()));
     let mut checks: Vec<(String, Check)> = Vec::new();
     for &family in FAMILIES {
         let mut add = |what: &str, run: Check| checks.push((format!("{family} {what}"), run));
@@ -52,7 +57,7 @@ fn main() -> ExitCode {
         checks.push((format!("{family} units"), Box::new(check)));
     }
     let (mut passed, mut failed) = (0, 0);
-    for (name, check) in checks.iter().filter(|(n, _)| filter.is_empty() || filter.iter().any(|f| n.contains(f))) {
+    for (name, check) in checks.iter().filter(|(n, _)| (filter.is_empty() || any(&filter, n)) && !any(&skip, n)) {
         let begin = Instant::now();
         match check() {
             Ok(report) => {
