@@ -157,7 +157,8 @@ fn dumps_and_opt_agree() {
     compile(&model(), &artifact, &["--dump", path(&dump)]);
     let read = |name: &str| std::fs::read_to_string(dump.join(name)).unwrap();
     let imported = dump.join("00-import.dlx");
-    assert_eq!(text(&dlxc(&["opt", path(&imported), "-p", "block-attention"])), read("01-block-attention.dlx"));
+    let made = text(&dlxc(&["opt", path(&imported), "-p", "block-attention"]));
+    assert_eq!(format!("; behind block-attention\n{made}"), read("01-block-attention.dlx"));
     let program = text(&dlxc(&["inspect", path(&artifact), "--ir"]));
     assert!(program.contains("graph @step_4(") && program.contains("= stored {offset=0"));
 }
