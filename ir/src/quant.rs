@@ -1,8 +1,9 @@
 //! Group quantization: which codes and scales stand for a row of weights.
 //!
 //! Codes are stored unsigned: `w = scale · (code − zero) + min`, with `zero` 8 or 128 for symmetric formats (`min` is 0
-//! there). Codes of `l16` are places in the table of its codebooks, `w = scale · TABLE[code]` ([`codebook`]). Scales and minima are f16. Scales are chosen to minimise the squared error: a few candidate ranges around
-//! the largest magnitude, each with the least-squares scale for its codes (as llama.cpp's `make_qx_quants` does).
+//! there). Codes of `l16` are places in the table of its codebooks, `w = scale · TABLE[code]` ([`codebook`]). Scales and minima
+//! are f16. Scales are chosen to minimise the squared error: a few candidate ranges around the largest magnitude, each with
+//! the least-squares scale for its codes (as llama.cpp's `make_qx_quants` does).
 //!
 //! The bodies are `#[inline(always)]` so that a caller may compile them for a wider instruction set; results do not
 //! depend on it.

@@ -229,22 +229,22 @@ pub(super) fn judge(before: (&Module, &Run), after: (&Module, &Run), keeps: Keep
     let comparison = compare::results(before.1, after.1, after.0, keeps);
     let mut found = Found { comparison, value: None, name: None, between: None };
     if let Keeps::Format(_) = keeps {
-        let Comparison { error, breach, .. } = &mut found.comparison;
+        let error = &mut found.comparison.error;
         *error = error.max(compare::largest_error(before.1, after.1, keeps));
-        *breach = breach.take().or_else(|| Some(compare::first_value(before.1, after.1, keeps)?.1));
+    } else if found.comparison.breach.is_none() {
+        return Ok(found);
     }
-    if found.comparison.breach.is_some() {
-        let seen = match compare::first_value(before.1, after.1, keeps) {
-            Some((seen, breach)) => {
-                found.value = Some(breach);
-                Some(seen)
-            }
-            None => compare::result(after, found.comparison.at.as_ref()),
-        };
-        if let Some(seen) = seen {
-            found.between = Some(compare::between(before, after, &seen, keeps)?);
-            found.name = Some(seen.name);
+    let seen = match compare::first_value(before.1, after.1, keeps) {
+        Some((seen, breach)) => {
+            found.comparison.breach.get_or_insert_with(|| breach.clone());
+            found.value = Some(breach);
+            Some(seen)
         }
+        None => compare::result(after, found.comparison.at.as_ref()),
+    };
+    if let Some(seen) = seen {
+        found.between = Some(compare::between(before, after, &seen, keeps)?);
+        found.name = Some(seen.name);
     }
     Ok(found)
 }

@@ -50,7 +50,8 @@ pub struct Args {
     /// What is compared with a file: logits, hidden (values by name) or tokens (the most likely ones).
     #[arg(long, value_name = "WHAT")]
     pub metric: Option<Metric>,
-    /// What may differ: RMS over RMS for logits and hidden, rows for tokens. 0.02, or 0 tokens, if not given.
+    /// What may differ: RMS over RMS for logits and hidden, rows for tokens. 0.02, or 0 tokens, if not given; 0.1
+    /// between variants of a graphics device's kernels.
     #[arg(long, value_name = "T", value_parser = tolerance)]
     pub tolerance: Option<f32>,
     /// Graphics device whose kernels are looked at, by number or a part of its name; see `dlxc devices`.
