@@ -1,10 +1,13 @@
 """What `dlxc bench` and `dlxc inspect` report."""
 
 import json
+import resource
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from load import watch
 from shape import SHAPE
 
 
@@ -16,6 +19,8 @@ class Reading:
     head_ms: float
     read_gbs: float
     of_int8_peak: float | None
+    # Share of the cores that others took meanwhile.
+    others: float
 
     @property
     def whole_ms(self) -> float:
@@ -51,10 +56,18 @@ class Dlxc:
         return report, report["lines"][0]
 
     def read(self, rows: int, depth: int, seconds: float) -> Reading:
-        report, line = self.bench(rows, depth, seconds)
-        return Reading(line["step_ms"]["median"], line["head_ms"]["median"], line["read_gbs"], line["of_int8_peak"])
+        others = watch(cpu_seconds)
+        _, line = self.bench(rows, depth, seconds)
+        step, head = line["step_ms"]["median"], line["head_ms"]["median"]
+        return Reading(step, head, line["read_gbs"], line["of_int8_peak"], others())
 
-    def linear_share(self, rows: int) -> float:
-        """The part of a step that its linear nodes take. A share, since nodes are timed at their fastest."""
-        _, line = self.bench(rows, 0, 0.0, "--ops")
-        return line["split"]["matrix"]
+    def shares(self, rows: int, depth: int) -> dict[str, float]:
+        """The parts of a step that its `matrix` products and its `attention` take. Shares, since nodes are timed in runs of
+        their own."""
+        return self.bench(rows, depth, 0.0, "--ops")[1]["split"]
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

@@ -16,7 +16,7 @@ from pathlib import Path
 import environment
 import report
 from dlxc import Dlxc
-from report import Pair
+from report import Pair, Shares
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent.parent / ".cache" / "peers"
@@ -29,6 +29,7 @@ examples:
   python3 bench/peers/peers.py --artifact sdar.dlxa --out OUT
   python3 bench/peers/peers.py --artifact sdar.dlxa --out OUT --rows 1,32 --rounds 1 --peers executorch,onnx-int8
   python3 bench/peers/peers.py --artifact sdar.dlxa --out OUT --peers transformers --llama --whole-rows 4,32
+  python3 bench/peers/peers.py --artifact new.dlxa --out OUT --before old/dlxc old.dlxa
 """
 
 
@@ -68,6 +69,27 @@ class Worker:
         self.process.stdin.flush()
         return self.answer()
 
+    def begin(self) -> None:
+        print(f"{self.peer}: loaded in {self.answer()['loaded_seconds']:.0f} s", file=sys.stderr)
+
+
+class Before(Dlxc):
+    """Another build of dlxc as a peer."""
+
+    peer = report.BEFORE
+
+    def begin(self) -> None:
+        self.check()
+
+    def measure(self, rows: int, depth: int, seconds: float) -> dict:
+        read, shares = self.read(rows, depth, seconds), self.shares(rows, depth)
+        return {
+            "ms": read.whole_ms,
+            "linear_ms": read.step_ms * shares["matrix"] + read.head_ms,
+            "attention_ms": read.step_ms * shares["attention"],
+            "others": read.others,
+        }
+
 
 def numbers(text: str) -> list[int]:
     try:
@@ -80,6 +102,8 @@ def numbers(text: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
+    if text == "none":
+        return []
     unknown = set(text.split(",")) - set(PEERS)
     if unknown:
         raise argparse.ArgumentTypeError(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
@@ -93,8 +117,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--artifact", type=Path, required=True, help="a .dlxa file of the 1.7 B shape")
     parser.add_argument("--out", type=Path, required=True, help="directory for ratios.md, ratios.json and the peers' logs")
     parser.add_argument("--dlxc", type=Path, default=HERE.parent.parent / "target/release/dlxc", help="the program")
-    parser.add_argument("--peers", type=names, default=list(DEFAULT), metavar="A,…", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--peers", type=names, default=list(DEFAULT), metavar="A,…", help=f"of {', '.join(PEERS)}, or none")
     parser.add_argument("--llama", action="store_true", help="also llama.cpp, built from source on first use")
+    parser.add_argument("--before", type=Path, nargs=2, metavar=("DLXC", "ARTIFACT"),
+                        help="an older build and its artifact, as one more peer")  # fmt: skip
     parser.add_argument("--rows", type=numbers, default=[1, 4, 8, 16, 32, 64, 128, 512], metavar="N,…",
                         help="rows at depth 0, for every peer")  # fmt: skip
     parser.add_argument("--depth", type=numbers, default=[0, 512, 2048], metavar="N,…",
@@ -107,7 +133,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.llama and "llama" not in args.peers:
         args.peers.append("llama")
-    for file in (args.artifact, args.dlxc):
+    for file in (args.artifact, args.dlxc, *(args.before or ())):
         if not file.is_file():
             parser.error(f"there is no file {file}")
     if 0 in args.rows + args.whole_rows or args.rounds < 1:
@@ -123,18 +149,22 @@ def sizes(peer: str, args: argparse.Namespace) -> list[tuple[int, int]]:
     return [(rows, depth) for depth, rows in sorted(wanted)]
 
 
-def take_turns(worker: Worker, dlxc: Dlxc, args: argparse.Namespace, pairs: list[Pair]) -> None:
+def take_turns(peer: Worker | Before, dlxc: Dlxc, args: argparse.Namespace, shares: Shares, pairs: list[Pair]) -> None:
     """All rounds of one peer: at each size dlxc, then the peer."""
-    print(f"{worker.peer}: loaded in {worker.answer()['loaded_seconds']:.0f} s", file=sys.stderr)
+    peer.begin()
     for _ in range(args.rounds):
-        for rows, depth in sizes(worker.peer, args):
+        for rows, depth in sizes(peer.peer, args):
+            if (rows, depth) not in shares:
+                shares[rows, depth] = dlxc.shares(rows, depth)
             ours = dlxc.read(rows, depth, args.seconds)
-            theirs = worker.measure(rows, depth, args.seconds)
-            pair = Pair(worker.peer, rows, depth, ours, theirs["ms"], theirs["cores_busy"])
+            theirs = peer.measure(rows, depth, args.seconds)
+            pair = Pair(peer.peer, rows, depth, ours, shares[rows, depth], theirs)
             pairs.append(pair)
+            cores = f" on {theirs['cores_busy']:.1f} cores" if "cores_busy" in theirs else ""
+            void = f"; VOID: others took {100 * pair.others:.0f} % of the cores" if pair.void else ""
             print(
-                f"{pair.peer}: {rows} rows at depth {depth}: {pair.peer_ms:.1f} ms on {pair.cores_busy:.1f} cores, "
-                f"dlxc {ours.whole_ms:.1f} ms, {ours.read_gbs:.0f} GB/s, ratio {pair.ratio:.2f}",
+                f"{pair.peer}: {rows} rows at depth {depth}: {theirs['ms']:.1f} ms{cores}, dlxc {ours.whole_ms:.1f} ms, "
+                f"{ours.read_gbs:.0f} GB/s, ratio {pair.ratio:.2f}{void}",
                 file=sys.stderr,
             )
 
@@ -154,22 +184,25 @@ def main() -> int:
     wanted = [HERE / "requirements.txt"]
     if "llama" in args.peers:
         wanted.append(HERE / "requirements-llama.txt")
-    python = environment.ensure(CACHE / "venv", wanted)
+    python = environment.ensure(CACHE / "venv", wanted) if args.peers else Path(sys.executable)
     args.out.mkdir(parents=True, exist_ok=True)
     about = {"command": shlex.join(["python3", *sys.argv]), "machine": processor(), "threads": args.threads}
-    shares = {rows: dlxc.linear_share(rows) for rows in args.rows}
+    shares: Shares = {}
     pairs: list[Pair] = []
     failures: dict[str, str] = {}
-    for peer in args.peers:
+    for peer in [*args.peers, *([report.BEFORE] if args.before else [])]:
         try:
-            # One peer at a time: together they would not fit into the memory of a small machine.
-            with Worker(python, peer, args.threads, args.out / f"{peer}.log") as worker:
-                take_turns(worker, dlxc, args, pairs)
+            if peer == report.BEFORE:
+                take_turns(Before(*args.before, args.threads), dlxc, args, shares, pairs)
+            else:
+                # One peer at a time: together they would not fit into the memory of a small machine.
+                with Worker(python, peer, args.threads, args.out / f"{peer}.log") as worker:
+                    take_turns(worker, dlxc, args, shares, pairs)
         except (RuntimeError, BrokenPipeError) as error:
             failures[peer] = str(error)
             print(f"{peer}: {error}", file=sys.stderr)
         # After each peer, so that what was measured outlives a failure of a later one.
-        found = report.as_json(about, pairs, shares, failures)
+        found = report.as_json(about, pairs, failures)
         (args.out / "ratios.json").write_text(json.dumps(found, indent=1) + "\n")
         (args.out / "ratios.md").write_text(report.as_markdown(found))
     print(report.as_markdown(found))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from load import watch
+
 WARM_UPS = 2
 LEAST_RUNS = 3
 
@@ -48,6 +50,7 @@ def measure(run: Callable[[], np.ndarray], seconds: float) -> dict:
     if not np.isfinite(logits).all() or not logits.any():
         raise ValueError("the logits are not finite or all zero: this peer does not compute")
     times: list[float] = []
+    others = watch(time.process_time)
     begin, cpu = time.perf_counter(), time.process_time()
     while len(times) < LEAST_RUNS or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
@@ -60,6 +63,7 @@ def measure(run: Callable[[], np.ndarray], seconds: float) -> dict:
         "fastest_ms": 1e3 * times[0],
         "runs": len(times),
         "cores_busy": cpu / wall,
+        "others": others(),
     }
 
 
