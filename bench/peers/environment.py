@@ -21,10 +21,18 @@ def ensure(place: Path, requirements: list[Path]) -> Path:
         print(f"installing {wanted.name} (minutes; see {log})", file=sys.stderr)
         with log.open("w") as file:
             command = [python, "-m", "pip", "install", "-r", wanted]
-            # llama.cpp's part for images is not needed and takes minutes to build.
-            env = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"} | os.environ
+            env = {"CMAKE_ARGS": llama_options()} | os.environ
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False).returncode
         if code != 0:
             raise SystemExit(f"pip could not install {wanted}; what it said is in {log}")
         installed.write_text(wanted.read_text())
     return python
+
+
+def llama_options() -> str:
+    """How llama.cpp is built: without its part for images, which takes minutes, and without AMX, with which version
+    0.3.36 of its Python package ends in a segmentation fault at the first pass of a Q4_0 model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    amx = cpuinfo.exists() and "amx_tile" in cpuinfo.read_text()
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return "-DLLAVA_BUILD=OFF" + (f" -DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'" if amx else "")
