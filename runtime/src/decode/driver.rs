@@ -104,7 +104,8 @@ impl<'e> Driver<'e> {
         for Active { sequence, observer } in active.iter_mut() {
             sequence.want(observer);
         }
-        let passes = active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?, a.sequence.chooser())));
+        let passes =
+            active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?, a.sequence.chooser())));
         let items: Vec<Item<'_>> = passes
             .flat_map(|(index, pass, chooser)| pass.spans().map(move |span| Item { index, pass, span, chooser }))
             .collect();

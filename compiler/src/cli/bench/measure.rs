@@ -175,12 +175,7 @@ impl Args {
 }
 
 /// Times drawing a token and its probability for each of these rows of the last step.
-fn drawn(
-    executor: &mut CpuExecutor,
-    rows: &[usize],
-    policy: &DecodePolicy,
-    seconds: f64,
-) -> Result<Timing, ExecError> {
+fn drawn(executor: &mut CpuExecutor, rows: &[usize], policy: &DecodePolicy, seconds: f64) -> Result<Timing, ExecError> {
     let samplers: Vec<Mutex<Sampler>> = (0..executor.readers()).map(|_| Mutex::default()).collect();
     let (noise, needs) = (Noise::Seeded(7), Needs { prob: true, ..Needs::NOTHING });
     let (mut room, mut pass) = (Vec::new(), 0);
