@@ -220,6 +220,24 @@ pub trait Executor {
     /// [`ExecError::Shape`] when a row was not in the last step or `out` has the wrong length.
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError>;
 
+    /// Most rows that [`Executor::read_logits`] shows at the same time.
+    fn readers(&self) -> usize {
+        1
+    }
+
+    /// Shows the logits of chosen rows of the last step to `read` one by one, in no particular order and up to
+    /// [`Executor::readers`] at the same time. `room` is for executors whose logits lie where they cannot be shown.
+    ///
+    /// # Errors
+    /// As [`Executor::logits`].
+    fn read_logits(&mut self, rows: &[usize], room: &mut Vec<f32>, read: ReadRow<'_>) -> Result<(), ExecError> {
+        let vocab = self.vocab();
+        room.resize(rows.len().saturating_mul(vocab), 0.0);
+        self.logits(rows, room)?;
+        room.chunks_exact(vocab).enumerate().for_each(|(i, row)| read(0, i, row));
+        Ok(())
+    }
+
     /// Runs a step as [`Executor::step`] does, and shows every f32 value that a node computes, by the node's order and the
     /// value's name in the program, then what the step leaves for the head, as [`HIDDEN`]. Returns false, without a step,
     /// where an executor cannot look inside.
@@ -233,6 +251,10 @@ pub trait Executor {
 
 /// What observers call the hidden rows that a step leaves; no value of a program has this name.
 pub const HIDDEN: &str = "@hidden";
+
+/// Reads a row of logits: a number below [`Executor::readers`] that no other call has at the same time, which of the rows asked
+/// for it is, and the logits.
+pub type ReadRow<'r> = &'r (dyn Fn(usize, usize, &[f32]) + Sync);
 
 /// Sees a value of a step: its name, and its live rows one after the other.
 pub type See<'s> = &'s mut dyn FnMut(&str, &[f32]);

@@ -31,7 +31,7 @@ const KERNEL_ROWS: &[u32] = &[1, 8, 32];
 /// Time the entries of an artifact, or the kernels.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench --kernels"
+    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench sdar.dlxa --rows 32 --temperature 0.8 --top-p 0.95\n  dlxc bench --kernels"
 )]
 pub struct Args {
     /// A .dlxa file, or a model directory to compile first.
@@ -52,8 +52,17 @@ pub struct Args {
     /// Show where the time of a step goes, by kind of node.
     #[arg(long)]
     pub ops: bool,
+    /// Time also a head after which a token is drawn for each row, at this temperature; on the CPU.
+    #[arg(long, value_name = "NUMBER", value_parser = positive)]
+    pub temperature: Option<f32>,
+    /// Draw among the most likely tokens only, so many; 0 takes all.
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "temperature")]
+    pub top_k: usize,
+    /// Draw among the most likely tokens that have this probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability, requires = "temperature")]
+    pub top_p: f32,
     /// List every kernel with the one that is used, and time products in every weight format.
-    #[arg(long, conflicts_with_all = ["artifact", "depth", "ops"])]
+    #[arg(long, conflicts_with_all = ["artifact", "depth", "ops", "temperature"])]
     pub kernels: bool,
     /// Time to spend on each line, about.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
@@ -118,6 +127,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let artifact = super::artifact(path, args.quant, &args.place)?;
         let rows = rows(STEP_ROWS);
         if args.place.is_wgpu(&artifact)? {
+            if args.temperature.is_some() {
+                let error = Error::new("--temperature", "drawing is timed on the CPU only");
+                return Err(error.help("leave it out, or use --target cpu").into());
+            }
             let depth: Vec<usize> = args.depth.iter().map(|d| size(*d)).collect();
             let sizes = wgpu::Sizes { rows: &rows, depth: &depth, seconds: args.seconds };
             let load = LoadOptions { verify_weights: false, ..args.place.options(None) };
@@ -179,6 +192,15 @@ fn on_cpu(artifact: &Artifact, args: &Args, threads: &[usize], rows: &[usize]) -
     order.sort_by_key(|(size, _)| *size);
     report.lines = order.into_iter().map(|(_, line)| line).collect();
     Ok(report)
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|n: &f32| *n > 0.0 && n.is_finite());
+    number.ok_or_else(|| "use a number above 0".to_owned())
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    positive(text).ok().filter(|p| *p <= 1.0).ok_or_else(|| "use a number above 0 and at most 1".to_owned())
 }
 
 fn size(n: u32) -> usize {

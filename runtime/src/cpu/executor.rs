@@ -15,7 +15,7 @@ use super::{
     AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, MAX_WEIGHTS, Norm, Pool, add, attention, embed, head_stats,
     kernels, kv_write, linear, memory, mul, proof, rms_norm, rope, rope_table, scale, silu,
 };
-use crate::exec::{ExecError, Executor, HIDDEN, Limits, RowStats, See, Span, rows_of};
+use crate::exec::{ExecError, Executor, HIDDEN, Limits, ReadRow, RowStats, See, Span, rows_of};
 use crate::mapped::Mapped;
 use crate::memory::Budget;
 use dlx_ir::{Cost, EntryKind, Graph, Id, MAX_SPANS, Op, Post, SpanRows, VerifiedModule, hidden_state};
@@ -75,8 +75,8 @@ pub struct Seen<'a> {
 /// Sees every node as it has run.
 pub type Observe<'o> = &'o mut dyn FnMut(Seen<'_>);
 
-/// Takes the results of one head call: where they are, and which of the rows asked for they belong to.
-type Done<'d> = &'d mut dyn FnMut(&Arena, &[Slot], Range<usize>);
+/// Takes the results of one head call: the threads, where the results are, and which of the rows asked for they belong to.
+type Done<'d> = &'d mut dyn FnMut(Ctx<'_>, &Arena, &[Slot], Range<usize>);
 
 impl CpuExecutor {
     /// Loads a program whose weights are `stored` in `file` from byte `base` on.
@@ -197,7 +197,7 @@ impl CpuExecutor {
         if rows.len() != out.len() {
             return Err(ExecError::Shape(format!("{} rows, but room for {}", rows.len(), out.len())));
         }
-        self.run_head(EntryKind::Head, rows, observe, &mut |arena, results, range| {
+        self.run_head(EntryKind::Head, rows, observe, &mut |_, arena, results, range| {
             let best = arena.ints(results[0], range.len());
             let numbers = arena.floats(results[1], range.len());
             for ((o, &best), n) in out[range].iter_mut().zip(best).zip(numbers.chunks_exact(3)) {
@@ -215,7 +215,7 @@ impl CpuExecutor {
         if rows.len().checked_mul(vocab) != Some(out.len()) {
             return Err(ExecError::Shape(format!("{} rows of {vocab} do not fit {}", rows.len(), out.len())));
         }
-        self.run_head(EntryKind::Logits, rows, observe, &mut |arena, results, range| {
+        self.run_head(EntryKind::Logits, rows, observe, &mut |_, arena, results, range| {
             let logits = arena.floats(results[0], range.len());
             out[range.start * vocab..range.end * vocab].copy_from_slice(logits);
         })
@@ -300,7 +300,8 @@ impl CpuExecutor {
             }
             self.run(entry, chunk.len(), usize::MAX, observe);
             let first = i * largest;
-            done(&self.arena, &self.entries[entry].results, first..first + chunk.len());
+            let ctx = Ctx { kernels: self.kernels, pool: &self.pool };
+            done(ctx, &self.arena, &self.entries[entry].results, first..first + chunk.len());
         }
         Ok(())
     }
@@ -356,6 +357,22 @@ impl Executor for CpuExecutor {
 
     fn logits(&mut self, rows: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
         self.logits_observed(rows, out, &mut |_| {})
+    }
+
+    fn readers(&self) -> usize {
+        self.threads()
+    }
+
+    fn read_logits(&mut self, rows: &[usize], _: &mut Vec<f32>, read: ReadRow<'_>) -> Result<(), ExecError> {
+        let vocab = self.vocab;
+        self.run_head(EntryKind::Logits, rows, &mut |_| {}, &mut |ctx, arena, results, range| {
+            let logits = arena.floats(results[0], range.len());
+            ctx.parallel(range.len(), 1, |reader, part| {
+                for i in part {
+                    read(reader, range.start + i, &logits[i * vocab..][..vocab]);
+                }
+            });
+        })
     }
 
     fn observe(&mut self, spans: &[Span<'_>], see: See<'_>) -> Result<bool, ExecError> {

@@ -37,6 +37,7 @@ use kernels::linear::act_words;
 pub use kernels::linear::{Epilogue, MAX_WEIGHTS, linear, linear_scratch_words, prepare_rows};
 pub use kernels::parallel::Ctx;
 pub use kernels::quantize::quantize_row;
+pub use kernels::vectorized::Work;
 pub use kernels::{KernelVariant, Kernels, kernel_variants, kernels};
 pub use memory::CpuMemory;
 pub use pack::{PackedWeight, TILE_COLUMNS, pack_tile_float, pack_tile_quant, packed_bytes, tile_bytes, unpack_row};

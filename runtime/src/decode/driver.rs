@@ -3,13 +3,15 @@
 //! Invariant: what a sequence decodes does not depend on which others run beside it. Passes of several sequences share a
 //! step as far as they fit; a sequence that fails ends alone, while an error of the executor ends the round.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::DecodeError;
 use super::noise::Noise;
 use super::pass::{Pass, Reads, Rows};
 use super::resolve::Resolved;
-use super::sequence::{Decoded, Observer, Sequence};
+use super::sample::{Drawn, Sampler};
+use super::sequence::{Chooser, Decoded, Observer, Sequence};
 use crate::exec::{ExecError, Executor, RowStats, Span, first_nonfinite};
 use dlx_ir::MAX_SPANS;
 
@@ -50,8 +52,23 @@ pub struct Driver<'e> {
     executor: &'e mut dyn Executor,
     stats: Vec<RowStats>,
     logits: Vec<f32>,
+    chosen: Vec<Option<Drawn>>,
+    /// One for each row that the executor shows at the same time.
+    readers: Vec<Mutex<Reader>>,
+    /// Where logits are shown by executors that have no place for them.
+    room: Vec<f32>,
     shared: usize,
 }
+
+/// Chooses tokens from rows of logits while others do so too.
+#[derive(Default)]
+struct Reader {
+    sampler: Sampler,
+    /// By the number of the row; an error where a logit is no number.
+    chosen: Vec<(usize, Result<Option<Drawn>, NotFinite>)>,
+}
+
+struct NotFinite;
 
 /// One span of a pass.
 struct Item<'p> {
@@ -59,7 +76,11 @@ struct Item<'p> {
     index: usize,
     pass: &'p Pass,
     span: Span<'p>,
+    chooser: Option<Chooser<'p>>,
 }
+
+/// A row that a pass looks at: its number in the step, its item, and its number in the span.
+type LookedAt<'i, 'p> = (usize, &'i Item<'p>, usize);
 
 /// What a step cost.
 #[derive(Clone, Copy, Default)]
@@ -71,7 +92,8 @@ struct Cost {
 impl<'e> Driver<'e> {
     /// A driver of an executor in which the sequences' slots have been reserved.
     pub fn new(executor: &'e mut dyn Executor) -> Self {
-        Driver { executor, stats: Vec::new(), logits: Vec::new(), shared: 0 }
+        let (stats, logits, chosen, readers, room) = Default::default();
+        Driver { executor, stats, logits, chosen, readers, room, shared: 0 }
     }
 
     /// Runs one pass of every sequence that wants one. Returns false when none does.
@@ -82,14 +104,17 @@ impl<'e> Driver<'e> {
         for Active { sequence, observer } in active.iter_mut() {
             sequence.want(observer);
         }
-        let passes = active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?)));
-        let items: Vec<Item<'_>> =
-            passes.flat_map(|(index, pass)| pass.spans().map(move |span| Item { index, pass, span })).collect();
+        let passes =
+            active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?, a.sequence.chooser())));
+        let items: Vec<Item<'_>> = passes
+            .flat_map(|(index, pass, chooser)| pass.spans().map(move |span| Item { index, pass, span, chooser }))
+            .collect();
         if items.is_empty() {
             return Ok(false);
         }
         self.stats.clear();
         self.logits.clear();
+        self.chosen.clear();
         self.shared = 0;
         let mut outcomes: Vec<(Cost, Option<DecodeError>)> = active.iter().map(|_| Default::default()).collect();
         let mut rest = &items[..];
@@ -105,13 +130,16 @@ impl<'e> Driver<'e> {
             }
             rest = later;
         }
-        let (mut stats, mut logits) = (&self.stats[..], &mut self.logits[..]);
+        let (mut stats, mut logits, mut chosen) = (&self.stats[..], &mut self.logits[..], &self.chosen[..]);
         let vocab = self.executor.vocab();
         for (Active { sequence, observer }, (cost, failed)) in active.iter_mut().zip(outcomes) {
             let Some(pass) = sequence.wanted() else { continue };
             let count = pass.spans().len() * pass.rows().len();
             let rows = match pass.reads() {
                 Reads::Stats => Rows::Stats(stats.split_off(..count).expect("one for each row was read")),
+                Reads::Logits if sequence.chooser().is_some() => {
+                    Rows::Chosen(chosen.split_off(..count).expect("one for each row was chosen"))
+                }
                 Reads::Logits => Rows::Logits(logits.split_off_mut(..count * vocab).expect("as above")),
             };
             sequence.spent(cost.step, cost.head);
@@ -146,16 +174,19 @@ impl<'e> Driver<'e> {
         self.executor.step(&spans)?;
         let step = begin.elapsed();
         let begin = Instant::now();
-        let (mut stats, mut logits, mut first) = (Vec::new(), Vec::new(), 0);
+        let (mut stats, mut logits, mut choices, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for item in items {
             let rows = item.pass.rows().iter().map(|row| (first + row, item, *row));
-            match item.pass.reads() {
-                Reads::Stats => stats.extend(rows),
-                Reads::Logits => logits.extend(rows),
+            match (item.pass.reads(), item.chooser) {
+                (Reads::Stats, _) => stats.extend(rows),
+                (Reads::Logits, None) => logits.extend(rows),
+                (Reads::Logits, Some(chooser)) => {
+                    choices.extend(rows.enumerate().map(|(i, row)| (row, chooser, i)));
+                }
             }
             first += item.span.ids.len();
         }
-        let numbers = |rows: &[(usize, &Item<'_>, usize)]| rows.iter().map(|(row, ..)| *row).collect::<Vec<_>>();
+        let numbers = |rows: &[LookedAt<'_, '_>]| rows.iter().map(|(row, ..)| *row).collect::<Vec<_>>();
         let mut broken: Vec<(&Item<'_>, usize)> = Vec::new();
         if !stats.is_empty() {
             let old = self.stats.len();
@@ -171,6 +202,9 @@ impl<'e> Driver<'e> {
             let rows = logits.iter().zip(self.logits[old..].chunks_exact(vocab));
             broken.extend(rows.filter(|(_, l)| l.iter().any(|x| !x.is_finite())).map(|(r, _)| (r.1, r.2)));
         }
+        if !choices.is_empty() {
+            self.choose(&choices, &mut broken)?;
+        }
         for (item, row) in broken {
             if outcomes[item.index].1.is_none() {
                 let place = first_nonfinite(self.executor, &[item.span]).unwrap_or_else(|| "the logits".to_owned());
@@ -179,5 +213,40 @@ impl<'e> Driver<'e> {
             }
         }
         Ok(Cost { step, head: begin.elapsed() })
+    }
+    /// Chooses a token from each of these rows, on as many threads as the executor shows rows on, and appends them to the
+    /// results; rows with a logit that is no number are `broken`.
+    fn choose<'i, 'p>(
+        &mut self,
+        choices: &[(LookedAt<'i, 'p>, Chooser<'p>, usize)],
+        broken: &mut Vec<(&'i Item<'p>, usize)>,
+    ) -> Result<(), ExecError> {
+        let Self { executor, chosen, readers, room, .. } = self;
+        readers.resize_with(executor.readers().max(readers.len()), Mutex::default);
+        // An executor that failed in between has left some.
+        readers.iter_mut().for_each(|r| r.get_mut().unwrap_or_else(PoisonError::into_inner).chosen.clear());
+        let rows: Vec<usize> = choices.iter().map(|((row, ..), ..)| *row).collect();
+        let read = |reader: usize, i: usize, row: &[f32]| {
+            // A reader that panicked has left a choice out, and its memory holds nothing that the next one relies on.
+            let mut reader = readers[reader].lock().unwrap_or_else(PoisonError::into_inner);
+            let Reader { sampler, chosen } = &mut *reader;
+            let finite = row.chunks(64).all(|part| part.iter().fold(true, |all, x| all & x.is_finite()));
+            let (_, chooser, index) = &choices[i];
+            let drawn = if finite { Ok(chooser.choose(sampler, *index, row)) } else { Err(NotFinite) };
+            chosen.push((i, drawn));
+        };
+        executor.read_logits(&rows, room, &read)?;
+        let old = chosen.len();
+        chosen.resize(old + choices.len(), None);
+        for reader in readers {
+            for (i, drawn) in reader.get_mut().unwrap_or_else(PoisonError::into_inner).chosen.drain(..) {
+                match drawn {
+                    Ok(drawn) => chosen[old + i] = drawn,
+                    Err(NotFinite) => broken.push((choices[i].0.1, choices[i].0.2)),
+                }
+            }
+        }
+        broken.sort_unstable_by_key(|(item, row)| (item.index, *row));
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::exec::{ExecError, Executor, RowStats, Span};
+use crate::exec::{ExecError, Executor, ReadRow, RowStats, Span};
 
 /// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(crate) struct Mock {
     /// Token and logit that a row at this rotary position is made to prefer.
     scripted: BTreeMap<usize, (i32, f32)>,
     calls_left: usize,
+    /// Rows of logits that are shown at the same time, the last ones first.
+    pub(crate) readers: usize,
     /// All calls so far.
     pub(crate) calls: Vec<Call>,
 }
@@ -48,6 +50,7 @@ impl Mock {
             last: Vec::new(),
             scripted: BTreeMap::new(),
             calls_left: usize::MAX,
+            readers: 1,
             calls: Vec::new(),
         }
     }
@@ -159,6 +162,21 @@ impl Executor for Mock {
         for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.vocab)) {
             out.copy_from_slice(&self.row(row));
         }
+        self.count(Call::Logits(rows.to_vec()))
+    }
+    fn readers(&self) -> usize {
+        self.readers
+    }
+
+    fn read_logits(&mut self, rows: &[usize], _: &mut Vec<f32>, read: ReadRow<'_>) -> Result<(), ExecError> {
+        let logits: Vec<Vec<f32>> = rows.iter().map(|&row| self.row(row)).collect();
+        let readers = self.readers;
+        std::thread::scope(|scope| {
+            for reader in 0..readers {
+                let own = logits.iter().enumerate().rev().filter(move |(i, _)| i % readers == reader);
+                scope.spawn(move || own.for_each(|(i, row)| read(reader, i, row)));
+            }
+        });
         self.count(Call::Logits(rows.to_vec()))
     }
 }

@@ -35,5 +35,5 @@ pub use noise::Noise;
 pub use pass::{ForwardKind, Pass, Reads, Rows};
 pub use policy::{DecodePolicy, Overrides, Reveal, Schedule};
 pub use resolve::Resolved;
-pub use sequence::{Decoded, Observer, Sequence};
+pub use sequence::{Chooser, Decoded, Observer, Sequence};
 pub use trace::{Decision, Forward, Moment, Passes, Times, Why};

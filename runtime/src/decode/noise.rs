@@ -55,6 +55,7 @@ impl Noise {
     }
 
     /// The uniform bits of the tokens of a row, from which their variates are computed; `None` for recorded numbers.
+    #[inline(always)]
     pub(super) fn uniform(&self, at: NoiseRow) -> Option<Uniform> {
         match *self {
             Noise::Seeded(seed) => Some(Uniform { seed, at, block: (u32::MAX, [0; 4]) }),
@@ -88,6 +89,7 @@ pub(super) struct Uniform {
 
 impl Uniform {
     /// Those of a token.
+    #[inline(always)]
     pub(super) fn of(&mut self, token: u32) -> u32 {
         let index = token / 4;
         if self.block.0 != index {
@@ -97,6 +99,7 @@ impl Uniform {
     }
 
     /// Those of the tokens `first..first + GROUP`, where `first` is a multiple of 4.
+    #[inline(always)]
     pub(super) fn group(&self, first: u32) -> [u32; GROUP] {
         let words = self.blocks(std::array::from_fn::<u32, LANES, _>(|lane| first / 4 + lane as u32));
         let mut bits = [0; GROUP];
@@ -107,6 +110,7 @@ impl Uniform {
     }
 
     /// Positions and passes beyond 2³² repeat, which no decode reaches.
+    #[inline(always)]
     fn blocks<const N: usize>(&self, index: [u32; N]) -> [[u32; N]; 4] {
         philox4x32([index, [self.at.position as u32; N], [self.at.pass as u32; N], [TOKENS; N]], self.seed)
     }
@@ -122,11 +126,13 @@ pub(super) fn exponential(bits: u32) -> f32 {
 pub(super) const LEAST: f32 = 1.0 / 8_589_934_592.0;
 
 /// What [`exponential`] of these bits reaches, but for its rounding: -ln u is at least 1 - u.
+#[inline(always)]
 pub(super) fn at_least(bits: u32) -> f32 {
     (!bits >> 8) as i32 as f32 / 16_777_216.0
 }
 
 /// Ten rounds of Philox on `N` 128-bit counters with a 64-bit key, low word first.
+#[inline(always)]
 fn philox4x32<const N: usize>(counter: [[u32; N]; 4], key: u64) -> [[u32; N]; 4] {
     // The upper halves of these words are whatever the products leave there: instructions that multiply many numbers at
     // once read the lower halves of 64 bits.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::sample::Drawn;
 use crate::exec::{RowStats, Span};
 
 /// What a forward pass is for.
@@ -128,4 +129,6 @@ pub enum Rows<'a> {
     Stats(&'a [RowStats]),
     /// Logits, `[spans * rows, vocab]`; they may be overwritten.
     Logits(&'a mut [f32]),
+    /// In the place of logits, what the sequence's [`Chooser`](super::Chooser) chose of each row.
+    Chosen(&'a [Option<Drawn>]),
 }

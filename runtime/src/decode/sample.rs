@@ -5,13 +5,19 @@
 //! tokens come out. Only what is asked for is computed, in memory that is kept from row to row. What a plain greedy decode
 //! needs never passes through here: it reads the head's statistics.
 
+mod draw;
+mod kept;
 mod tail;
 mod weights;
 
+use self::draw::Choices;
+pub use self::kept::filter;
+use self::kept::{Kept, Left};
 use self::tail::Tail;
-use self::weights::{Distribution, Mass, prob, weigh};
-use super::noise::{self, GROUP, Noise, NoiseRow};
-use super::policy::{ConfidenceStage, DecodePolicy, FilterOrder};
+use self::weights::{Distribution, prob, sum_listed, weigh};
+use super::noise::{Noise, NoiseRow};
+use super::policy::{ConfidenceStage, DecodePolicy};
+use crate::cpu::{Isa, Kernels, Work, kernels};
 use crate::exec::RowStats;
 
 /// A token id and its logit (or, after [`softmax`], its probability).
@@ -57,8 +63,14 @@ pub enum Choice {
 }
 
 /// Chooses tokens. Its memory grows to what the largest row needs and is reused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    kernels: &'static Kernels,
+    room: Room,
+}
+
+#[derive(Debug, Default)]
+struct Room {
     /// The row without the suppressed tokens, which become -∞.
     row: Vec<f32>,
     /// The row at the policy's temperature.
@@ -71,26 +83,20 @@ pub struct Sampler {
     tail: Tail,
 }
 
-/// What the filters leave, by ascending id.
-#[derive(Debug, Default)]
-struct Kept {
-    ids: Vec<i32>,
-    values: Vec<f32>,
-    weights: Vec<f32>,
-}
-
-/// The choices of a row and their weights.
-#[derive(Clone, Copy)]
-struct Choices<'a> {
-    /// `None`: every finite value of the row is one.
-    ids: Option<&'a [i32]>,
-    values: &'a [f32],
-    weights: &'a [f32],
-    sum: f64,
-    mask_id: i32,
+impl Default for Sampler {
+    /// With the instruction set that `DLX_ISA` names, or the best there is; no choice depends on it.
+    fn default() -> Self {
+        let isa = Isa::from_env().unwrap_or_else(|_| Isa::best());
+        Sampler::new(kernels(isa).expect("it is one that this CPU has"))
+    }
 }
 
 impl Sampler {
+    /// One that computes with these kernels' instruction set.
+    pub fn new(kernels: &'static Kernels) -> Self {
+        Sampler { kernels, room: Room::default() }
+    }
+
     /// Chooses a token from one row of raw logits, `[vocab]`.
     ///
     /// LLaDA's Gumbel rule, `argmax(exp(l) / q^T)`, is a monotone function of `exp(l / T) / q` and so the same draw.
@@ -105,18 +111,37 @@ impl Sampler {
         noise: &Noise,
         at: NoiseRow,
     ) -> Option<Drawn> {
-        let Self { row, scaled, sure, weights, kept, tail } = self;
+        self.kernels.run(Choose { room: &mut self.room, logits, policy, choice, needs, noise, at })
+    }
+}
+
+/// The choice of one token.
+struct Choose<'a> {
+    room: &'a mut Room,
+    logits: &'a [f32],
+    policy: &'a DecodePolicy,
+    choice: Choice,
+    needs: Needs,
+    noise: &'a Noise,
+    at: NoiseRow,
+}
+
+impl Work for Choose<'_> {
+    type Output = Option<Drawn>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Drawn> {
+        let Choose { room, logits, policy, choice, needs, noise, at } = self;
+        let Room { row, scaled, sure, weights, kept, tail } = room;
         let greedy = choice == Choice::MostLikely || policy.is_greedy();
         let all = without(logits, &policy.suppress_ids, row);
         let scaled = if greedy { all } else { at_temperature(all, policy.temperature, scaled) };
-        let (listed, mut whole) = kept.filter(scaled, policy, weights, tail);
-        let choices = if listed {
-            let mass = weigh(&kept.values, &mut kept.weights);
-            let ids = Some(&*kept.ids);
-            Choices { ids, values: &kept.values, weights: &kept.weights, sum: mass.sum, mask_id: policy.mask_id }
-        } else {
+        let (left, mut whole) = kept.filter(scaled, policy, weights, tail);
+        let choices = if left == Left::All {
             let sum = whole.get_or_insert_with(|| weigh(scaled, weights)).sum;
             Choices { ids: None, values: scaled, weights, sum, mask_id: policy.mask_id }
+        } else {
+            kept.choices(left, policy.mask_id)
         };
         let token = match if greedy { choices.most_likely() } else { choices.draw(noise, at)? } {
             Some(token) => token,
@@ -138,17 +163,17 @@ impl Sampler {
             ConfidenceStage::AfterFilters => {
                 let weight = choices.find(token).filter(|_| is_sure).map(|index| choices.weights[index]);
                 let sum = choices.sum;
-                let weights = if listed { &mut kept.weights } else { &mut *weights };
+                let weights = if left == Left::All { &mut *weights } else { &mut kept.weights };
                 let mut again = 1.0;
                 if !policy.unsure_ids.is_empty() {
-                    let ids = if listed { Some(&*kept.ids) } else { None };
+                    let ids = if left == Left::Listed { Some(&*kept.ids) } else { None };
                     for &id in &policy.unsure_ids {
                         if let Some(weight) = index_of(ids, id).and_then(|index| weights.get_mut(index)) {
                             *weight = 0.0;
                         }
                     }
                     again = weights.iter().map(|&weight| prob(weight, sum)).sum();
-                    whole = None;
+                    whole = whole.filter(|_| left != Left::All);
                 }
                 read(&mut drawn.stats, needs, &Distribution { weights, sum, again }, weight);
             }
@@ -176,6 +201,7 @@ impl Sampler {
 }
 
 /// Fills in the statistics of a distribution in which the token has this weight, if it is in it.
+#[inline(always)]
 fn read(stats: &mut RowStats, needs: Needs, distribution: &Distribution<'_>, weight: Option<f32>) {
     if needs.prob {
         stats.prob = weight.map_or(0.0, |weight| distribution.prob(weight));
@@ -211,6 +237,7 @@ fn index_of(ids: Option<&[i32]>, id: i32) -> Option<usize> {
     }
 }
 
+#[inline(always)]
 fn at_temperature<'a>(row: &'a [f32], temperature: f32, scaled: &'a mut Vec<f32>) -> &'a [f32] {
     if temperature == 1.0 {
         return row;
@@ -238,243 +265,15 @@ fn argmax(entries: impl Iterator<Item = Entry>) -> Option<i32> {
     entries.fold(None, |best: Option<Entry>, entry| best.filter(|best| best.1 >= entry.1).or(Some(entry))).map(|e| e.0)
 }
 
-impl Kept {
-    /// Filters a row. Returns whether what is left is listed here (otherwise it is every finite value), and what
-    /// `weights` hold if they are those of the whole row.
-    fn filter(
-        &mut self,
-        row: &[f32],
-        policy: &DecodePolicy,
-        weights: &mut Vec<f32>,
-        tail: &mut Tail,
-    ) -> (bool, Option<Mass>) {
-        tail.reserve(row.len(), policy.top_k, policy.top_p);
-        let (mut listed, mut whole) = (false, None);
-        for filter in in_order(policy.filter_order) {
-            match filter {
-                Filter::TopK if policy.top_k == 0 => {}
-                Filter::TopP if policy.top_p >= 1.0 => {}
-                filter if listed => self.narrow(filter, policy.top_k, policy.top_p, tail),
-                Filter::TopK => {
-                    let kth = tail.kth(row, policy.top_k);
-                    self.list(row, row, kth, |_, _| true);
-                    listed = true;
-                }
-                Filter::TopP => {
-                    let mass = *whole.insert(weigh(row, weights));
-                    let Some(last) = tail.last_of_top_p(weights, mass.sum, policy.top_p) else { continue };
-                    self.list(row, weights, least_weight(last.0, mass.sum), |index, weight| {
-                        is_kept(prob(weight, mass.sum), index, last)
-                    });
-                    listed = true;
-                }
-            }
-        }
-        (listed, whole)
-    }
-
-    /// Lists the finite values of a row whose key is at least `least` and which `keep` wants.
-    fn list(&mut self, row: &[f32], keys: &[f32], least: f32, keep: impl Fn(usize, f32) -> bool) {
-        let Self { ids, values, weights } = self;
-        ids.clear();
-        ids.reserve(row.len());
-        for numbers in [values, weights] {
-            numbers.clear();
-            numbers.reserve(row.len());
-        }
-        for (chunk, (values, keys)) in row.chunks(GROUP).zip(keys.chunks(GROUP)).enumerate() {
-            if !keys.iter().fold(false, |any, &key| any | (key >= least)) {
-                continue;
-            }
-            for (index, (&value, &key)) in (chunk * GROUP..).zip(values.iter().zip(keys)) {
-                if key >= least && value.is_finite() && keep(index, key) {
-                    self.ids.push(index as i32);
-                    self.values.push(value);
-                }
-            }
-        }
-    }
-
-    /// Applies a filter to what is listed.
-    fn narrow(&mut self, filter: Filter, top_k: usize, top_p: f32, tail: &mut Tail) {
-        let Self { ids, values, weights } = self;
-        match filter {
-            Filter::TopK => {
-                let kth = tail.kth(values, top_k);
-                retain(ids, values, |_, value| value >= kth);
-            }
-            Filter::TopP => {
-                let mass = weigh(values, weights);
-                if let Some(last) = tail.last_of_top_p(weights, mass.sum, top_p) {
-                    retain(ids, values, |index, _| is_kept(prob(weights[index], mass.sum), index, last));
-                }
-            }
-        }
-    }
-}
-
-fn retain(ids: &mut Vec<i32>, values: &mut Vec<f32>, keep: impl Fn(usize, f32) -> bool) {
-    let mut kept = 0;
-    for index in 0..values.len() {
-        if keep(index, values[index]) {
-            (ids[kept], values[kept]) = (ids[index], values[index]);
-            kept += 1;
-        }
-    }
-    ids.truncate(kept);
-    values.truncate(kept);
-}
-
-/// A weight below that of any entry with the probability `prob`.
-fn least_weight(prob: f32, sum: f64) -> f32 {
-    if prob > 1e-30 { (f64::from(prob) * sum * (1.0 - 1e-6)) as f32 } else { 0.0 }
-}
-
-fn is_kept(prob: f32, index: usize, last: (f32, usize)) -> bool {
-    prob > last.0 || (prob == last.0 && index <= last.1)
-}
-
-#[derive(Clone, Copy)]
-enum Filter {
-    TopK,
-    TopP,
-}
-
-fn in_order(order: FilterOrder) -> [Filter; 2] {
-    match order {
-        FilterOrder::TopKTopP => [Filter::TopK, Filter::TopP],
-        FilterOrder::TopPTopK => [Filter::TopP, Filter::TopK],
-    }
-}
-
-/// Removes the tail of a distribution. `entries` are `(id, logit)` with ascending ids and stay so; at least one stays.
-/// `top_k` = 0 and `top_p` = 1 remove nothing.
-///
-/// Top-k keeps every entry that equals the k-th largest. Top-p keeps the entries, by falling probability, before which
-/// the probabilities do not yet add up to more than `top_p`.
-pub fn filter(entries: &mut Vec<Entry>, order: FilterOrder, top_k: usize, top_p: f32) {
-    let (mut kept, mut tail) = (Kept::default(), Tail::default());
-    (kept.ids, kept.values) = entries.iter().copied().unzip();
-    for filter in in_order(order) {
-        match filter {
-            Filter::TopK if top_k == 0 => {}
-            Filter::TopP if top_p >= 1.0 => {}
-            filter => kept.narrow(filter, top_k, top_p, &mut tail),
-        }
-    }
-    *entries = kept.ids.into_iter().zip(kept.values).collect();
-}
-
-/// Probabilities of `(id, logit)` entries, in the same order. Sums in f64.
+/// Probabilities of `(id, logit)` entries, in the same order.
 pub fn softmax(entries: &[Entry]) -> Vec<Entry> {
     let max = entries.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
     let mut probs: Vec<Entry> = entries.iter().map(|&(id, logit)| (id, libm::expf(logit - max))).collect();
-    let sum: f64 = probs.iter().map(|entry| f64::from(entry.1)).sum();
+    let sum = sum_listed(probs.iter().copied());
     for entry in &mut probs {
         entry.1 = prob(entry.1, sum);
     }
     probs
-}
-
-/// Finds the largest of the scores p / q.
-struct Race {
-    best: Option<Entry>,
-    sum: f64,
-    /// No choice whose weight divided by q is below this can win, however its probability and score are rounded.
-    limit: f32,
-}
-
-impl Race {
-    fn enter(&mut self, id: i32, weight: f32, q: f32) {
-        let score = prob(weight, self.sum) / q;
-        if self.best.is_none_or(|(best, top)| score > top || (score == top && id < best)) {
-            self.best = Some((id, score));
-            // Scores near zero may be rounded by more than the slack.
-            let limit = f64::from(score) * self.sum * (1.0 - 1e-6);
-            self.limit = if score > 1e-20 { limit as f32 } else { 0.0 };
-        }
-    }
-}
-
-impl Choices<'_> {
-    fn id(&self, index: usize) -> i32 {
-        self.ids.map_or(index as i32, |ids| ids[index])
-    }
-
-    fn find(&self, id: i32) -> Option<usize> {
-        index_of(self.ids, id).filter(|&index| self.values.get(index).is_some_and(|value| value.is_finite()))
-    }
-
-    fn may_be_chosen(&self, index: usize) -> bool {
-        self.values[index].is_finite() && self.id(index) != self.mask_id
-    }
-
-    fn race(&self) -> Race {
-        Race { best: None, sum: self.sum, limit: 0.0 }
-    }
-
-    fn most_likely(&self) -> Option<i32> {
-        let mut race = self.race();
-        for (group, weights) in self.weights.chunks(GROUP).enumerate() {
-            if !weights.iter().fold(false, |any, &weight| any | (weight >= race.limit)) {
-                continue;
-            }
-            for (index, &weight) in (group * GROUP..).zip(weights) {
-                if weight >= race.limit && self.may_be_chosen(index) {
-                    race.enter(self.id(index), weight, 1.0);
-                }
-            }
-        }
-        race.best.map(|entry| entry.0)
-    }
-
-    /// The outer `None`: a noise value was not recorded.
-    fn draw(&self, noise: &Noise, at: NoiseRow) -> Option<Option<i32>> {
-        let Some(mut uniform) = noise.uniform(at) else {
-            let mut exponential = noise.exponential(at);
-            let choices = (0..self.weights.len()).filter(|&index| self.may_be_chosen(index));
-            let mut missing = false;
-            let scores = choices.map_while(|index| {
-                let q = exponential(self.id(index));
-                missing |= q.is_none();
-                Some((self.id(index), prob(self.weights[index], self.sum) / q?))
-            });
-            let best = argmax(scores);
-            return (!missing).then_some(best);
-        };
-        let mut race = self.race();
-        // With the most likely one ahead, whole groups need no noise.
-        let top = self.weights.iter().position(|&weight| weight == 1.0);
-        if let Some(top) = top.filter(|&top| self.may_be_chosen(top)) {
-            let id = self.id(top);
-            race.enter(id, 1.0, noise::exponential(uniform.of(id as u32)));
-        }
-        for (group, weights) in self.weights.chunks(GROUP).enumerate() {
-            let least = race.limit * noise::LEAST;
-            if !weights.iter().fold(false, |any, &weight| any | (weight >= least)) {
-                continue;
-            }
-            let first = group * GROUP;
-            let bits = match self.ids {
-                None => uniform.group(first as u32),
-                Some(ids) => {
-                    let mut ids = ids[first..].iter();
-                    std::array::from_fn(|_| ids.next().map_or(0, |&id| uniform.of(id as u32)))
-                }
-            };
-            let pairs = weights.iter().zip(&bits);
-            let limit = race.limit;
-            if !pairs.fold(false, |any, (&weight, &bits)| any | (weight >= limit * noise::at_least(bits))) {
-                continue;
-            }
-            for (index, (&weight, &bits)) in (first..).zip(weights.iter().zip(&bits)) {
-                if weight >= race.limit * noise::at_least(bits) && self.may_be_chosen(index) {
-                    race.enter(self.id(index), weight, noise::exponential(bits));
-                }
-            }
-        }
-        Some(race.best.map(|entry| entry.0))
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@
 mod choose;
 mod passes;
 
+pub use choose::Chooser;
+
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::time::Duration;

@@ -26,7 +26,7 @@ const PROGRAM: (u64, u64) = (4, 16);
 const GOLDEN: u64 = 4;
 /// Bytes for each token of a sequence: ids, texts, offsets and masks of an encoded prompt, and of an answer.
 const TOKEN: u64 = 1024;
-/// Bytes of a sampler for each token of the vocabulary: four rows, what filters keep of them, and their sort keys; and a row
+/// Bytes of a sampler, of which each thread has one, for each token of the vocabulary: four rows, what filters keep of them, and their sort keys; and a row
 /// that a shifted model remembers.
 const SAMPLER: u64 = 48;
 /// Bytes of a page, which rounds a buffer up.
@@ -127,7 +127,9 @@ impl Certificate {
         let text = add(held.program, held.plan);
         let logits = mul(mul(logits_rows as u64, vocab as u64), size_of::<f32>() as u64);
         let stats = mul(logits_rows as u64, size_of::<RowStats>() as u64);
-        let decoding = [logits, stats, mul(SAMPLER, vocab as u64), mul(TOKEN, mul(max_seq as u64, slots as u64))];
+        let samplers = threads.clamp(1, logits_rows.max(1)) as u64;
+        let sampling = mul(mul(SAMPLER, samplers), vocab as u64);
+        let decoding = [logits, stats, sampling, mul(TOKEN, mul(max_seq as u64, slots as u64))];
         let reading = held.tokenizer.reading();
         let common = [
             ("weights", When::Always, held.weights),

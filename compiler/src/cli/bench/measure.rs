@@ -4,10 +4,14 @@
 //! first denoising step of a block asks for. Nodes are timed in runs of their own, so that watching does not slow what is
 //! reported as the step.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dlx_ir::{Cost, Op, SpanRows, attended};
 use dlx_runtime::cpu::{CpuExecutor, Observe, Seen, read_once};
+use dlx_runtime::decode::noise::{Noise, NoiseRow};
+use dlx_runtime::decode::policy::{ConfidenceStage, DecodePolicy};
+use dlx_runtime::decode::sample::{Choice, Needs, Sampler};
 use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 
 use super::Args;
@@ -19,6 +23,8 @@ pub(super) struct Line {
     pub(super) threads: usize,
     pub(super) step: Timing,
     pub(super) head: Timing,
+    /// The head with a token drawn for each row, in the place of `head`.
+    pub(super) drawn: Option<Timing>,
     /// Gigabytes per second at which the same threads read the weights, in between the steps: on a shared machine it drifts
     /// within seconds.
     pub(super) read_gbs: f64,
@@ -31,6 +37,12 @@ impl Line {
     /// Median time of a step and the head.
     pub(super) fn both(&self) -> Duration {
         self.step.median + self.head.median
+    }
+
+    /// What drawing tokens takes more than the head's statistics, as a part of a step and the head.
+    pub(super) fn drawing(&self) -> Option<f64> {
+        let more = self.drawn.as_ref()?.median.as_secs_f64() - self.head.median.as_secs_f64();
+        Some(more / self.both().as_secs_f64())
     }
 }
 
@@ -143,11 +155,40 @@ pub(super) fn line(
         executor.head(&all, &mut stats)?;
         Ok(start.elapsed())
     })?;
+    let drawn = args.policy().map(|policy| drawn(executor, &all, &policy, args.seconds)).transpose()?;
     let mut logits = vec![0.0; vocab];
     executor.logits_observed(&[0], &mut logits, &mut |seen| {
         work.add(matrix_work(seen.cost, rows));
     })?;
-    Ok(Line { rows, depth, threads: executor.threads(), step, head, read_gbs, work, split })
+    Ok(Line { rows, depth, threads: executor.threads(), step, head, drawn, read_gbs, work, split })
+}
+
+impl Args {
+    /// How tokens are drawn, if they are.
+    fn policy(&self) -> Option<DecodePolicy> {
+        let temperature = self.temperature?;
+        let confidence_stage = ConfidenceStage::AfterFilters;
+        let (top_k, top_p) = (self.top_k, self.top_p);
+        // Without a mask, which would only be one token less.
+        Some(DecodePolicy { temperature, top_k, top_p, confidence_stage, ..DecodePolicy::greedy(-1, 1) })
+    }
+}
+
+/// Times drawing a token and its probability for each of these rows of the last step.
+fn drawn(executor: &mut CpuExecutor, rows: &[usize], policy: &DecodePolicy, seconds: f64) -> Result<Timing, ExecError> {
+    let samplers: Vec<Mutex<Sampler>> = (0..executor.readers()).map(|_| Mutex::default()).collect();
+    let (noise, needs) = (Noise::Seeded(7), Needs { prob: true, ..Needs::NOTHING });
+    let (mut room, mut pass) = (Vec::new(), 0);
+    time(seconds, || {
+        let start = Instant::now();
+        executor.read_logits(rows, &mut room, &|reader, i, row| {
+            let mut sampler = samplers[reader].lock().unwrap_or_else(PoisonError::into_inner);
+            let at = NoiseRow { pass, position: i };
+            std::hint::black_box(sampler.choose(row, policy, Choice::AsPolicy, needs, &noise, at));
+        })?;
+        pass += 1;
+        Ok(start.elapsed())
+    })
 }
 
 /// The arguments of a step.

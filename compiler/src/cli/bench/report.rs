@@ -79,6 +79,10 @@ impl Report {
         let mut columns = vec!["rows", "depth", "step", "p10–p90", "head", "step+head"];
         columns.extend(["rows/s", "GOPS", "of peak", "GB/s", "of read"]);
         let several = self.limits.len() > 1;
+        let draws = self.lines.iter().any(|l| l.drawn.is_some());
+        if draws {
+            columns.extend(["drawn head", "drawing adds"]);
+        }
         if several {
             columns.insert(2, "threads");
             columns.push("speed-up");
@@ -100,6 +104,10 @@ impl Report {
                 format!("{gbs:.1}"),
                 percent(gbs / l.read_gbs),
             ];
+            if draws {
+                let time = l.drawn.as_ref().map(|d| table::duration(d.median));
+                cells.extend([time.unwrap_or_default(), l.drawing().map(percent).unwrap_or_default()]);
+            }
             if several {
                 cells.insert(2, l.threads.to_string());
                 cells.push(format!("{:.2} ×", self.speed_up(l)));
@@ -137,6 +145,8 @@ impl Report {
             "threads": line.threads,
             "step_ms": timing_json(&line.step),
             "head_ms": timing_json(&line.head),
+            "drawn_head_ms": line.drawn.as_ref().map(timing_json),
+            "drawing_adds": line.drawing(),
             "gops": gops,
             "of_int8_peak": limits.int8_gops.map(|peak| gops / peak),
             "weight_gbs": gbs,

@@ -37,6 +37,7 @@ pub(crate) mod parallel;
 pub(crate) mod quantize;
 mod scalar;
 mod tiles;
+pub(crate) mod vectorized;
 
 use super::isa::Isa;
 use super::pack::{BLOCK, TILE_COLUMNS};
@@ -56,6 +57,12 @@ pub struct Kernels {
     lookup: Lookup,
     /// Paths of `dot`, `fma`, `portable` and `lookup`, for people.
     names: [&'static str; 4],
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.isa)
+    }
 }
 
 /// What makes numbers of the codes of `l16`.

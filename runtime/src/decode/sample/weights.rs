@@ -1,8 +1,9 @@
 //! The exponentials of a row, and what is read of a distribution made of them.
 //!
-//! Invariant: an exponential is the very number that `libm::expf` gives, and sums are f64 in the order of the entries, so
-//! a probability does not depend on the instruction set, nor on whether it was computed here or by
-//! [`softmax`](super::softmax). Nothing here knows tokens or policies.
+//! Invariant: an exponential is the very number that `libm::expf` gives, and sums are f64 over sixteen lanes, one for the
+//! tokens of each remainder, so a probability does not depend on the instruction set, nor on whether tokens without
+//! any weight are listed, nor on whether it was computed here or by [`softmax`](super::softmax). Nothing here knows
+//! policies.
 
 /// What weights have to be divided by, and where they come from.
 #[derive(Clone, Copy, Debug)]
@@ -22,26 +23,57 @@ impl Mass {
 
 /// Values that one instruction may treat at once, or a few.
 const LANES: usize = 16;
-/// Values that are exponentiated before their weights are added up.
-const CHUNK: usize = 64;
 
-/// Makes `weights` the exponentials of `values - max`, 0 for what is not finite.
+/// Makes `weights` the exponentials of `values - max`, 0 for what is not finite. The values are those of all tokens.
+#[inline(always)]
 pub(super) fn weigh(values: &[f32], weights: &mut Vec<f32>) -> Mass {
+    let broken = exponentiate(values, weights);
+    Mass { sum: sum(weights), broken }
+}
+
+/// The same for the values of some tokens.
+#[inline(always)]
+pub(super) fn weigh_listed(ids: &[i32], values: &[f32], weights: &mut Vec<f32>) -> Mass {
+    let broken = exponentiate(values, weights);
+    Mass { sum: sum_listed(ids.iter().copied().zip(weights.iter().copied())), broken }
+}
+
+/// Returns whether a value is NaN or +∞.
+#[inline(always)]
+fn exponentiate(values: &[f32], weights: &mut Vec<f32>) -> bool {
     let (max, broken) = largest(values);
     weights.resize(values.len(), 0.0);
-    let mut sum = 0.0f64;
-    for (weights, values) in weights.chunks_mut(CHUNK).zip(values.chunks(CHUNK)) {
-        for (weight, &value) in weights.iter_mut().zip(values) {
-            *weight = exp(value - max);
-        }
-        for &weight in &*weights {
-            sum += f64::from(weight);
+    for (weight, &value) in weights.iter_mut().zip(values) {
+        *weight = exp(value - max);
+    }
+    broken
+}
+
+/// Sum of the weights of all tokens.
+#[inline(always)]
+pub(super) fn sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += f64::from(chunk[i]);
         }
     }
-    Mass { sum, broken }
+    for (lane, &weight) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(weight);
+    }
+    lanes.iter().sum()
+}
+
+/// Sum of the weights of some tokens.
+pub(super) fn sum_listed(entries: impl Iterator<Item = (i32, f32)>) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    entries.for_each(|(id, weight)| lanes[id as usize % LANES] += f64::from(weight));
+    lanes.iter().sum()
 }
 
 /// The largest finite value, and whether one is NaN or +∞.
+#[inline(always)]
 pub(super) fn largest(values: &[f32]) -> (f32, bool) {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut broken = [false; LANES];
@@ -76,6 +108,7 @@ const TINY: f32 = f32::from_bits(0x3900_0000);
 const INTEGER: f32 = 12_582_912.0;
 
 /// `libm::expf` of a number that is not above 0, without its branches, so that many are computed at once; 0 for others.
+#[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let counts = x <= 0.0 && x > -TOO_SMALL;
     let x = if counts { x } else { 0.0 };
@@ -100,6 +133,7 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 /// 2^k for -126 <= k <= 127.
+#[inline(always)]
 fn power(k: i32) -> f32 {
     f32::from_bits(((k + 127) as u32) << 23)
 }
@@ -120,6 +154,7 @@ impl Distribution<'_> {
     }
 
     /// The largest probability minus the second.
+    #[inline(always)]
     pub(super) fn margin(&self) -> f32 {
         let mut lanes = [[0.0f32; LANES]; 2];
         let mut add = |weights: &[f32]| {
@@ -153,6 +188,7 @@ impl Distribution<'_> {
     }
 }
 
+#[inline(always)]
 pub(super) fn prob(weight: f32, sum: f64) -> f32 {
     (f64::from(weight) / sum) as f32
 }

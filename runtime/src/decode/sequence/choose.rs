@@ -1,20 +1,61 @@
 //! From what a pass said of its rows to tokens: guidance, choosing, revealing.
 
 use super::super::error::{DecodeError, FinishReason};
-use super::super::noise::NoiseRow;
+use super::super::noise::{Noise, NoiseRow};
 use super::super::pass::{Pass, Rows};
-use super::super::policy::{ConfidenceStage, Lead};
+use super::super::policy::{ConfidenceStage, DecodePolicy, FirstRow, Lead};
 use super::super::resolve::Resolved;
 use super::super::reveal::{self, Candidate, Change};
-use super::super::sample::{Choice, Drawn, Needs};
+use super::super::sample::{Choice, Drawn, Needs, Sampler};
 use super::super::schedule::Due;
 use super::super::trace::{Decision, Moment, Why};
-use super::{Halt, Observer, Sequence};
+use super::{Halt, Observer, Sequence, Stage};
 use crate::exec::RowStats;
 use std::ops::Range;
 use std::time::Instant;
 
+/// How a pass chooses tokens from its rows of logits, which may be done row by row, in any order.
+#[derive(Clone, Copy, Debug)]
+pub struct Chooser<'s> {
+    policy: &'s DecodePolicy,
+    noise: &'s Noise,
+    choice: Choice,
+    needs: Needs,
+    /// Passes before it that chose tokens.
+    pass: usize,
+    positions: &'s [usize],
+}
+
+impl Chooser<'_> {
+    /// Chooses a token from row `index` of those that the pass looks at; `None` as [`Sampler::choose`].
+    pub fn choose(&self, sampler: &mut Sampler, index: usize, row: &[f32]) -> Option<Drawn> {
+        let at = NoiseRow { pass: self.pass, position: *self.positions.get(index)? };
+        sampler.choose(row, self.policy, self.choice, self.needs, self.noise, at)
+    }
+}
+
 impl Sequence {
+    /// How the wanted pass chooses from its logits, if it chooses from each row alone and needs none of them afterwards.
+    pub fn chooser(&self) -> Option<Chooser<'_>> {
+        let Resolved { policy, needs_logits, .. } = &self.policy;
+        let alone = *needs_logits && self.slots.len() == 1 && policy.first_row != FirstRow::Before;
+        let pass = self.wanted().filter(|pass| alone && !pass.positions.is_empty())?;
+        let leads = match self.stage {
+            Stage::Prefill { .. } | Stage::Commit => true,
+            Stage::Open => policy.lead != Lead::None,
+            Stage::Block | Stage::Part { .. } | Stage::Decided => false,
+        };
+        let (choice, needs) = if leads { self.leading() } else { (Choice::AsPolicy, self.policy.needs) };
+        let Self { noise, passes, .. } = self;
+        Some(Chooser { policy, noise, choice, needs, pass: passes.head, positions: &pass.positions })
+    }
+
+    /// How the token of a position that a pass leads to is chosen, and what is read of it.
+    fn leading(&self) -> (Choice, Needs) {
+        let most_likely = self.policy.policy.lead == Lead::MostLikely;
+        (if most_likely { Choice::MostLikely } else { Choice::AsPolicy }, Needs::NOTHING)
+    }
+
     /// With guidance, the logits that both sequences together give, in the place of the second's.
     pub(super) fn guided<'r>(&self, pass: &Pass, rows: Rows<'r>) -> Result<Rows<'r>, Halt> {
         match rows {
@@ -36,9 +77,8 @@ impl Sequence {
     /// Gives the position that a pass leads to the token that its last row decides.
     pub(super) fn lead(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
         let Some(&position) = pass.positions.first() else { return Ok(()) };
-        let most_likely = self.policy.policy.lead == Lead::MostLikely;
-        let choice = if most_likely { Choice::MostLikely } else { Choice::AsPolicy };
-        let chosen = self.choose(&[position], rows, choice, Needs::NOTHING, None)?;
+        let (choice, needs) = self.leading();
+        let chosen = self.choose(&[position], rows, choice, needs, None)?;
         let decision = Decision {
             why: Why::Lead,
             turn: self.passes.head,
@@ -138,18 +178,21 @@ impl Sequence {
         first: Option<&[f32]>,
     ) -> Result<Vec<Drawn>, Halt> {
         let begin = Instant::now();
-        let Self { policy: Resolved { policy, .. }, sampler, noise, vocab, passes, times, .. } = self;
-        let vocab = *vocab;
+        let vocab = self.vocab;
+        let bad = |index: usize| DecodeError::BadRow { position: positions[index] };
         let chosen: Vec<Drawn> = match rows {
             Rows::Logits(logits) => {
-                let rows = first.into_iter().chain(logits.chunks_exact(vocab));
-                let drawn = rows.zip(positions).map(|(row, &position)| {
-                    let at = NoiseRow { pass: passes.head, position };
-                    sampler.choose(row, policy, choice, needs, noise, at).ok_or(DecodeError::BadRow { position })
-                });
-                drawn.collect::<Result<_, _>>()?
+                let Self { policy: Resolved { policy, .. }, noise, passes, sampler, .. } = self;
+                let chooser = Chooser { policy, noise, choice, needs, pass: passes.head, positions };
+                let rows = first.into_iter().chain(logits.chunks_exact(vocab)).take(positions.len()).enumerate();
+                rows.map(|(i, row)| chooser.choose(sampler, i, row).ok_or(bad(i))).collect::<Result<_, _>>()?
+            }
+            Rows::Chosen(chosen) => {
+                let chosen = chosen.iter().take(positions.len()).enumerate();
+                chosen.map(|(i, drawn)| drawn.ok_or(bad(i))).collect::<Result<_, _>>()?
             }
             Rows::Stats(stats) => {
+                let policy = &self.policy.policy;
                 let certain = policy.top_k == 1 && policy.confidence_stage == ConfidenceStage::AfterFilters;
                 let drawn = stats.iter().map(|&stats| {
                     let entropy = stats.entropy;
@@ -159,10 +202,10 @@ impl Sequence {
                 drawn.collect()
             }
         };
-        times.head += begin.elapsed();
+        self.times.head += begin.elapsed();
         for (drawn, &position) in chosen.iter().zip(positions) {
             let token = drawn.stats.best;
-            if usize::try_from(token).map_or(true, |token| token >= vocab) || token == policy.mask_id {
+            if usize::try_from(token).map_or(true, |token| token >= vocab) || token == self.policy.policy.mask_id {
                 return Err(DecodeError::BadRow { position }.into());
             }
         }

@@ -1,6 +1,7 @@
 //! Unit tests of decoding, on an executor without a model.
 
 mod beside;
+mod chosen;
 
 use proptest::prelude::*;
 

@@ -97,22 +97,24 @@ fn keep_top_p(entries: &mut Vec<Entry>, top_p: f32) {
     if top_p >= 1.0 || entries.is_empty() {
         return;
     }
-    let probs = softmax(entries);
-    let mut order: Vec<usize> = (0..probs.len()).collect();
-    let by_prob = |a: &usize, b: &usize| probs[*b].1.total_cmp(&probs[*a].1).then(a.cmp(b));
+    let max = entries.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = entries.iter().map(|entry| libm::expf(entry.1 - max)).collect();
+    let aim = f64::from(top_p) * weights.iter().copied().map(f64::from).sum::<f64>();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    let by_weight = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
     let (mut sum, mut kept, mut sorted) = (0.0f64, 0, 0);
     // The kept entries are few and the vocabulary is large: order only as much of it as the sum needs.
     while kept == sorted && sorted < order.len() {
         let end = (4 * sorted).max(64).min(order.len());
         if end < order.len() {
-            order[sorted..].select_nth_unstable_by(end - sorted, by_prob);
+            order[sorted..].select_nth_unstable_by(end - sorted, by_weight);
         }
-        order[sorted..end].sort_unstable_by(by_prob);
+        order[sorted..end].sort_unstable_by(by_weight);
         for &at in &order[sorted..end] {
-            if sum > f64::from(top_p) {
+            if sum > aim {
                 break;
             }
-            sum += f64::from(probs[at].1);
+            sum += f64::from(weights[at]);
             kept += 1;
         }
         sorted = end;
