@@ -3,9 +3,9 @@
 //! The query heads that share a KV head are worked off together, a register tile of (row, head) pairs at a time. Lanes are
 //! keys, then features of values.
 //!
-//! Int8 caches are multiplied as integers: queries become int8 once per register tile,
-//! with a scale per row and 128 features; the weights of a block of keys, times the scales of the values, with a scale per
-//! row. Sums of integers are exact, so the way to them makes no difference.
+//! Int8 caches are multiplied as integers. Queries become int8 once per register tile, with a scale per row and 128
+//! features; so do the weights of a block of keys, times the scales of the values, with a scale per row. Sums of integers
+//! are exact, so the way to them makes no difference.
 //!
 //! Invariant: key blocks start at fixed multiples, so a row's result depends neither on the rows beside it nor on
 //! threads; no key outside `from..visible` is ever multiplied, except by an integer zero.

@@ -1,4 +1,4 @@
-//! The two kernels for AVX2 with FMA and F16C.
+//! The kernels for AVX2 with FMA and F16C.
 //!
 //! Invariant: the sums of `vpmaddubsw` fit their 16 bits. 4-bit codes are at most 15, which allows for all of a round,
 //! 8 · 2 · 15 · 127 < 2¹⁵; signed 8-bit codes are at most 128 in size, which allows for one, 2 · 128 · 127 < 2¹⁵.

@@ -1,4 +1,4 @@
-//! The two kernels for AVX-512 with VNNI.
+//! The kernels for AVX-512 with VNNI.
 //!
 //! Invariant: eight rows keep every accumulator in a register (8 integer + 8 float + weights, scale and mask of 32);
 //! activations are memory operands with embedded broadcast.

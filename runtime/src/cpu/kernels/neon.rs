@@ -1,4 +1,4 @@
-//! The two kernels for aarch64; the integer one for plain NEON, for the dot product and for the matrix instructions.
+//! The kernels for aarch64; the integer ones for plain NEON, for the dot product and for the matrix instructions.
 //!
 //! Invariant: all sum the same integers, whatever the way. With [`mull`], products are added up in 16 bits: codes are
 //! at most 15 there (8-bit codes are split into nibbles), and two sums of 8 products of a lane fit: 16 · 15 · 127 < 2¹⁵.
