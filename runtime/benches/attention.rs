@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const HEADS: usize = 16;
 const KV_HEADS: usize = 8;
 const HEAD_DIM: usize = 128;
+/// Calls that are timed of each kind of cache.
+const ROUNDS: usize = 41;
 
 fn main() {
     let mut rows = Vec::new();
@@ -49,11 +51,15 @@ fn main() {
         .0;
         println!("a region of two parts costs {ours:.1?} after {pause:?} without one; rayon's join {rayon:.1?}");
     }
-    for dtype in [DType::F16, DType::CACHE_Q8, DType::F32] {
-        for &m in &rows {
-            for depth in [512, 2048] {
-                time(&ctx, dtype, m, depth);
+    for &m in &rows {
+        for depth in [512, 2048] {
+            let mut caches = [DType::F32, DType::F16, DType::CACHE_Q8].map(|dtype| Cached::new(&ctx, dtype, m, depth));
+            // In turn, so that what else the machine does meets all of them.
+            for _ in 0..ROUNDS {
+                caches.iter_mut().for_each(|c| c.round(&ctx));
             }
+            let [_, f16, q8] = caches.map(|c| c.print(m, depth));
+            println!("q8   M={m:<4} depth {depth:<5} {:.2} times as fast as f16", f16 / q8);
         }
     }
 }
@@ -79,35 +85,54 @@ fn excess(pause: Duration, part: Duration, region: &(dyn Fn() + Sync)) -> Durati
     times[times.len() / 2]
 }
 
-fn time(ctx: &Ctx<'_>, dtype: DType, m: usize, depth: usize) {
-    let kv = KvShape { dtype, max_seq: 4096, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
-    let visible = depth + m;
-    let mut k_state = vec![0u8; k_state_bytes(kv).expect("a size")];
-    let mut v_state = vec![0u8; v_state_bytes(kv).expect("a size")];
-    let values = |n: usize| (0..n).map(|i| ((i * 37) % 101) as f32 * 0.02 - 1.0).collect::<Vec<_>>();
-    let new = values(visible * KV_HEADS * HEAD_DIM);
-    let started = Instant::now();
-    kv_write(ctx, kv, &new, &new, 0, &mut k_state, &mut v_state);
-    let write = started.elapsed();
-    let q = values(m * HEADS * HEAD_DIM);
-    let mut out = vec![0f32; q.len()];
-    let mut scratch = vec![0u32; attention_scratch_words(ctx.threads(), kv)];
-    let shape = AttentionShape { kv, heads: HEADS, mask: Mask::Full, at: depth, from: 0, visible };
-    let mut times: Vec<Duration> = (0..20)
-        .map(|_| {
-            let start = Instant::now();
-            attention(ctx, shape, &q, &k_state, &v_state, black_box(&mut out), &mut scratch);
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    let best = times[0].as_secs_f64();
-    let flops = (4 * m * HEADS * HEAD_DIM * visible) as f64;
-    println!(
-        "{dtype} M={m:<4} depth {depth:<5} best {:8.1} us  median {:8.1} us  {:6.1} GFLOP/s   kv_write {:.2} ns/value",
-        best * 1e6,
-        times[10].as_secs_f64() * 1e6,
-        flops / best / 1e9,
-        write.as_secs_f64() * 1e9 / (2 * new.len()) as f64,
-    );
+/// Attention of new rows over caches of one element type.
+struct Cached {
+    shape: AttentionShape,
+    k_state: Vec<u8>,
+    v_state: Vec<u8>,
+    q: Vec<f32>,
+    out: Vec<f32>,
+    scratch: Vec<u32>,
+    write_ns: f64,
+    times: Vec<Duration>,
+}
+
+impl Cached {
+    fn new(ctx: &Ctx<'_>, dtype: DType, m: usize, depth: usize) -> Self {
+        let kv = KvShape { dtype, max_seq: 4096, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+        let visible = depth + m;
+        let mut k_state = vec![0u8; k_state_bytes(kv).expect("a size")];
+        let mut v_state = vec![0u8; v_state_bytes(kv).expect("a size")];
+        let values = |n: usize| (0..n).map(|i| ((i * 37) % 101) as f32 * 0.02 - 1.0).collect::<Vec<_>>();
+        let new = values(visible * KV_HEADS * HEAD_DIM);
+        let started = Instant::now();
+        kv_write(ctx, kv, &new, &new, 0, &mut k_state, &mut v_state);
+        let write_ns = started.elapsed().as_secs_f64() * 1e9 / (2 * new.len()) as f64;
+        let q = values(m * HEADS * HEAD_DIM);
+        let (out, scratch) = (vec![0f32; q.len()], vec![0u32; attention_scratch_words(ctx.threads(), kv)]);
+        let shape = AttentionShape { kv, heads: HEADS, mask: Mask::Full, at: depth, from: 0, visible };
+        Cached { shape, k_state, v_state, q, out, scratch, write_ns, times: Vec::new() }
+    }
+
+    fn round(&mut self, ctx: &Ctx<'_>) {
+        let start = Instant::now();
+        attention(ctx, self.shape, &self.q, &self.k_state, &self.v_state, black_box(&mut self.out), &mut self.scratch);
+        self.times.push(start.elapsed());
+    }
+
+    /// The median of the times, in seconds.
+    fn print(mut self, m: usize, depth: usize) -> f64 {
+        self.times.sort();
+        let (best, median) = (self.times[0].as_secs_f64(), self.times[ROUNDS / 2].as_secs_f64());
+        let flops = (4 * self.q.len() * self.shape.visible) as f64;
+        println!(
+            "{:<4} M={m:<4} depth {depth:<5} best {:8.1} us  median {:8.1} us  {:6.1} GFLOP/s   kv_write {:.2} ns/value",
+            self.shape.kv.dtype.to_string(),
+            best * 1e6,
+            median * 1e6,
+            flops / best / 1e9,
+            self.write_ns,
+        );
+        median
+    }
 }

@@ -46,7 +46,7 @@ impl CpuMemory {
             };
             memory.caches = memory.caches.saturating_add(bytes);
             // Rows of a head lie together, scales behind all of them, and memory comes in pages.
-            let rows = PROBE_ROWS.next_multiple_of(16) as u64;
+            let rows = shape.whole_rows(PROBE_ROWS) as u64;
             let row = bytes.div_ceil(shape.max_seq.max(1) as u64);
             let pages = 3 * PAGE * shape.kv_heads as u64;
             memory.probed = memory.probed.saturating_add(bytes.min(row.saturating_mul(rows).saturating_add(pages)));

@@ -25,10 +25,9 @@ pub use error::LoadError;
 pub use executor::{CpuExecutor, CpuOptions, Observe, Seen};
 pub(crate) use heap::give_back;
 pub use isa::Isa;
-use kernels::attention::kv_row_parts;
-pub use kernels::attention::{
-    AttentionShape, KvShape, attention, attention_scratch_words, k_state_bytes, kv_write, v_state_bytes,
-};
+pub use kernels::attention::{AttentionShape, attention, attention_scratch_words};
+use kernels::caches::kv_row_parts;
+pub use kernels::caches::{KvShape, k_state_bytes, kv_write, v_state_bytes};
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
 use kernels::head::head_words;
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};

@@ -1,53 +1,25 @@
-//! KV states and attention with an online softmax.
+//! Attention over KV caches with an online softmax.
 //!
-//! States of one layer, per KV head: keys are interleaved by 16 rows, `[row / 16][head_dim][16]` (layout `cpu.k16`), so
-//! that lanes are keys; values are rows, `[row][head_dim]` with head_dim rounded up to 16 (layout `cpu.v`). Int8 elements
-//! are followed by one f32 scale per row. They are widened in registers; a key's scale multiplies its scores, a value's
-//! scale its weights. The query heads that share a KV head are worked off together, a register tile of (row, head) pairs
-//! at a time.
+//! The query heads that share a KV head are worked off together, a register tile of (row, head) pairs at a time. Lanes are
+//! keys, then features of values.
+//!
+//! Int8 caches are multiplied as integers. Queries become int8 once per register tile, with a scale per row and 128
+//! features; so do the weights of a block of keys, times the scales of the values, with a scale per row. Sums of integers
+//! are exact, so the way to them makes no difference.
 //!
 //! Invariant: key blocks start at fixed multiples, so a row's result depends neither on the rows beside it nor on
-//! threads; no key outside `from..visible` is ever multiplied.
+//! threads; no key outside `from..visible` is ever multiplied, except by an integer zero.
 
-use super::body::{NewRows, SCALE_BYTES};
+use super::body::{IntAct, SCALE_BYTES};
+use super::caches::{KEY_LANES, KvShape, check_states};
 use super::parallel::{Ctx, SharedMut, prefetch_line};
 use super::tiles::RowTiles;
-use super::{FloatKind, FmaArgs, KEY_BLOCK};
-use dlx_ir::{DType, Mask};
-use std::ops::Range;
+use super::{AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, ROUND, ROUND_BYTES};
+use crate::cpu::pack::BLOCK;
+use dlx_ir::Mask;
 
-/// Rows of keys that are interleaved.
-const KEY_LANES: usize = 16;
 /// Most rows of a register tile, of any instruction set.
 const MAX_TILE_ROWS: usize = 8;
-
-/// Shape of one layer's KV states.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct KvShape {
-    /// Element type: f32, f16, or [`DType::CACHE_Q8`].
-    pub dtype: DType,
-    /// Cache rows.
-    pub max_seq: usize,
-    /// KV heads.
-    pub kv_heads: usize,
-    /// Features per head.
-    pub head_dim: usize,
-}
-
-impl KvShape {
-    fn kind(&self) -> FloatKind {
-        match self.dtype {
-            DType::F32 => FloatKind::F32,
-            DType::F16 => FloatKind::F16,
-            DType::CACHE_Q8 => FloatKind::I8,
-            other => panic!("KV states are f32, f16 or q8, not {other}"),
-        }
-    }
-
-    fn value_width(&self) -> usize {
-        self.head_dim.next_multiple_of(KEY_LANES)
-    }
-}
 
 /// A call of [`attention`].
 #[derive(Clone, Copy, Debug)]
@@ -66,79 +38,17 @@ pub struct AttentionShape {
     pub visible: usize,
 }
 
-fn state_bytes(shape: KvShape, width: usize) -> Option<usize> {
-    let row = match shape.dtype {
-        DType::F32 | DType::F16 => width.checked_mul(shape.kind().size())?,
-        DType::CACHE_Q8 => width.checked_add(SCALE_BYTES)?,
-        _ => return None,
-    };
-    shape.max_seq.checked_next_multiple_of(KEY_LANES)?.checked_mul(shape.kv_heads)?.checked_mul(row)
+/// Words of a row's queries: interleaved floats, or what the integer kernel reads of int8 ones.
+fn query_words(shape: KvShape) -> usize {
+    if shape.float().is_some() { shape.head_dim } else { shape.head_dim.div_ceil(BLOCK) * DotArgs::act_words(1) }
 }
 
-/// Bytes of a layer's key state; `None` on overflow or for another element type.
-pub fn k_state_bytes(shape: KvShape) -> Option<usize> {
-    state_bytes(shape, shape.head_dim)
-}
+/// Words of a row's quantized weights of a block: codes, correction and scale.
+const WEIGHT_WORDS: usize = KEY_BLOCK / 4 + 2;
 
-/// Bytes of a layer's value state; `None` on overflow or for another element type.
-pub fn v_state_bytes(shape: KvShape) -> Option<usize> {
-    state_bytes(shape, shape.head_dim.checked_next_multiple_of(KEY_LANES)?)
-}
-
-/// Where a head of `head_bytes` bytes, of keys or of values, holds its first `rows` rows: the elements and, behind those of
-/// all rows, the scales. Keys are interleaved, so whole tiles of rows are named.
-pub(in crate::cpu) fn kv_row_parts(shape: KvShape, head_bytes: usize, rows: usize) -> [Range<usize>; 2] {
-    let all = shape.max_seq.next_multiple_of(KEY_LANES);
-    let scale = if shape.dtype == DType::CACHE_Q8 { SCALE_BYTES } else { 0 };
-    let (rows, elements) = (rows.next_multiple_of(KEY_LANES), head_bytes / all - scale);
-    [0..rows * elements, all * elements..all * elements + rows * scale]
-}
-
-/// Writes new rows of keys and values, each `[rows, kv_heads * head_dim]`, to cache rows `at..`.
-///
-/// # Panics
-/// When sizes do not fit.
-pub fn kv_write(
-    ctx: &Ctx<'_>,
-    shape: KvShape,
-    k: &[f32],
-    v: &[f32],
-    at: usize,
-    k_state: &mut [u8],
-    v_state: &mut [u8],
-) {
-    /// Values below which handing work to another thread costs more than it saves.
-    const MIN_VALUES: usize = 16 * 1024;
-    let width = shape.kv_heads * shape.head_dim;
-    assert!(k.len() == v.len() && k.len().is_multiple_of(width), "whole rows of keys and values");
-    let rows = k.len() / width;
-    assert!(at <= shape.max_seq && rows <= shape.max_seq - at, "rows {at}+{rows} of {}", shape.max_seq);
-    check_states(shape, k_state, v_state);
-    if rows == 0 {
-        return;
-    }
-    let (k_head, v_head) = (k_state.len() / shape.kv_heads, v_state.len() / shape.kv_heads);
-    let (keys, values) = (SharedMut::new(k_state), SharedMut::new(v_state));
-    let kind = shape.kind();
-    ctx.parallel(shape.kv_heads, MIN_VALUES.div_ceil(rows * shape.head_dim), |_, heads| {
-        for h in heads {
-            // SAFETY: each head is visited once, and heads do not overlap.
-            let (keys, values) = unsafe { (keys.slice(h * k_head, k_head), values.slice(h * v_head, v_head)) };
-            let new = |x| NewRows { x, stride: width, head_dim: shape.head_dim, at };
-            ctx.kernels.portable.write_keys(new(&k[h * shape.head_dim..]), kind, keys);
-            ctx.kernels.portable.write_values(new(&v[h * shape.head_dim..]), kind, values);
-        }
-    });
-}
-
-fn check_states(shape: KvShape, k_state: &[u8], v_state: &[u8]) {
-    assert_eq!(Some(k_state.len()), k_state_bytes(shape), "key state size");
-    assert_eq!(Some(v_state.len()), v_state_bytes(shape), "value state size");
-}
-
-/// Words of one thread's working memory: interleaved queries, scores, weighted values, sums and maxima.
+/// Words of one thread's working memory: queries, scores, weights, weighted values, sums and maxima.
 fn slot_words(shape: KvShape) -> usize {
-    MAX_TILE_ROWS * (shape.head_dim + KEY_BLOCK + shape.value_width() + KEY_LANES + KEY_LANES)
+    MAX_TILE_ROWS * (query_words(shape) + KEY_BLOCK + WEIGHT_WORDS + shape.value_width() + KEY_LANES + KEY_LANES)
 }
 
 /// Words of scratch that [`attention`] needs on `threads` threads.
@@ -203,10 +113,40 @@ struct Task<'a> {
     tile: usize,
 }
 
+/// What a head's states hold: elements, and of int8 ones the scales behind them.
+struct HeadState<'a> {
+    elements: &'a [u8],
+    scales: &'a [u8],
+    /// Elements per row.
+    width: usize,
+}
+
+impl<'a> HeadState<'a> {
+    fn new(kv: KvShape, state: &'a [u8], head: usize, width: usize) -> Self {
+        let bytes = state.len() / kv.kv_heads;
+        let (elements, scales) =
+            state[head * bytes..][..bytes].split_at(kv.whole_rows(kv.max_seq) * width * kv.element_bytes());
+        HeadState { elements, scales, width }
+    }
+
+    /// The scales from a row on.
+    fn scales_from(&self, row: usize) -> &'a [u8] {
+        &self.scales[row * SCALE_BYTES..]
+    }
+}
+
+/// The keys of a block that are multiplied: `first..stop` from cache row `start` on.
+#[derive(Clone, Copy)]
+struct KeyBlock {
+    start: usize,
+    first: usize,
+    stop: usize,
+}
+
 impl Task<'_> {
     fn run(&self, q: &[f32], k_state: &[u8], v_state: &[u8], out: SharedMut<'_, f32>, slot: &mut [u32]) {
         let (shape, kv) = (self.shape, self.shape.kv);
-        let (head_dim, value_width, kind) = (kv.head_dim, kv.value_width(), kv.kind());
+        let (head_dim, value_width, portable) = (kv.head_dim, kv.value_width(), self.ctx.kernels.portable);
         let pairs = self.tiles.rows(self.tile);
         let rows = pairs.len();
         let group = shape.heads / kv.kv_heads;
@@ -214,98 +154,193 @@ impl Task<'_> {
             let (row, head) = (pair / group, self.head * group + pair % group);
             (row, (row * shape.heads + head) * head_dim)
         };
+        let (queries, slot) = slot.split_at_mut(rows * query_words(kv));
+        let (weights, slot) = slot.split_at_mut(rows * WEIGHT_WORDS);
         // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is valid in both.
         let slot: &mut [f32] = unsafe { std::slice::from_raw_parts_mut(slot.as_mut_ptr().cast(), slot.len()) };
-        let (queries, slot) = slot.split_at_mut(rows * head_dim);
         let (scores, slot) = slot.split_at_mut(rows * KEY_BLOCK);
         let (acc, slot) = slot.split_at_mut(rows * value_width);
         let (sum, slot) = slot.split_at_mut(rows * KEY_LANES);
         let max = &mut slot[..rows];
         let mut ends = [0; MAX_TILE_ROWS];
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (r, pair) in pairs.clone().enumerate() {
+        // The rows of the tile are brought together where their results will be.
+        let gathered = &mut acc[..rows * head_dim];
+        for (r, (pair, to)) in pairs.clone().zip(gathered.chunks_exact_mut(head_dim)).enumerate() {
             let (row, at) = locate(pair);
             ends[r] = shape.mask.end(shape.at + row).min(shape.visible);
-            for (to, x) in queries[r..].iter_mut().step_by(rows).zip(&q[at..at + head_dim]) {
+            for (to, x) in to.iter_mut().zip(&q[at..at + head_dim]) {
                 *to = x * scale;
             }
+        }
+        match kv.float() {
+            Some(_) => portable.interleave_tile(gathered, rows, None, queries),
+            None => portable.quantize_tile(gathered, rows, None, IntAct { groups: 1, zero: Some(128) }, queries),
         }
         acc.fill(0.0);
         sum.fill(0.0);
         max.fill(f32::NEG_INFINITY);
 
-        let (k_head, v_head) = (k_state.len() / kv.kv_heads, v_state.len() / kv.kv_heads);
-        let keys = &k_state[self.head * k_head..][..k_head];
-        let values = &v_state[self.head * v_head..][..v_head];
-        // Behind the elements, int8 states have a scale per row and others nothing.
-        let cache_rows = kv.max_seq.next_multiple_of(KEY_LANES);
-        let key_scales = &keys[cache_rows * head_dim * kind.size()..];
-        let value_scales = &values[cache_rows * value_width * kind.size()..];
+        let keys = HeadState::new(kv, k_state, self.head, kv.key_width());
+        let values = HeadState::new(kv, v_state, self.head, value_width);
         let end = ends[..rows].iter().copied().max().unwrap_or(0);
         let blocks = if shape.from < end { shape.from / KEY_BLOCK..end.div_ceil(KEY_BLOCK) } else { 0..0 };
-        for block in blocks.map(|b| b * KEY_BLOCK) {
-            let first = shape.from.saturating_sub(block);
-            let stop = (end - block).min(KEY_BLOCK);
-            let first_tile = first / KEY_LANES;
+        for start in blocks.map(|b| b * KEY_BLOCK) {
+            let first = shape.from.saturating_sub(start);
+            let block = KeyBlock { start, first, stop: (end - start).min(KEY_BLOCK) };
             scores.fill(0.0);
             if self.tile == 0 {
-                prefetch(values, block + first, stop - first, value_width * kind.size());
+                prefetch(values.elements, start + first, block.stop - first, value_width * kv.element_bytes());
             }
-            // SAFETY: key tiles up to `end.div_ceil(16)` exist because the state has whole tiles for `max_seq` rows;
-            // scores of a tile are the 16 columns from `16 * tile`.
+            // SAFETY: `queries` and `scores` are those of `rows` rows, and the keys of `block` are in the state.
             unsafe {
-                (self.ctx.kernels.fma)(&FmaArgs {
+                match kv.float() {
+                    Some(kind) => self.float_scores(kind, &keys, block, queries, scores),
+                    None => self.int8_scores(&keys, block, queries, scores),
+                }
+            }
+            let mut block_ends = [0; MAX_TILE_ROWS];
+            for (to, end) in block_ends.iter_mut().zip(&ends[..rows]) {
+                *to = end.saturating_sub(start);
+            }
+            let block_ends = &block_ends[..rows];
+            portable.softmax_block(scores, first, block_ends, max, sum, acc);
+            if self.tile == 0 {
+                prefetch(keys.elements, start + KEY_BLOCK, KEY_BLOCK, keys.width * kv.element_bytes());
+            }
+            // SAFETY: `scores` or `weights`, and `acc`, are those of `rows` rows; the values of `block` are in the state.
+            unsafe {
+                match kv.float() {
+                    Some(kind) => self.float_values(kind, &values, block, scores, acc),
+                    None => {
+                        portable.quantize_weights(scores, first, block_ends, values.scales_from(start), weights);
+                        self.int8_values(&values, block, weights, acc);
+                    }
+                }
+            }
+        }
+        portable.softmax_finish(sum, acc);
+        for (pair, acc) in pairs.zip(acc.chunks_exact(value_width)) {
+            let (_, at) = locate(pair);
+            // SAFETY: a (row, head) pair belongs to one task.
+            unsafe { out.slice(at, head_dim) }.copy_from_slice(&acc[..head_dim]);
+        }
+    }
+
+    /// Adds products of float keys to `scores`, `[rows][KEY_BLOCK]`.
+    ///
+    /// # Safety
+    /// `queries` is `[head_dim][rows]`, and the state has whole tiles of keys up to `block.stop`.
+    unsafe fn float_scores(
+        &self,
+        kind: FloatKind,
+        keys: &HeadState<'_>,
+        block: KeyBlock,
+        queries: &[u32],
+        scores: &mut [f32],
+    ) {
+        let first_tile = block.first / KEY_LANES;
+        // SAFETY: as promised; scores of a tile are the 16 columns from `16 * tile`.
+        unsafe {
+            (self.ctx.kernels.fma)(&FmaArgs {
+                rows: scores.len() / KEY_BLOCK,
+                tiles: block.stop.div_ceil(KEY_LANES) - first_tile,
+                k: keys.width,
+                w: keys.elements.as_ptr().add((block.start + first_tile * KEY_LANES) * keys.width * kind.size()),
+                w_kind: kind,
+                w_step: KEY_LANES,
+                w_tile: KEY_LANES * keys.width,
+                a: queries.as_ptr().cast(),
+                a_row_major: false,
+                total: scores.as_mut_ptr().add(first_tile * KEY_LANES),
+                total_row: KEY_BLOCK,
+                total_tile: KEY_LANES,
+            });
+        }
+    }
+
+    /// Adds values, times weights of `[rows][KEY_BLOCK]`, to `acc`, `[rows][width]`.
+    ///
+    /// # Safety
+    /// The state has the values up to `block.stop`.
+    unsafe fn float_values(
+        &self,
+        kind: FloatKind,
+        values: &HeadState<'_>,
+        block: KeyBlock,
+        weights: &[f32],
+        acc: &mut [f32],
+    ) {
+        // SAFETY: as promised.
+        unsafe {
+            (self.ctx.kernels.fma)(&FmaArgs {
+                rows: weights.len() / KEY_BLOCK,
+                tiles: values.width / KEY_LANES,
+                k: block.stop - block.first,
+                w: values.elements.as_ptr().add((block.start + block.first) * values.width * kind.size()),
+                w_kind: kind,
+                w_step: values.width,
+                w_tile: KEY_LANES,
+                a: weights.as_ptr().add(block.first),
+                a_row_major: true,
+                total: acc.as_mut_ptr(),
+                total_row: values.width,
+                total_tile: KEY_LANES,
+            });
+        }
+    }
+
+    /// As [`Task::float_scores`] of int8 keys.
+    ///
+    /// # Safety
+    /// `queries` is quantized, and the state has whole tiles of keys up to `block.stop`.
+    unsafe fn int8_scores(&self, keys: &HeadState<'_>, block: KeyBlock, queries: &[u32], scores: &mut [f32]) {
+        let rows = scores.len() / KEY_BLOCK;
+        let first_tile = block.first / KEY_LANES;
+        let codes = keys.elements[(block.start + first_tile * KEY_LANES) * keys.width..].as_ptr();
+        for (b, act) in queries.chunks_exact(rows * DotArgs::act_words(1)).enumerate() {
+            // SAFETY: as promised; a block of features has whole rounds, and its corrections and scales behind its quads.
+            unsafe {
+                (self.ctx.kernels.attend)(&AttendArgs {
                     rows,
-                    tiles: stop.div_ceil(KEY_LANES) - first_tile,
-                    k: head_dim,
-                    w: keys.as_ptr().add((block + first_tile * KEY_LANES) * head_dim * kind.size()),
-                    w_kind: kind,
-                    w_step: KEY_LANES,
-                    w_tile: KEY_LANES * head_dim,
-                    a: queries.as_ptr(),
-                    a_row_major: false,
+                    tiles: block.stop.div_ceil(KEY_LANES) - first_tile,
+                    rounds: (keys.width - b * BLOCK).min(BLOCK) / ROUND,
+                    codes: codes.add(b * BLOCK * KEY_LANES),
+                    round_bytes: ROUND_BYTES,
+                    tile_bytes: keys.width * KEY_LANES,
+                    act: act.as_ptr(),
+                    corrections: act.as_ptr().add(BLOCK / 4 * rows),
                     total: scores.as_mut_ptr().add(first_tile * KEY_LANES),
                     total_row: KEY_BLOCK,
                     total_tile: KEY_LANES,
                 });
             }
-            if kind == FloatKind::I8 {
-                self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, &key_scales[block * SCALE_BYTES..]);
-            }
-            let mut block_ends = [0; MAX_TILE_ROWS];
-            for (to, end) in block_ends.iter_mut().zip(&ends[..rows]) {
-                *to = end.saturating_sub(block);
-            }
-            self.ctx.kernels.portable.softmax_block(scores, first, &block_ends[..rows], max, sum, acc);
-            if kind == FloatKind::I8 {
-                self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, &value_scales[block * SCALE_BYTES..]);
-            }
-            if self.tile == 0 {
-                prefetch(keys, block + KEY_BLOCK, KEY_BLOCK, head_dim * kind.size());
-            }
-            // SAFETY: value rows `block + first..block + stop` are below `visible`; `acc` is `[rows][value_width]`.
-            unsafe {
-                (self.ctx.kernels.fma)(&FmaArgs {
-                    rows,
-                    tiles: value_width / KEY_LANES,
-                    k: stop - first,
-                    w: values.as_ptr().add((block + first) * value_width * kind.size()),
-                    w_kind: kind,
-                    w_step: value_width,
-                    w_tile: KEY_LANES,
-                    a: scores.as_ptr().add(first),
-                    a_row_major: true,
-                    total: acc.as_mut_ptr(),
-                    total_row: value_width,
-                    total_tile: KEY_LANES,
-                });
-            }
         }
-        self.ctx.kernels.portable.softmax_finish(sum, acc);
-        for (pair, acc) in pairs.zip(acc.chunks_exact(value_width)) {
-            let (_, at) = locate(pair);
-            // SAFETY: a (row, head) pair belongs to one task.
-            unsafe { out.slice(at, head_dim) }.copy_from_slice(&acc[..head_dim]);
+        self.ctx.kernels.portable.apply_scales(scores, KEY_BLOCK, keys.scales_from(block.start));
+    }
+
+    /// As [`Task::float_values`] of int8 values and weights.
+    ///
+    /// # Safety
+    /// `weights` is what `quantize_weights` makes, and the state has whole rounds of values up to `block.stop`.
+    unsafe fn int8_values(&self, values: &HeadState<'_>, block: KeyBlock, weights: &[u32], acc: &mut [f32]) {
+        let rows = weights.len() / WEIGHT_WORDS;
+        let first_round = block.first / ROUND;
+        // SAFETY: as promised; what is multiplied by weights of zero may be anything.
+        unsafe {
+            (self.ctx.kernels.attend)(&AttendArgs {
+                rows,
+                tiles: values.width / KEY_LANES,
+                rounds: block.stop.div_ceil(ROUND) - first_round,
+                codes: values.elements[(block.start + first_round * ROUND) * values.width..].as_ptr(),
+                round_bytes: ROUND * values.width,
+                tile_bytes: ROUND_BYTES,
+                act: weights.as_ptr().add(first_round * ROUND / 4 * rows),
+                corrections: weights.as_ptr().add(KEY_BLOCK / 4 * rows),
+                total: acc.as_mut_ptr(),
+                total_row: values.width,
+                total_tile: KEY_LANES,
+            });
         }
     }
 }

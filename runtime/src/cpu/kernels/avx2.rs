@@ -1,4 +1,4 @@
-//! The two kernels for AVX2 with FMA and F16C.
+//! The kernels for AVX2 with FMA and F16C.
 //!
 //! Invariant: the sums of `vpmaddubsw` fit their 16 bits. 4-bit codes are at most 15, which allows for all of a round,
 //! 8 · 2 · 15 · 127 < 2¹⁵; signed 8-bit codes are at most 128 in size, which allows for one, 2 · 128 · 127 < 2¹⁵.
@@ -8,8 +8,8 @@ use super::dot::{dot, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
-    UNSIGNED_TABLE,
+    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
+    TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::*;
@@ -111,14 +111,6 @@ unsafe fn widen_bf16(at: *const u8) -> __m256 {
     // SAFETY: the caller has eight elements at `at`.
     let bits = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(at.cast()) });
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn widen_i8(at: *const u8) -> [__m256; 2] {
-    // SAFETY: the caller has sixteen elements at `at`.
-    let (first, last) = unsafe { (_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(at.add(8).cast())) };
-    [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(last))]
 }
 
 #[inline]

@@ -1,4 +1,4 @@
-//! The two kernels for AVX-512 with VNNI.
+//! The kernels for AVX-512 with VNNI.
 //!
 //! Invariant: eight rows keep every accumulator in a register (8 integer + 8 float + weights, scale and mask of 32);
 //! activations are memory operands with embedded broadcast.
@@ -8,8 +8,8 @@ use super::dot::{dot, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
-    UNSIGNED_TABLE,
+    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
+    TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::*;
@@ -84,13 +84,6 @@ unsafe fn widen_bf16(at: *const u8) -> __m512 {
     // SAFETY: the caller has sixteen elements at `at`.
     let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(at.cast()) });
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn widen_i8(at: *const u8) -> [__m512; 1] {
-    // SAFETY: the caller has sixteen elements at `at`.
-    [_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(at.cast()) }))]
 }
 
 #[inline]

@@ -1,10 +1,10 @@
-//! The integer kernel for AVX-VNNI: 256-bit dot products of unsigned and signed bytes. The float kernel is AVX2's.
+//! The integer kernels for AVX-VNNI: 256-bit dot products of unsigned and signed bytes. The float kernel is AVX2's.
 //!
 //! Invariant: codes are unsigned bytes as they are stored, and `vpdpbusd` sums their products exactly.
 
-use super::DotArgs;
 use super::avx2::*;
 use super::dot::{dot, quads};
+use super::{AttendArgs, DotArgs};
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::__m256i;
 
@@ -29,7 +29,7 @@ macro_rules! kernel {
 }
 
 kernel!(vex, "avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
-pub(super) use vex::dot;
+pub(super) use vex::{attend, dot};
 
 // The same body with the other encoding of the same instruction, so that more machines can test it.
 #[cfg(test)]
@@ -39,7 +39,7 @@ kernel!(evex, "avx2,fma,f16c,avx512f,avx512vl,avx512vnni", _mm256_dpbusd_epi32);
 mod tests {
     use super::*;
     use crate::cpu::Isa;
-    use crate::cpu::kernels::scalar;
+    use crate::cpu::kernels::{ROUND_BYTES, scalar};
 
     /// Every shape of a call on pseudo-random operands, bit for bit against plain Rust.
     fn compare(dot: unsafe fn(&DotArgs)) {
@@ -92,13 +92,53 @@ mod tests {
         }
     }
 
+    /// The same for attention: tiles and rounds that lie apart, and every count of rows.
+    fn compare_attention(attend: unsafe fn(&AttendArgs)) {
+        const TILES: usize = 3;
+        const ROUNDS: usize = 2;
+        let codes: Vec<u8> = (0..TILES * ROUNDS * ROUND_BYTES).map(|i| (i * 7919 % 257) as u8).collect();
+        for rows in 1..=MAX_ROWS {
+            let mut act: Vec<u32> = (0..8 * ROUNDS * rows).map(|i| (i as u32).wrapping_mul(0x9e37_79b1) | 1).collect();
+            act.iter_mut()
+                .for_each(|a| *a = u32::from_le_bytes(a.to_le_bytes().map(|b| if b == 128 { 127 } else { b })));
+            let corrections = act.len();
+            for r in 0..rows {
+                let sum = |a: &u32| a.to_le_bytes().map(|b| i32::from(b as i8)).iter().sum::<i32>();
+                act.push((-128 * act[r..corrections].iter().step_by(rows).map(sum).sum::<i32>()) as u32);
+            }
+            act.extend((0..rows).map(|r| (0.01 + r as f32).to_bits()));
+            let run = |attend: unsafe fn(&AttendArgs)| {
+                let mut total = vec![0.5f32; TILES * rows * 16];
+                let args = AttendArgs {
+                    rows,
+                    tiles: TILES,
+                    rounds: ROUNDS,
+                    codes: codes.as_ptr(),
+                    round_bytes: TILES * ROUND_BYTES,
+                    tile_bytes: ROUND_BYTES,
+                    act: act.as_ptr(),
+                    corrections: act[corrections..].as_ptr(),
+                    total: total.as_mut_ptr(),
+                    total_row: 16,
+                    total_tile: 16 * rows,
+                };
+                // SAFETY: the operands have the extents that `AttendArgs` documents; the caller checked the features.
+                unsafe { attend(&args) };
+                total.iter().map(|t| t.to_bits()).collect::<Vec<_>>()
+            };
+            assert_eq!(run(attend), run(scalar::attend), "attention of {rows} rows");
+        }
+    }
+
     #[test]
     fn both_encodings_give_the_bits_of_plain_rust() {
         if Isa::AvxVnni.available() {
             compare(vex::dot);
+            compare_attention(vex::attend);
         }
         if Isa::Avx512.available() {
             compare(evex::dot);
+            compare_attention(evex::attend);
         }
     }
 }

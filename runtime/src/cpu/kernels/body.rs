@@ -82,7 +82,11 @@ portable! {
     cache::write_keys(new: NewRows<'_>, kind: FloatKind, keys: &mut [u8]);
     /// Writes new values of one head.
     cache::write_values(new: NewRows<'_>, kind: FloatKind, values: &mut [u8]);
-    /// Multiplies the elements of each row by the scales of int8 keys or values.
+    /// Writes new keys of one head in int8.
+    cache::write_key_codes(new: NewRows<'_>, keys: &mut [u8]);
+    /// Writes new values of one head in int8.
+    cache::write_value_codes(new: NewRows<'_>, values: &mut [u8]);
+    /// Multiplies the elements of each row by the scales of int8 keys.
     cache::apply_scales(x: &mut [f32], stride: usize, scales: &[u8]);
     /// Quantizes a tile of rows, normalized first if asked, to the activation layout of `DotArgs`.
     quantize::quantize_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, spec: IntAct, out: &mut [u32]);
@@ -90,6 +94,8 @@ portable! {
     quantize::interleave_tile(x: &[f32], rows: usize, norm: Option<Norm<'_>>, out: &mut [u32]);
     /// One block of the online softmax; see `softmax`.
     softmax::softmax_block(scores: &mut [f32], from: usize, ends: &[usize], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]);
+    /// Quantizes the weights of a block for int8 values; see `softmax`.
+    softmax::quantize_weights(scores: &[f32], from: usize, ends: &[usize], value_scales: &[u8], out: &mut [u32]);
     /// Divides each row of `acc` by its sum of weights.
     softmax::softmax_finish(sum: &[f32], acc: &mut [f32]);
     /// Statistics of one row over one chunk of the vocabulary.

@@ -1,17 +1,17 @@
-//! The integer kernel, written once for all vector instruction sets.
+//! The integer kernels, written once for all vector instruction sets.
 //!
 //! Invariant: lanes are output columns, so nothing crosses lanes, and sums are exact, so the way to them makes no
 //! difference. Of a block, as many columns are worked off at once as have their accumulators in registers, then the next
 //! ones while the block is in L1.
 
-/// The kernel `dot` as instructions of `$features`: for each number of rows, how many registers of columns at once,
-/// or whose kernel it is left to.
+/// The kernels `dot` and `attend` as instructions of `$features`: for each number of rows, how many registers of columns
+/// at once, or which module's kernels it is left to.
 ///
 /// The caller has `Floats` of `LANES` columns with `load`, `store`, `splat`, `fmadd(x, y, sum)`, `widen_f16` and
 /// `to_floats`; `splat_ints`; `prefetch`; `MOVED`, whether it takes 8-bit codes as signed, moved by −128; and
 /// `add::<R, H, NIBBLES>(sum, codes, act, rounds)`, which adds the products of `rounds` times 32 k.
 macro_rules! dot {
-    ($features:literal, $($rows:literal => $registers:literal),* $(; $other:literal => $kernel:ident)?) => {
+    ($features:literal, $($rows:literal => $registers:literal),* $(; $other:literal => $module:ident)?) => {
         /// Integer kernel; see [`DotArgs`].
         #[target_feature(enable = $features)]
         pub(in crate::cpu::kernels) unsafe fn dot(p: &DotArgs) {
@@ -19,7 +19,7 @@ macro_rules! dot {
             unsafe {
                 match p.rows {
                     $($rows => dot_rows::<$rows, $registers>(p),)*
-                    $($other => $kernel(p),)?
+                    $($other => $module::dot(p),)?
                     rows => unreachable!("no register tile has {rows} rows"),
                 }
             }
@@ -116,6 +116,48 @@ macro_rules! dot {
                     }
                     act = act_scale.add(R);
                     weights = weights.add(block_bytes);
+                }
+            }
+        }
+
+        /// Integer kernel of attention; see [`AttendArgs`].
+        #[target_feature(enable = $features)]
+        pub(in crate::cpu::kernels) unsafe fn attend(p: &AttendArgs) {
+            // SAFETY: the CPU has the features (they are enabled here too) and the caller's buffers have `AttendArgs`' extents.
+            unsafe {
+                match p.rows {
+                    $($rows => attend_rows::<$rows, $registers>(p),)*
+                    $($other => $module::attend(p),)?
+                    rows => unreachable!("no register tile has {rows} rows"),
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn attend_rows<const R: usize, const H: usize>(p: &AttendArgs) {
+            // SAFETY: `p.rows == R`, and the streams advance by exactly the extents that `AttendArgs` documents.
+            unsafe {
+                let scale = p.corrections.add(R);
+                for t in 0..p.tiles {
+                    for first in (0..TILE_COLUMNS).step_by(H * LANES) {
+                        let mut sum = [[splat_ints(0); H]; R];
+                        for r in 0..R {
+                            let start = if MOVED { 0 } else { *p.corrections.add(r) as i32 };
+                            sum[r] = [splat_ints(start); H];
+                        }
+                        let (mut codes, mut quads) = (p.codes.add(t * p.tile_bytes + 4 * first), p.act);
+                        for _ in 0..p.rounds {
+                            add::<R, H, false>(&mut sum, codes, quads, 1);
+                            (codes, quads) = (codes.wrapping_add(p.round_bytes), quads.add(8 * R));
+                        }
+                        for r in 0..R {
+                            let scale = splat(f32::from_bits(*scale.add(r)));
+                            for h in 0..H {
+                                let total = p.total.add(t * p.total_tile + r * p.total_row + first + LANES * h);
+                                store(total, fmadd(to_floats(sum[r][h]), scale, load(total)));
+                            }
+                        }
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@
 /// several, so that enough independent sums are in flight to hide the latency.
 ///
 /// The caller has `Floats` of `LANES` columns with `load`, `store`, `splat`, `fmadd(x, y, sum)`, `widen_f16` and
-/// `widen_bf16`; and `widen_i8` to all of the sixteen columns.
+/// `widen_bf16`.
 macro_rules! fma {
     ($features:literal, $($rows:literal => $tiles:literal),*) => {
         /// Float kernel; see [`FmaArgs`].
@@ -50,8 +50,6 @@ macro_rules! fma {
                     (FloatKind::F16, true) => fma_tile::<R, C, 1, true>(p, t),
                     (FloatKind::BF16, false) => fma_tile::<R, C, 2, false>(p, t),
                     (FloatKind::BF16, true) => fma_tile::<R, C, 2, true>(p, t),
-                    (FloatKind::I8, false) => fma_tile::<R, C, 3, false>(p, t),
-                    (FloatKind::I8, true) => fma_tile::<R, C, 3, true>(p, t),
                 }
             }
         }
@@ -85,8 +83,7 @@ macro_rules! fma {
                             v[c][n] = match KIND {
                                 0 => load(at.add(4 * LANES * n).cast()),
                                 1 => widen_f16(at.add(2 * LANES * n)),
-                                2 => widen_bf16(at.add(2 * LANES * n)),
-                                _ => widen_i8(at)[n],
+                                _ => widen_bf16(at.add(2 * LANES * n)),
                             };
                         }
                     }

@@ -1,9 +1,10 @@
 //! The kernel table: one row of function pointers per instruction set, and the ops built on them.
 //!
-//! Two kernels are compiled from intrinsics: [`DotArgs`] (packed integer weights × int8 activations) and [`FmaArgs`] (float
-//! weights, attention scores, attention values). Their loops are macros (`dot.rs`, `fma.rs`), to which an instruction set
-//! brings its register and a few operations. Weights of `l16` are looked up in a table first ([`Lookup`]). Everything else is one portable body over 16-lane chunks ([`body`]), compiled
-//! once per instruction set.
+//! Three kernels are compiled from intrinsics: [`DotArgs`] (packed integer weights × int8 activations), [`AttendArgs`] (int8
+//! caches × int8 queries or weights of values) and [`FmaArgs`] (float weights, float caches). Their loops are macros
+//! (`dot.rs`, `fma.rs`), to which an instruction set brings its register and a few operations. Weights of `l16` are looked up
+//! in a table first ([`Lookup`]). Everything else is one portable body over 16-lane chunks ([`body`]), compiled once per
+//! instruction set.
 //!
 //! Invariant: a [`Kernels`] exists only for an instruction set that this CPU has ([`kernels`] is the only way to get
 //! one), so calling its pointers is sound. Kernels trust the pointers in their arguments; the ops in this folder
@@ -21,6 +22,7 @@ mod avx512vbmi;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod body;
+pub(crate) mod caches;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod dot;
 pub(crate) mod elementwise;
@@ -49,14 +51,15 @@ use parallel::Ctx;
 /// The kernels of one instruction set.
 pub struct Kernels {
     isa: Isa,
-    /// Most activation rows that `dot` and `fma` take at once.
+    /// Most activation rows that `dot`, `attend` and `fma` take at once.
     max_rows: usize,
     dot: unsafe fn(&DotArgs),
+    attend: unsafe fn(&AttendArgs),
     fma: unsafe fn(&FmaArgs),
     portable: &'static Portable,
     lookup: Lookup,
-    /// Paths of `dot`, `fma`, `portable` and `lookup`, for people.
-    names: [&'static str; 4],
+    /// Paths of `dot`, `fma`, `portable`, `lookup` and `attend`, for people.
+    names: [&'static str; 5],
 }
 
 impl std::fmt::Debug for Kernels {
@@ -92,38 +95,39 @@ impl Kernels {
 }
 
 macro_rules! table {
-    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $fma:path, $portable:path,
+    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $attend:path, $fma:path, $portable:path,
         $lookup:ident($table:path $(, $most:expr)?));)*) => {
         /// Every kernel that is compiled for this architecture, slowest instruction set first. Private: see the invariant.
         static TABLE: &[Kernels] = &[$($(#[$architecture])? Kernels {
             isa: Isa::$isa,
             max_rows: $rows,
             dot: $dot,
+            attend: $attend,
             fma: $fma,
             portable: &$portable,
             lookup: Lookup::$lookup($table $(, $most)?),
-            names: [stringify!($dot), stringify!($fma), stringify!($portable), stringify!($table)],
+            names: [stringify!($dot), stringify!($fma), stringify!($portable), stringify!($table), stringify!($attend)],
         }),*];
     };
 }
 
 table! {
-    Scalar(8, scalar::dot, scalar::fma, body::SCALAR, Ahead(scalar::look_up));
+    Scalar(8, scalar::dot, scalar::attend, scalar::fma, body::SCALAR, Ahead(scalar::look_up));
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::fma, body::AVX2, Ahead(avx2::look_up));
+    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up));
     #[cfg(target_arch = "x86_64")]
-    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avx2::fma, body::AVX2, Ahead(avx2::look_up));
+    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avxvnni::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up));
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512, Ahead(avx512::look_up));
+    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::attend, avx512::fma, body::AVX512, Ahead(avx512::look_up));
     #[cfg(target_arch = "x86_64")]
-    Avx512Vbmi(avx512::MAX_ROWS, avx512::dot, avx512::fma, body::AVX512, Within(avx512vbmi::dot, avx512vbmi::MAX_ROWS));
+    Avx512Vbmi(avx512::MAX_ROWS, avx512::dot, avx512::attend, avx512::fma, body::AVX512, Within(avx512vbmi::dot, avx512vbmi::MAX_ROWS));
     // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
     #[cfg(target_arch = "aarch64")]
-    Neon(neon::MAX_ROWS, neon::mull::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    Neon(neon::MAX_ROWS, neon::mull::dot, neon::mull::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
     #[cfg(target_arch = "aarch64")]
-    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::sdot::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
     #[cfg(target_arch = "aarch64")]
-    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::usmmla::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
 }
 
 /// The kernels of an instruction set.
@@ -151,7 +155,7 @@ pub struct KernelVariant {
 /// Every kernel that is compiled for this architecture, by role, whether this CPU can run it or not.
 pub fn kernel_variants() -> impl Iterator<Item = KernelVariant> {
     let roles = DOT_ROLES.iter().map(|r| (0, *r)).chain(FMA_ROLES.iter().map(|r| (1, *r)));
-    let roles = roles.chain([(3, LOOKUP_ROLE)]);
+    let roles = roles.chain([(3, LOOKUP_ROLE), (4, ATTEND_ROLE)]);
     let roles = roles.chain(Portable::NAMES.iter().map(|name| (2, (*name, &[][..]))));
     roles.flat_map(|(kernel, (role, formats))| {
         TABLE.iter().map(move |k| KernelVariant { role, isa: k.isa, kernel: k.names[kernel], formats })
@@ -172,6 +176,9 @@ const DOT_ROLES: &[Role] = &[
 /// What `lookup` is for.
 const LOOKUP_ROLE: Role = ("linear l16", &[DType::Quant(QuantFormat::L16)]);
 
+/// What `attend` is for.
+const ATTEND_ROLE: Role = ("attention q8", &[]);
+
 /// What `fma` is compiled for.
 const FMA_ROLES: &[Role] = &[
     ("linear f32", &[DType::F32]),
@@ -179,7 +186,6 @@ const FMA_ROLES: &[Role] = &[
     ("linear bf16", &[DType::BF16]),
     ("attention f32", &[]),
     ("attention f16", &[]),
-    ("attention q8", &[]),
 ];
 
 const fn symmetric(bits: u8, group: Option<u32>) -> DType {
@@ -224,6 +230,34 @@ impl DotArgs {
     }
 }
 
+/// Numbers that an integer kernel multiplies at a time: features of keys, or rows of values.
+const ROUND: usize = 32;
+/// Bytes of a round of sixteen columns.
+const ROUND_BYTES: usize = ROUND * TILE_COLUMNS;
+
+/// Arguments of the integer kernel of attention: `rows` × 16 columns of `tiles` tiles over `rounds` rounds of 32 k.
+///
+/// `total[tile][row][16] += scale[row] · (Σ (codes − 128) · act[row])`. A round of codes is `[k / 4][16][4]`.
+struct AttendArgs {
+    rows: usize,
+    tiles: usize,
+    rounds: usize,
+    codes: *const u8,
+    /// Bytes between consecutive rounds of a tile.
+    round_bytes: usize,
+    /// Bytes between consecutive tiles.
+    tile_bytes: usize,
+    /// `[k / 4][rows]` packed int8.
+    act: *const u32,
+    /// `[rows]` i32, `-128 · Σ act`; then `[rows]` f32 scales. They lie behind all of `act`, whose reads may run into them.
+    corrections: *const u32,
+    total: *mut f32,
+    /// Floats between consecutive rows of a tile.
+    total_row: usize,
+    /// Floats between consecutive tiles.
+    total_tile: usize,
+}
+
 /// Bytes of the scales of a group in a tile.
 const TILE_SCALE_BYTES: usize = TILE_COLUMNS * 2;
 
@@ -252,8 +286,6 @@ enum FloatKind {
     F32,
     F16,
     BF16,
-    /// Signed codes; their scale is not the kernel's business.
-    I8,
 }
 
 impl FloatKind {
@@ -261,7 +293,6 @@ impl FloatKind {
         match self {
             FloatKind::F32 => 4,
             FloatKind::F16 | FloatKind::BF16 => 2,
-            FloatKind::I8 => 1,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The two kernels for aarch64; the integer one for plain NEON, for the dot product and for the matrix instructions.
+//! The kernels for aarch64; the integer ones for plain NEON, for the dot product and for the matrix instructions.
 //!
 //! Invariant: all sum the same integers, whatever the way. With [`mull`], products are added up in 16 bits: codes are
 //! at most 15 there (8-bit codes are split into nibbles), and two sums of 8 products of a lane fit: 16 · 15 · 127 < 2¹⁵.
@@ -9,8 +9,8 @@ use super::dot::{dot, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
-    UNSIGNED_TABLE,
+    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
+    TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::aarch64::*;
@@ -114,12 +114,11 @@ pub(super) mod sdot {
 
 /// The integer kernel with matrix instructions. They take rows by two, so a single row is left to `sdot`.
 pub(super) mod usmmla {
-    use super::sdot::dot as single;
     use super::*;
 
     const MOVED: bool = false;
 
-    dot!("neon,dotprod,i8mm", 2 => 4, 3 => 4, 4 => 4; 1 => single);
+    dot!("neon,dotprod,i8mm", 2 => 4, 3 => 4, 4 => 4; 1 => sdot);
 
     /// Two columns by two rows and 8 k at a time.
     ///
@@ -246,18 +245,6 @@ unsafe fn widen_f16(at: *const u8) -> Floats {
 unsafe fn widen_bf16(at: *const u8) -> Floats {
     // SAFETY: the caller has four elements at `at`.
     unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(at)))) }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn widen_i8(at: *const u8) -> [Floats; 4] {
-    // SAFETY: the caller has sixteen elements at `at`.
-    unsafe {
-        let bytes = vld1q_s8(at.cast());
-        let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
-        [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-            .map(|v| to_floats(v))
-    }
 }
 
 #[inline]

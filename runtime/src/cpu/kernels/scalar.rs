@@ -1,10 +1,10 @@
-//! The two kernels in plain Rust: the definition of the exact result, and the fallback on any CPU.
+//! The kernels in plain Rust: the definition of the exact result, and the fallback on any CPU.
 //!
 //! Invariant: the order of every float operation here is the order in which each vector kernel computes each lane.
 
 use super::{
-    DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES, TILE_SCALE_BYTES,
-    UNSIGNED_TABLE,
+    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
+    TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use half::{bf16, f16};
@@ -72,12 +72,35 @@ pub(super) unsafe fn fma(p: &FmaArgs) {
                         let w = match p.w_kind {
                             FloatKind::F32 => p.w.cast::<f32>().add(at).read_unaligned(),
                             FloatKind::F16 => f16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
-                            FloatKind::I8 => f32::from(*p.w.cast::<i8>().add(at)),
                             FloatKind::BF16 => bf16::from_bits(p.w.cast::<u16>().add(at).read_unaligned()).to_f32(),
                         };
                         sum = a.mul_add(w, sum);
                     }
                     *total = sum;
+                }
+            }
+        }
+    }
+}
+
+/// Integer kernel of attention; see [`AttendArgs`].
+pub(super) unsafe fn attend(p: &AttendArgs) {
+    for t in 0..p.tiles {
+        for r in 0..p.rows {
+            for col in 0..TILE_COLUMNS {
+                // SAFETY: the caller's buffers have the extents that `AttendArgs` documents; all indices stay below them.
+                unsafe {
+                    let mut sum = *p.corrections.add(r) as i32;
+                    for q in 0..8 * p.rounds {
+                        let a = (*p.act.add(q * p.rows + r)).to_le_bytes();
+                        let codes = p.codes.add(t * p.tile_bytes + q / 8 * p.round_bytes + q % 8 * 64 + col * 4);
+                        for (j, a) in a.into_iter().enumerate() {
+                            sum += i32::from(*codes.add(j)) * i32::from(a as i8);
+                        }
+                    }
+                    let scale = f32::from_bits(*p.corrections.add(p.rows + r));
+                    let total = p.total.add(t * p.total_tile + r * p.total_row + col);
+                    *total = (sum as f32).mul_add(scale, *total);
                 }
             }
         }
