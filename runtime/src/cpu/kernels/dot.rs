@@ -58,7 +58,6 @@ macro_rules! dot {
             let rounds = 4 / groups;
             let codes_bytes = BLOCK * TILE_COLUMNS / if NIBBLES { 2 } else { 1 };
             let table_bytes = groups * TILE_COLUMNS * 2;
-            let block_bytes = codes_bytes + table_bytes * if MIN { 2 } else { 1 };
             // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R`, and the columns
             // `first..first + H * LANES` are among the sixteen.
             unsafe {
@@ -115,7 +114,7 @@ macro_rules! dot {
                         }
                     }
                     act = act_scale.add(R);
-                    weights = weights.add(block_bytes);
+                    weights = weights.add(p.block_bytes);
                 }
             }
         }
