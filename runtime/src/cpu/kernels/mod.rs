@@ -247,6 +247,7 @@ struct DotArgs {
     /// then `[rows]` f32 scales. One word each.
     act: *const u32,
     /// Activations of the call that comes next, which may be asked for.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "AVX-512 alone asks for them"))]
     next_act: *const u32,
     /// `[rows][16]`.
     total: *mut f32,
