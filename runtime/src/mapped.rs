@@ -44,7 +44,8 @@ impl Mapped {
         Ok(Mapped { map, file: Some(file) })
     }
 
-    /// Reads the whole file into memory, so that nothing that happens to it later matters.
+    /// Reads the whole file into memory, so that nothing that happens to it later matters. Into huge pages where Linux
+    /// has them for those who ask: fewer address translations when all weights are read for a few rows.
     ///
     /// # Errors
     /// When the path is not a readable regular file, or memory does not hold it.
@@ -52,6 +53,9 @@ impl Mapped {
         let mut file = regular(path)?;
         let len = usize::try_from(file.metadata()?.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut map = MmapMut::map_anon(len)?;
+        // A hint: a system that has none, or none left, gives common pages.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         file.read_exact(&mut map)?;
         Ok(Mapped { map: map.make_read_only()?, file: None })
     }

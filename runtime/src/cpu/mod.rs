@@ -32,9 +32,9 @@ pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rop
 use kernels::head::head_words;
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
 pub use kernels::limits::{f32_peak, int8_peak, read_once};
-use kernels::linear::act_words;
 pub use kernels::linear::{Epilogue, MAX_WEIGHTS, linear, linear_scratch_words, prepare_rows};
 pub use kernels::parallel::Ctx;
+use kernels::product::act_words;
 pub use kernels::quantize::quantize_row;
 pub use kernels::vectorized::Work;
 pub use kernels::{KernelVariant, Kernels, kernel_variants, kernels};

@@ -28,7 +28,9 @@ fn run(
 fn every_format_at_odd_sizes() {
     let mut rng = Rng::new(2);
     for format in FORMATS {
-        for (rows, n, k) in [(1, 16, 128), (1, 50, 2), (3, 17, 100), (9, 33, 320), (21, 70, 160), (70, 5, 257)] {
+        for (rows, n, k) in
+            [(1, 16, 128), (1, 50, 2), (3, 17, 100), (9, 33, 320), (21, 70, 160), (70, 5, 257), (41, 70, 600)]
+        {
             let w = TestWeight::random(&mut rng, format.parse().unwrap(), n, k);
             let x = rng.values(rows * k);
             let what = format!("{format} m={rows} n={n} k={k}");
@@ -43,9 +45,10 @@ fn every_number_of_rows() {
     let mut rng = Rng::new(3);
     let int = TestWeight::random(&mut rng, "q4g64".parse().unwrap(), 24, 192);
     let table = TestWeight::random(&mut rng, "l16".parse().unwrap(), 40, 400);
+    let whole = TestWeight::random(&mut rng, "q8".parse().unwrap(), 24, 300);
     let float = TestWeight::random(&mut rng, "bf16".parse().unwrap(), 84, 48);
-    for rows in 1..=34 {
-        for w in [&int, &table, &float] {
+    for rows in 1..=50 {
+        for w in [&int, &table, &float, &whole] {
             let x = rng.values(rows * w.k);
             let what = format!("{} m={rows}", w.dtype);
             let got = run(&what, &x, rows, None, &[w.packed()], &[]);
@@ -75,7 +78,7 @@ fn norm_and_bias_with_shared_and_different_formats() {
     for formats in
         [["q4g32", "q4g32", "q4g32"], ["q4g32", "q8g64m", "bf16"], ["l16", "q8g128", "q4g32"], ["f32", "f16", "f16"]]
     {
-        for rows in [1, 7, 19] {
+        for rows in [1, 7, 19, 40] {
             let weights: Vec<TestWeight> = formats
                 .iter()
                 .zip([40, 24, 16])

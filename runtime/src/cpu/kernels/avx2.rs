@@ -4,12 +4,12 @@
 //! 8 · 2 · 15 · 127 < 2¹⁵; signed 8-bit codes are at most 128 in size, which allows for one, 2 · 128 · 127 < 2¹⁵.
 //! An activation of −128, whose sign `vpsignb` cannot change, only occurs where the scale is not a number.
 
-use super::dot::{dot, quads};
+use super::dot::{attend, dot, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
-    TILE_SCALE_BYTES, UNSIGNED_TABLE,
+    AttendArgs, CODES_BYTES, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT,
+    TABLE_BLOCK_BYTES, TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::*;

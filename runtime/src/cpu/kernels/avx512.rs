@@ -1,50 +1,30 @@
-//! The kernels for AVX-512 with VNNI.
+//! The kernels of floats and of int8 caches for AVX-512, looking codes up without VBMI, and what its integer kernels share.
 //!
-//! Invariant: eight rows keep every accumulator in a register (8 integer + 8 float + weights, scale and mask of 32);
-//! activations are memory operands with embedded broadcast.
+//! Invariant: eight rows keep every accumulator in a register.
 
-use super::avx2::prefetch;
-use super::dot::{dot, quads};
+use super::dot::{attend, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
+    AttendArgs, CODES_BYTES, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
     TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
-use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
+use crate::cpu::pack::TILE_COLUMNS;
 use std::arch::x86_64::*;
 use std::arch::x86_64::{
     _mm512_cvtepi32_ps as to_floats, _mm512_fmadd_ps as fmadd, _mm512_loadu_ps as load,
     _mm512_set1_epi32 as splat_ints, _mm512_set1_ps as splat, _mm512_storeu_ps as store,
 };
 
-/// Rows per register tile.
+/// Rows per register tile of these kernels.
 pub(super) const MAX_ROWS: usize = 8;
 const LANES: usize = 16;
 const MOVED: bool = false;
 
-dot!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", 1 => 1, 2 => 1, 3 => 1, 4 => 1, 5 => 1, 6 => 1, 7 => 1, 8 => 1);
-quads!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", add, __m512i, 8, look_ahead);
+attend!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", 1 => 1, 2 => 1, 3 => 1, 4 => 1, 5 => 1, 6 => 1, 7 => 1, 8 => 1);
+quads!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", add, __m512i, 8);
 fma!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", 1 => 4, 2 => 4, 3 => 4, 4 => 4, 5 => 2, 6 => 2, 7 => 2, 8 => 2);
 look_up!("avx512f,avx512bw", 16);
-
-/// Bytes ahead of the weight stream that are fetched into L1, per row, where nothing else says what to fetch. One to three
-/// rows run at the speed of memory, which the hardware's own prefetch reaches; more rows leave it too little to look ahead on.
-const PREFETCH_PER_ROW: usize = 512;
-const PREFETCH_MIN_ROWS: usize = 4;
-/// Bytes ahead that are fetched into L2 as well when there is much to compute in between.
-const PREFETCH_FAR: usize = 16 << 10;
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn look_ahead<const R: usize>(codes: *const u8) {
-    if R >= PREFETCH_MIN_ROWS {
-        prefetch(codes.wrapping_add(R * PREFETCH_PER_ROW));
-    }
-    if R > PREFETCH_MIN_ROWS {
-        _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(PREFETCH_FAR).cast());
-    }
-}
 
 #[inline]
 #[target_feature(enable = "avx512f")]

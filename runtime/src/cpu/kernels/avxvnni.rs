@@ -3,7 +3,7 @@
 //! Invariant: codes are unsigned bytes as they are stored, and `vpdpbusd` sums their products exactly.
 
 use super::avx2::*;
-use super::dot::{dot, quads};
+use super::dot::{attend, dot, quads};
 use super::{AttendArgs, DotArgs};
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::x86_64::__m256i;
@@ -78,7 +78,9 @@ mod tests {
                         nibbles,
                         min,
                         weights,
+                        block_bytes: BLOCK * 16 / if nibbles { 2 } else { 1 } + groups * 32 * if min { 2 } else { 1 },
                         act,
+                        next_act: act,
                         total: total.as_mut_ptr(),
                         ahead: weights,
                         ahead_lines: 0,

@@ -58,7 +58,6 @@ macro_rules! dot {
             let rounds = 4 / groups;
             let codes_bytes = BLOCK * TILE_COLUMNS / if NIBBLES { 2 } else { 1 };
             let table_bytes = groups * TILE_COLUMNS * 2;
-            let block_bytes = codes_bytes + table_bytes * if MIN { 2 } else { 1 };
             // SAFETY: the streams advance by exactly the extents that `DotArgs` documents; `p.rows == R`, and the columns
             // `first..first + H * LANES` are among the sixteen.
             unsafe {
@@ -115,11 +114,19 @@ macro_rules! dot {
                         }
                     }
                     act = act_scale.add(R);
-                    weights = weights.add(block_bytes);
+                    weights = weights.add(p.block_bytes);
                 }
             }
         }
 
+        attend!($features, $($rows => $registers),* $(; $other => $module)?);
+    };
+}
+pub(super) use dot;
+
+/// The kernel `attend`, with the arguments of `dot!` and of its caller as far as it needs them.
+macro_rules! attend {
+    ($features:literal, $($rows:literal => $registers:literal),* $(; $other:literal => $module:ident)?) => {
         /// Integer kernel of attention; see [`AttendArgs`].
         #[target_feature(enable = $features)]
         pub(in crate::cpu::kernels) unsafe fn attend(p: &AttendArgs) {
@@ -163,16 +170,15 @@ macro_rules! dot {
         }
     };
 }
-pub(super) use dot;
+pub(super) use attend;
 
 /// `$name::<R, H, NIBBLES>(sum, codes, act, rounds)`, which adds the products of `rounds` times 32 k to sums of type
-/// `$sum`, one quad of k after the other. `$unrolled` quads of 8-bit codes are in the body of the loop, and before each
-/// 64 bytes of codes goes `$look_ahead::<R>(codes)`.
+/// `$sum`, one quad of k after the other. `$unrolled` quads of 8-bit codes are in the body of the loop.
 ///
 /// The caller has `load_codes`, `low` and `high` for the two nibbles of codes, and
 /// `multiply::<NIBBLES>(sum, codes, quads of activations)`.
 macro_rules! quads {
-    ($features:literal, $name:ident, $sum:ty, $unrolled:literal $(, $look_ahead:ident)?) => {
+    ($features:literal, $name:ident, $sum:ty, $unrolled:literal) => {
         #[inline]
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize, const H: usize, const NIBBLES: bool>(
@@ -186,7 +192,6 @@ macro_rules! quads {
                 let unrolled = if NIBBLES { 4 } else { $unrolled };
                 for _ in 0..rounds * if NIBBLES { 1 } else { 8 / unrolled } {
                     for _ in 0..unrolled {
-                        $($look_ahead::<R>(codes);)?
                         for nibble in 0..if NIBBLES { 2 } else { 1 } {
                             let mut w = [load_codes(codes); H];
                             for h in 0..H {

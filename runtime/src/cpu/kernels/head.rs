@@ -5,8 +5,9 @@
 
 use super::body::STATS_WORDS;
 use super::elementwise::Norm;
-use super::linear::{Epilogue, Operand, act_words, linear};
+use super::linear::{Epilogue, linear};
 use super::parallel::{Ctx, SharedMut};
+use super::product::{Operand, act_words};
 use super::tiles::RowTiles;
 use crate::cpu::pack::{PackedWeight, TILE_COLUMNS};
 use crate::exec::RowStats;
@@ -52,7 +53,7 @@ pub fn head_stats(
     let first_allowed = (0..head.n()).find(|id| Some(*id) != banned).expect("a token that is not banned");
     let banned = banned.and_then(|id| u32::try_from(id).ok()).unwrap_or(u32::MAX);
     let operand = Operand::new(*head);
-    let max_rows = operand.max_rows(ctx);
+    let max_rows = operand.max_rows(ctx, rows);
     let tiles = RowTiles::new(rows, max_rows);
     let (act, stats) = scratch.split_at_mut(rows * operand.act_words());
     operand.prepare(ctx, x, norm, tiles, act);
@@ -63,6 +64,7 @@ pub fn head_stats(
     let shared = SharedMut::new(stats);
     let group_tiles = operand.group_tiles(max_rows).min(ITEM_ROWS / max_rows);
     let groups = tiles.count.div_ceil(group_tiles);
+    let group_tiles = tiles.count.div_ceil(groups);
     ctx.parallel(chunks * groups, 1, |_, range| {
         let mut room: [_; ITEM_ROWS * CHUNK_TILES * TILE_COLUMNS] = [MaybeUninit::uninit(); _];
         for item in range {

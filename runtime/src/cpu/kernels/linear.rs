@@ -1,16 +1,14 @@
-//! Linear layers: activation preparation, one parallel region over column tiles, and the epilogues.
+//! Linear layers: one parallel region over column tiles, and the epilogues. Products are `product.rs`'.
 //!
 //! Rows are cut into register tiles, tiles are grouped so that a group's activations stay in L2 while every column tile
 //! passes over them. Invariant: an item (row group, few column tiles) writes those output elements and no others.
 
-use super::body::{IntAct, Store, StoreMode};
+use super::body::{Store, StoreMode};
 use super::elementwise::Norm;
 use super::parallel::{Ctx, SharedMut};
+use super::product::{MAX_GROUP_ROWS, Operand, act_words};
 use super::tiles::RowTiles;
-use super::{DotArgs, FloatKind, FmaArgs, LOOKED_UP_BYTES, Lookup};
-use crate::cpu::pack::{PackedWeight, QuantTile, TILE_COLUMNS};
-use dlx_ir::quant::zero_point;
-use dlx_ir::{DType, Grid};
+use crate::cpu::pack::{PackedWeight, TILE_COLUMNS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -29,229 +27,10 @@ pub enum Epilogue<'a> {
 
 /// Most weights that share one input.
 pub const MAX_WEIGHTS: usize = 3;
-/// Most rows per group, and the share of L2 that a group's activations may take.
-const MAX_GROUP_ROWS: usize = 128;
-const GROUP_ACT_WORDS: usize = 128 * 1024;
 /// Most column tiles per item: neighbors on a row of the output are written together.
 const ITEM_TILES: usize = 4;
-/// Bytes of weights per kernel call when several row tiles share them: as much as stays in L1 beside activations.
-const RUN_BYTES: usize = 9216;
-
-/// Blocks of `l16` in a run.
-const RUN_BLOCKS: usize = 8;
-
-/// Room for a run of blocks of `l16` as 8-bit codes with their scales.
-#[repr(align(64))]
-struct LookedUp([MaybeUninit<u8>; RUN_BLOCKS * LOOKED_UP_BYTES]);
-
 /// Room for the sums of one item, `[tiles][rows][16]`.
 type Totals = [MaybeUninit<f32>; MAX_GROUP_ROWS * ITEM_TILES * TILE_COLUMNS];
-
-/// How a weight wants its activations. Weights that agree share one prepared copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum ActKind {
-    Int(IntAct),
-    Float,
-}
-
-/// A weight as the kernels see it.
-#[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
-    weight: PackedWeight<'a>,
-    format: Format,
-}
-
-#[derive(Clone, Copy)]
-enum Format {
-    Int {
-        layout: QuantTile,
-        act: IntAct,
-        nibbles: bool,
-    },
-    /// `l16`: as 8-bit codes in groups of 128, once they are looked up.
-    Table {
-        layout: QuantTile,
-        act: IntAct,
-    },
-    Float(FloatKind),
-}
-
-impl<'a> Operand<'a> {
-    pub(super) fn new(weight: PackedWeight<'a>) -> Self {
-        let format = match weight.dtype() {
-            DType::F32 => Format::Float(FloatKind::F32),
-            DType::F16 => Format::Float(FloatKind::F16),
-            DType::BF16 => Format::Float(FloatKind::BF16),
-            DType::Quant(fmt) => {
-                let layout = QuantTile::new(fmt, weight.k()).expect("PackedWeight checked the format");
-                let zero = (!fmt.has_min()).then_some(i32::from(zero_point(fmt)));
-                let act = IntAct { groups: layout.groups, zero };
-                match fmt.grid {
-                    Grid::Table => Format::Table { layout, act },
-                    Grid::Symmetric | Grid::Affine => Format::Int { layout, act, nibbles: fmt.bits == 4 },
-                }
-            }
-            _ => unreachable!("PackedWeight rejects integers"),
-        };
-        Operand { weight, format }
-    }
-
-    fn act_kind(&self) -> ActKind {
-        match self.format {
-            Format::Int { act, .. } | Format::Table { act, .. } => ActKind::Int(act),
-            Format::Float(_) => ActKind::Float,
-        }
-    }
-
-    /// Most rows per register tile.
-    pub(super) fn max_rows(&self, ctx: &Ctx<'_>) -> usize {
-        ctx.kernels.rows_of(self.weight.dtype())
-    }
-
-    /// Words of prepared activations per row.
-    pub(super) fn act_words(&self) -> usize {
-        act_words(self.weight.dtype(), self.weight.k())
-    }
-
-    /// Register tiles per group of rows.
-    pub(super) fn group_tiles(&self, max_rows: usize) -> usize {
-        let rows = (GROUP_ACT_WORDS / self.act_words().max(1)).clamp(4 * max_rows, MAX_GROUP_ROWS);
-        rows / max_rows
-    }
-
-    /// Prepares activations for this weight: `[tile]` consecutive, each as its kernel wants it.
-    pub(super) fn prepare(&self, ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, tiles: RowTiles, out: &mut [u32]) {
-        /// Values below which handing work to another thread costs more than it saves.
-        const MIN_VALUES: usize = 8 * 1024;
-        let k = self.weight.k();
-        let words = self.act_words();
-        let out = SharedMut::new(out);
-        let grain = MIN_VALUES.div_ceil(k * tiles.rows(0).len().max(1));
-        ctx.parallel(tiles.count, grain, |_, range| {
-            for t in range {
-                let rows = tiles.rows(t);
-                // SAFETY: tiles do not overlap and each is visited once.
-                let out = unsafe { out.slice(rows.start * words, rows.len() * words) };
-                let x = &x[rows.start * k..rows.end * k];
-                match self.act_kind() {
-                    ActKind::Int(spec) => ctx.kernels.portable.quantize_tile(x, rows.len(), norm, spec, out),
-                    ActKind::Float => ctx.kernels.portable.interleave_tile(x, rows.len(), norm, out),
-                }
-            }
-        });
-    }
-
-    /// `totals[tile][row][16]` = products of column tiles `columns` and the rows of register tiles `group`.
-    ///
-    /// `act` is the whole prepared activation. `room` is for at least the totals, which are returned.
-    pub(super) fn multiply<'t>(
-        &self,
-        ctx: &Ctx<'_>,
-        tiles: RowTiles,
-        group: Range<usize>,
-        columns: Range<usize>,
-        act: &[u32],
-        room: &'t mut [MaybeUninit<f32>],
-    ) -> &'t mut [f32] {
-        let first = tiles.start(group.start);
-        let rows = tiles.start(group.end) - first;
-        let words = self.act_words();
-        assert!(columns.end <= self.weight.tiles() && act.len() >= (first + rows) * words, "operands");
-        let room = &mut room[..columns.len() * rows * TILE_COLUMNS];
-        room.fill(MaybeUninit::new(0.0));
-        // SAFETY: every element has just been written.
-        let totals = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<f32>(), room.len()) };
-        let stride = self.weight.tile_stride();
-        match self.format {
-            Format::Int { layout, .. } | Format::Table { layout, .. } => {
-                let min = layout.mins.is_some();
-                let nibbles = matches!(self.format, Format::Int { nibbles: true, .. });
-                // Blocks that are looked up ahead, and the kernel.
-                let (ahead_of, dot) = match (self.format, ctx.kernels.lookup) {
-                    (Format::Table { .. }, Lookup::Ahead(look_up)) => (Some(look_up), ctx.kernels.dot),
-                    #[cfg(target_arch = "x86_64")]
-                    (Format::Table { .. }, Lookup::Within(dot, _)) => (None, dot),
-                    _ => (None, ctx.kernels.dot),
-                };
-                let mut found = LookedUp([MaybeUninit::uninit(); _]);
-                // A single row tile goes through a column tile at once; several share a run of it while it is in L1.
-                let alone = group.len() == 1 && ahead_of.is_none();
-                let run = if alone { layout.blocks } else { (RUN_BYTES / layout.block_bytes).max(1) };
-                assert!(ahead_of.is_none() || run <= RUN_BLOCKS, "a run that is looked up ahead has room");
-                let ahead_lines = if alone { 0 } else { layout.block_bytes.div_ceil(64 * group.len()) };
-                for (totals, column) in totals.chunks_exact_mut(rows * TILE_COLUMNS).zip(columns) {
-                    let tile = self.weight.tile(column).as_ptr();
-                    for b in (0..layout.blocks).step_by(run) {
-                        let blocks = run.min(layout.blocks - b);
-                        let mut weights = tile.wrapping_add(b * layout.block_bytes);
-                        // Behind a column tile lies the next one, which comes next.
-                        let mut ahead = weights.wrapping_add(blocks * layout.block_bytes);
-                        if let Some(look_up) = ahead_of {
-                            // SAFETY: `blocks` blocks of the tile lie there, and there is room for a run of them.
-                            unsafe { look_up(weights, blocks, found.0.as_mut_ptr().cast()) };
-                            weights = found.0.as_ptr().cast();
-                        }
-                        for t in group.clone() {
-                            let r = tiles.rows(t);
-                            // SAFETY: offsets follow the layouts of the weight tile and of the prepared activations,
-                            // whose lengths are checked above and by `PackedWeight`.
-                            unsafe {
-                                dot(&DotArgs {
-                                    rows: r.len(),
-                                    blocks,
-                                    groups: layout.groups,
-                                    nibbles,
-                                    min,
-                                    weights,
-                                    act: act
-                                        .as_ptr()
-                                        .add(r.start * words + b * r.len() * DotArgs::act_words(layout.groups)),
-                                    total: totals.as_mut_ptr().add((r.start - first) * TILE_COLUMNS),
-                                    ahead,
-                                    ahead_lines,
-                                });
-                            }
-                            ahead = ahead.wrapping_add(blocks * ahead_lines * 64);
-                        }
-                    }
-                }
-            }
-            Format::Float(kind) => {
-                for t in group {
-                    let r = tiles.rows(t);
-                    // SAFETY: as above; tiles of the weight are `stride` bytes apart.
-                    unsafe {
-                        (ctx.kernels.fma)(&FmaArgs {
-                            rows: r.len(),
-                            tiles: columns.len(),
-                            k: self.weight.k(),
-                            w: self.weight.tile(columns.start).as_ptr(),
-                            w_kind: kind,
-                            w_step: TILE_COLUMNS,
-                            w_tile: stride / kind.size(),
-                            a: act.as_ptr().add(r.start * words).cast(),
-                            a_row_major: false,
-                            total: totals.as_mut_ptr().add((r.start - first) * TILE_COLUMNS),
-                            total_row: TILE_COLUMNS,
-                            total_tile: rows * TILE_COLUMNS,
-                        });
-                    }
-                }
-            }
-        }
-        totals
-    }
-}
-
-/// Words of prepared activations per row, for a weight of `k` input features.
-pub(in crate::cpu) fn act_words(dtype: DType, k: usize) -> usize {
-    match dtype {
-        DType::Quant(format) => {
-            QuantTile::new(format, k).map_or(0, |layout| layout.blocks * DotArgs::act_words(layout.groups))
-        }
-        _ => k,
-    }
-}
 
 /// Words of scratch that [`linear`] needs for `rows` rows and these weights.
 pub fn linear_scratch_words(rows: usize, weights: &[PackedWeight<'_>]) -> usize {
@@ -284,7 +63,7 @@ pub fn linear(
     check(x, rows, norm, weights, biases, epilogue, outs);
     let mut operands = [Operand::new(weights[0]); MAX_WEIGHTS];
     let mut acts: [&[u32]; MAX_WEIGHTS] = [&[]; MAX_WEIGHTS];
-    let max_rows = weights.iter().map(|w| ctx.kernels.rows_of(w.dtype())).min().unwrap_or(1);
+    let max_rows = weights.iter().map(|w| ctx.kernels.rows_of(w.dtype(), rows)).min().unwrap_or(1);
     let tiles = RowTiles::new(rows, max_rows);
     let mut scratch = scratch;
     for (i, weight) in weights.iter().enumerate() {
@@ -304,12 +83,16 @@ pub fn linear(
         *s = Some(SharedMut::new(out));
     }
     let group_tiles = operands[..weights.len()].iter().map(|o| o.group_tiles(max_rows)).min().unwrap_or(1);
+    // Of the same size, so that no group goes through all weights for a thin remainder.
+    let group_tiles = tiles.count.div_ceil(tiles.count.div_ceil(group_tiles));
     let column_tiles: usize = weights.iter().map(PackedWeight::tiles).sum();
+    let item_tiles = (column_tiles / (8 * ctx.threads())).clamp(1, ITEM_TILES);
+    let pairs = weights.iter().any(|w| ctx.kernels.pairs_of(w.dtype(), rows).is_some());
     let job = Job {
         ctx,
         tiles,
         group_tiles,
-        item_tiles: (column_tiles / (8 * ctx.threads())).clamp(1, ITEM_TILES),
+        item_tiles: if pairs { item_tiles.next_multiple_of(2) } else { item_tiles },
         operands: &operands[..weights.len()],
         acts: &acts[..weights.len()],
         biases,
@@ -333,7 +116,7 @@ pub fn linear(
 pub fn prepare_rows(ctx: &Ctx<'_>, x: &[f32], norm: Option<Norm<'_>>, weight: PackedWeight<'_>, scratch: &mut [u32]) {
     assert!(x.len().is_multiple_of(weight.k()) && norm.is_none_or(|n| n.weight.len() == weight.k()), "whole rows");
     let (operand, rows) = (Operand::new(weight), x.len() / weight.k());
-    let tiles = RowTiles::new(rows, operand.max_rows(ctx));
+    let tiles = RowTiles::new(rows, operand.max_rows(ctx, rows));
     operand.prepare(ctx, x, norm, tiles, &mut scratch[..rows * operand.act_words()]);
 }
 

@@ -33,8 +33,7 @@ macro_rules! look_up {
                             }
                         }
                     }
-                    to.add(LOOKED_UP_BYTES - TILE_SCALE_BYTES)
-                        .copy_from_nonoverlapping(from.add(SCALES_AT), TILE_SCALE_BYTES);
+                    to.add(CODES_BYTES).copy_from_nonoverlapping(from.add(SCALES_AT), TILE_SCALE_BYTES);
                 }
             }
         }

@@ -2,8 +2,9 @@
 //!
 //! Three kernels are compiled from intrinsics: [`DotArgs`] (packed integer weights × int8 activations), [`AttendArgs`] (int8
 //! caches × int8 queries or weights of values) and [`FmaArgs`] (float weights, float caches). Their loops are macros
-//! (`dot.rs`, `fma.rs`), to which an instruction set brings its register and a few operations. Weights of `l16` are looked up
-//! in a table first ([`Lookup`]). Everything else is one portable body over 16-lane chunks ([`body`]), compiled once per
+//! (`dot.rs`, `fma.rs`), to which an instruction set brings its register and a few operations; AVX-512, with twice the
+//! registers, has a loop of its own for weights, and another for many rows ([`Pairs`]). Weights of `l16` are looked up in a
+//! table first ([`Lookup`]). Everything else is one portable body over 16-lane chunks ([`body`]), compiled once per
 //! instruction set.
 //!
 //! Invariant: a [`Kernels`] exists only for an instruction set that this CPU has ([`kernels`] is the only way to get
@@ -17,6 +18,10 @@ pub(crate) mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512dot;
+#[cfg(target_arch = "x86_64")]
+mod avx512pair;
 #[cfg(target_arch = "x86_64")]
 mod avx512vbmi;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +41,7 @@ mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod parallel;
+pub(crate) mod product;
 pub(crate) mod quantize;
 mod scalar;
 mod tiles;
@@ -51,13 +57,17 @@ use parallel::Ctx;
 /// The kernels of one instruction set.
 pub struct Kernels {
     isa: Isa,
-    /// Most activation rows that `dot`, `attend` and `fma` take at once.
+    /// Most activation rows that `attend` and `fma` take at once.
     max_rows: usize,
+    /// Most activation rows that `dot` takes at once.
+    dot_rows: usize,
     dot: unsafe fn(&DotArgs),
     attend: unsafe fn(&AttendArgs),
     fma: unsafe fn(&FmaArgs),
     portable: &'static Portable,
     lookup: Lookup,
+    /// What multiplies many rows by integer weights.
+    pairs: Option<Pairs>,
     /// Paths of `dot`, `fma`, `portable`, `lookup` and `attend`, for people.
     names: [&'static str; 5],
 }
@@ -78,12 +88,44 @@ enum Lookup {
     Within(unsafe fn(&DotArgs), usize),
 }
 
+/// How many rows are multiplied, two column tiles at a time. Only instruction sets with registers for it have it.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other architecture has one yet"))]
+struct Pairs {
+    dot: unsafe fn(&PairArgs),
+    /// Most activation rows that `dot` takes at once, of weights in groups of 128 and in shorter ones.
+    rows: [usize; 2],
+    /// Turns blocks of 4-bit codes, and tables of so many bytes behind them, into blocks of 8-bit codes.
+    widen: unsafe fn(from: *const u8, blocks: usize, tables: usize, to: *mut u8),
+    /// The same for `l16`, as [`Lookup::Ahead`].
+    look_up: unsafe fn(from: *const u8, blocks: usize, to: *mut u8),
+}
+
+impl Pairs {
+    /// From so many rows on, sharing the work of unpacking is worth a way through memory.
+    const MIN_ROWS: usize = 32;
+
+    /// Bytes of a block of 8-bit codes with tables of so many bytes: whole cache lines.
+    const fn block_bytes(tables: usize) -> usize {
+        CODES_BYTES + tables.next_multiple_of(64)
+    }
+}
+
 impl Kernels {
-    /// Most activation rows that the kernel of a weight takes at once.
-    fn rows_of(&self, dtype: DType) -> usize {
-        match (dtype, self.lookup) {
+    /// What multiplies so many rows by a weight in pairs of column tiles, if anything does.
+    fn pairs_of(&self, dtype: DType, rows: usize) -> Option<&Pairs> {
+        self.pairs.as_ref().filter(|_| matches!(dtype, DType::Quant(_)) && rows >= Pairs::MIN_ROWS)
+    }
+
+    /// Most activation rows that the kernel of a weight takes at once, of so many.
+    fn rows_of(&self, dtype: DType, rows: usize) -> usize {
+        match (dtype, self.pairs_of(dtype, rows), self.lookup) {
+            (DType::Quant(format), Some(pairs), _) => {
+                pairs.rows[usize::from(format.group.is_some_and(|g| (g as usize) < BLOCK))]
+            }
             #[cfg(target_arch = "x86_64")]
-            (DType::Quant(QuantFormat::L16), Lookup::Within(_, rows)) => rows,
+            (DType::Quant(QuantFormat::L16), None, Lookup::Within(_, rows)) => rows,
+            (DType::Quant(_), ..) => self.dot_rows,
             _ => self.max_rows,
         }
     }
@@ -95,39 +137,41 @@ impl Kernels {
 }
 
 macro_rules! table {
-    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $attend:path, $fma:path, $portable:path,
-        $lookup:ident($table:path $(, $most:expr)?));)*) => {
+    ($($(#[$architecture:meta])? $isa:ident($rows:expr, $dot:path, $dot_rows:expr, $attend:path, $fma:path, $portable:path,
+        $lookup:ident($table:path $(, $most:expr)?), $pairs:expr);)*) => {
         /// Every kernel that is compiled for this architecture, slowest instruction set first. Private: see the invariant.
         static TABLE: &[Kernels] = &[$($(#[$architecture])? Kernels {
             isa: Isa::$isa,
             max_rows: $rows,
+            dot_rows: $dot_rows,
             dot: $dot,
             attend: $attend,
             fma: $fma,
             portable: &$portable,
             lookup: Lookup::$lookup($table $(, $most)?),
+            pairs: $pairs,
             names: [stringify!($dot), stringify!($fma), stringify!($portable), stringify!($table), stringify!($attend)],
         }),*];
     };
 }
 
 table! {
-    Scalar(8, scalar::dot, scalar::attend, scalar::fma, body::SCALAR, Ahead(scalar::look_up));
+    Scalar(8, scalar::dot, 8, scalar::attend, scalar::fma, body::SCALAR, Ahead(scalar::look_up), None);
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up));
+    Avx2(avx2::MAX_ROWS, avx2::dot, avx2::MAX_ROWS, avx2::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up), None);
     #[cfg(target_arch = "x86_64")]
-    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avxvnni::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up));
+    AvxVnni(avx2::MAX_ROWS, avxvnni::dot, avx2::MAX_ROWS, avxvnni::attend, avx2::fma, body::AVX2, Ahead(avx2::look_up), None);
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::MAX_ROWS, avx512::dot, avx512::attend, avx512::fma, body::AVX512, Ahead(avx512::look_up));
+    Avx512(avx512::MAX_ROWS, avx512dot::dot, avx512dot::MAX_ROWS, avx512::attend, avx512::fma, body::AVX512, Ahead(avx512::look_up), Some(avx512pair::PAIRS));
     #[cfg(target_arch = "x86_64")]
-    Avx512Vbmi(avx512::MAX_ROWS, avx512::dot, avx512::attend, avx512::fma, body::AVX512, Within(avx512vbmi::dot, avx512vbmi::MAX_ROWS));
+    Avx512Vbmi(avx512::MAX_ROWS, avx512dot::dot, avx512dot::MAX_ROWS, avx512::attend, avx512::fma, body::AVX512, Within(avx512vbmi::dot, avx512vbmi::MAX_ROWS), Some(avx512pair::PAIRS_VBMI));
     // NEON is part of aarch64, so the compiler vectorizes the scalar bodies with it.
     #[cfg(target_arch = "aarch64")]
-    Neon(neon::MAX_ROWS, neon::mull::dot, neon::mull::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    Neon(neon::MAX_ROWS, neon::mull::dot, neon::MAX_ROWS, neon::mull::attend, neon::fma, body::SCALAR, Ahead(neon::look_up), None);
     #[cfg(target_arch = "aarch64")]
-    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::sdot::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    NeonDot(neon::MAX_ROWS, neon::sdot::dot, neon::MAX_ROWS, neon::sdot::attend, neon::fma, body::SCALAR, Ahead(neon::look_up), None);
     #[cfg(target_arch = "aarch64")]
-    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::usmmla::attend, neon::fma, body::SCALAR, Ahead(neon::look_up));
+    NeonI8mm(neon::MAX_ROWS, neon::usmmla::dot, neon::MAX_ROWS, neon::usmmla::attend, neon::fma, body::SCALAR, Ahead(neon::look_up), None);
 }
 
 /// The kernels of an instruction set.
@@ -209,11 +253,15 @@ struct DotArgs {
     nibbles: bool,
     /// Whether groups have a minimum.
     min: bool,
-    /// Blocks of a quantized tile, one after the other: codes, scales, minima.
+    /// Blocks of a quantized tile, `block_bytes` from one to the next: codes, scales, minima.
     weights: *const u8,
+    block_bytes: usize,
     /// Per block: `[32 quads][rows]` packed int8, then `[groups][rows]` i32 corrections (f32 sums if `min`),
     /// then `[rows]` f32 scales. One word each.
     act: *const u32,
+    /// Activations of the call that comes next, which may be asked for.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "AVX-512 alone asks for them"))]
+    next_act: *const u32,
     /// `[rows][16]`.
     total: *mut f32,
     /// Cache lines to ask for at the start of every block, from `ahead` on. When several row tiles share weights, each
@@ -258,11 +306,25 @@ struct AttendArgs {
     total_tile: usize,
 }
 
+/// Arguments of a kernel of [`Pairs`], which multiplies by two column tiles. The codes have 8 bits.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other architecture reads them yet"))]
+struct PairArgs {
+    /// Those of the first tile, and of both.
+    dot: DotArgs,
+    /// The second tile's.
+    weights: *const u8,
+    total: *mut f32,
+    ahead: *const u8,
+}
+
 /// Bytes of the scales of a group in a tile.
 const TILE_SCALE_BYTES: usize = TILE_COLUMNS * 2;
 
-/// Bytes of a block of 8-bit codes with the scales of one group.
-const LOOKED_UP_BYTES: usize = BLOCK * TILE_COLUMNS + TILE_SCALE_BYTES;
+/// Bytes of the codes of a block, of 8 bits each.
+const CODES_BYTES: usize = BLOCK * TILE_COLUMNS;
+
+/// Bytes of a block of 8-bit codes with the scales of one group, whose codes begin with a cache line.
+const LOOKED_UP_BYTES: usize = Pairs::block_bytes(TILE_SCALE_BYTES);
 
 /// Offset of the levels in a block of `l16`, behind its codes; of the scales; and its length.
 const LEVELS_AT: usize = BLOCK * TILE_COLUMNS / 2;

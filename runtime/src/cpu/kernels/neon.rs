@@ -5,12 +5,12 @@
 //! With [`sdot`], whose operands are signed, 8-bit codes are moved by −128, which for symmetric formats is what the
 //! zero-point correction would do. [`usmmla`] multiplies the codes as they are.
 
-use super::dot::{dot, quads};
+use super::dot::{attend, dot, quads};
 use super::fma::fma;
 use super::lookup::look_up;
 use super::{
-    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
-    TILE_SCALE_BYTES, UNSIGNED_TABLE,
+    AttendArgs, CODES_BYTES, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT,
+    TABLE_BLOCK_BYTES, TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use std::arch::aarch64::*;

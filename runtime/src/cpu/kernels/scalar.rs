@@ -3,8 +3,8 @@
 //! Invariant: the order of every float operation here is the order in which each vector kernel computes each lane.
 
 use super::{
-    AttendArgs, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT, TABLE_BLOCK_BYTES,
-    TILE_SCALE_BYTES, UNSIGNED_TABLE,
+    AttendArgs, CODES_BYTES, DotArgs, FloatKind, FmaArgs, KEY_BLOCK, LEVELS_AT, LOOKED_UP_BYTES, SCALES_AT,
+    TABLE_BLOCK_BYTES, TILE_SCALE_BYTES, UNSIGNED_TABLE,
 };
 use crate::cpu::pack::{BLOCK, TILE_COLUMNS};
 use half::{bf16, f16};
@@ -15,14 +15,13 @@ pub(super) unsafe fn dot(p: &DotArgs) {
     let quads = BLOCK / 4 / p.groups;
     let codes_bytes = BLOCK * TILE_COLUMNS / if p.nibbles { 2 } else { 1 };
     let table_bytes = p.groups * TILE_COLUMNS * 2;
-    let block_bytes = codes_bytes + table_bytes * if p.min { 2 } else { 1 };
     for b in 0..p.blocks {
         for r in 0..p.rows {
             for col in 0..TILE_COLUMNS {
                 // SAFETY: the caller's buffers have the extents that `DotArgs` documents; all indices stay below them.
                 unsafe {
                     let act = p.act.add(b * words * p.rows);
-                    let codes = p.weights.add(b * block_bytes);
+                    let codes = p.weights.add(b * p.block_bytes);
                     let scales = codes.add(codes_bytes).cast::<u16>();
                     let mins = codes.add(codes_bytes + table_bytes).cast::<u16>();
                     let mut block = 0f32;
@@ -121,7 +120,7 @@ pub(super) unsafe fn look_up(from: *const u8, blocks: usize, to: *mut u8) {
                     *to.add(q * 64 + i) = UNSIGNED_TABLE[usize::from(level << 4 | code)];
                 }
             }
-            to.add(LOOKED_UP_BYTES - TILE_SCALE_BYTES).copy_from_nonoverlapping(from.add(SCALES_AT), TILE_SCALE_BYTES);
+            to.add(CODES_BYTES).copy_from_nonoverlapping(from.add(SCALES_AT), TILE_SCALE_BYTES);
         }
     }
 }
