@@ -7,7 +7,7 @@ use crate::exec::Executor;
 use crate::manifest::{Manifest, kind_of};
 use crate::memory::count::{Held, THREADS, Usage};
 use crate::memory::{Budget, Certificate, OverLimit};
-use crate::selftest::{self, GoldenVectors, SelfTestError};
+use crate::selftest::{self, GoldenVectors, SelfTest, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer, TokenizerSize};
 use crate::wgpu::plan::Plan;
 use dlx_ir::{Error, VerifiedModule};
@@ -131,8 +131,8 @@ pub struct LoadOptions {
     pub cpu: CpuOptions,
     /// Whether to compare the checksum of the weights, which reads them all once.
     pub verify_weights: bool,
-    /// Whether to run the golden vectors.
-    pub self_test: bool,
+    /// How much of the golden vectors to run. On a graphics device, where weights are copied at load, all or nothing.
+    pub self_test: SelfTest,
     /// Bytes that the process may take for the model; one that could take more does not load, and one that is loaded does not
     /// grow beyond. What is counted says [`memory`](crate::memory).
     pub max_memory: Option<u64>,
@@ -145,7 +145,7 @@ impl Default for LoadOptions {
             device: None,
             cpu: CpuOptions::default(),
             verify_weights: true,
-            self_test: true,
+            self_test: SelfTest::default(),
             max_memory: None,
         }
     }
@@ -280,10 +280,10 @@ pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecuto
     if let Some(budget) = budget {
         executor.set_budget(budget);
     }
-    if options.self_test {
+    if options.self_test != SelfTest::Skip {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
-        selftest::check(&mut executor, &golden).map_err(failed)?;
+        selftest::check(&mut executor, &golden, options.self_test).map_err(failed)?;
     }
     Ok(executor)
 }
@@ -310,7 +310,7 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
     if let Some(budget) = budget {
         executor.set_budget(budget);
     }
-    if options.self_test {
+    if options.self_test != SelfTest::Skip {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
         executor.self_test(&golden).map_err(failed)?;
