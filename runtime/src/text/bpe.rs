@@ -138,8 +138,18 @@ impl Bpe {
         (place != ABSENT).then(|| self.text(place as usize)).flatten()
     }
 
+    /// What the file says besides the tables.
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// How many merges there are.
+    pub(super) fn merges(&self) -> usize {
+        self.tables.rights.len()
+    }
+
     /// Rank of a merge, and what it makes.
-    fn merge(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+    pub(super) fn merge(&self, left: u32, right: u32) -> Option<(u32, u32)> {
         let left = left as usize;
         let (begin, end) = (*self.tables.starts.get(left)? as usize, *self.tables.starts.get(left + 1)? as usize);
         let at = begin + self.tables.rights.get(begin..end)?.binary_search(&right).ok()?;

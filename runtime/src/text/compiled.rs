@@ -8,6 +8,7 @@
 //! gives others than it recorded for a few of them. Reading one allocates no more than a few times its bytes; a broken one is
 //! an error.
 
+mod agree;
 mod corpus;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use super::bpe::{Bpe, Options, Tables, Words};
-use super::tokenizer::Library;
+use super::tokenizer::{Library, guarded};
 use super::{TextError, Tokenizer};
 
 const MAGIC: &[u8; 8] = b"dlxtok\x001";
@@ -106,8 +107,6 @@ pub(super) struct Counts {
     pub(super) tokens: u64,
     /// Ids up to the largest.
     pub(super) ids: u64,
-    /// Merges.
-    pub(super) merges: u64,
 }
 
 impl Tokenizer {
@@ -131,6 +130,8 @@ impl Tokenizer {
         let settings = Settings { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, options, recorded };
         let settings = serde_json::to_vec(&settings).map_err(|e| e.to_string())?;
         let section = write(json, &settings, &tables)?;
+        // A file that says a thing twice is not the stream that the tables came from.
+        Self::check_compiled(&section, json).map_err(said)?;
         let compiled = Self::from_compiled(&section, blake3::hash(json).as_bytes()).map_err(said)?;
         match library.difference(&compiled, &corpus) {
             Some(difference) => Err(format!("its tables give another result: {difference}")),
@@ -144,7 +145,11 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Compiled`] when it says something else.
     pub fn check_compiled(section: &[u8], json: &[u8]) -> Result<(), TextError> {
-        same(section, json).map_err(TextError::Compiled)
+        let same = || {
+            let (bpe, settings) = parts(section, blake3::hash(json).as_bytes())?;
+            agree::check(&bpe, &settings, json)
+        };
+        same().map_err(TextError::Compiled)
     }
 
     /// Reads a section that [`Tokenizer::compile`] made of the `tokenizer.json` with this BLAKE3.
@@ -152,7 +157,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Compiled`] when it is no such section.
     pub fn from_compiled(section: &[u8], hash: &[u8; 32]) -> Result<Self, TextError> {
-        let (library, recorded) = read(section, hash).map_err(TextError::Compiled)?;
+        let (library, recorded) = guarded(|| Ok(read(section, hash)?)).map_err(TextError::Compiled)?;
         let tokenizer = Self::of(library)?;
         for (text, ids) in recorded {
             if tokenizer.encode(&text)? != ids {
@@ -236,24 +241,6 @@ fn write(json: &[u8], settings: &[u8], tables: &Tables) -> Result<Vec<u8>, Strin
     Ok(section)
 }
 
-/// Compares a section with what its file says; the texts that it records are compared whenever it is read.
-fn same(section: &[u8], json: &[u8]) -> Result<(), String> {
-    let file: File = serde_json::from_slice(json).map_err(|e| format!("its tokenizer.json: {e}"))?;
-    let (tables, options) = tables(&file.model)?;
-    let bytes = split(section, None)?.settings;
-    let settings: Settings = serde_json::from_slice(bytes).map_err(|e| format!("its settings: {e}"))?;
-    let said = (&settings.added_tokens, &settings.normalizer, &settings.pre_tokenizer);
-    let found = (&file.added_tokens, &file.normalizer, &file.pre_tokenizer);
-    let more = (&settings.post_processor, &settings.decoder, &settings.options);
-    if said != found || more != (&file.post_processor, &file.decoder, &options) {
-        return Err("its settings are not those of tokenizer.json".into());
-    }
-    if write(json, bytes, &tables)? != section {
-        return Err("its tables are not those of tokenizer.json".into());
-    }
-    Ok(())
-}
-
 /// The parts of a section.
 struct Parts<'a> {
     settings: &'a [u8],
@@ -289,13 +276,13 @@ fn split<'a>(section: &'a [u8], hash: Option<&[u8; 32]>) -> Result<Parts<'a>, St
 /// What a section holds, without checking more than its lengths.
 pub(super) fn counts(section: &[u8]) -> Result<Counts, TextError> {
     let parts = split(section, None).map_err(TextError::Compiled)?;
-    let [tokens, ids, merges] = parts.lengths.map(|n| n as u64);
-    Ok(Counts { bytes: section.len() as u64, settings: parts.settings.len() as u64, tokens, ids, merges })
+    let [tokens, ids, _] = parts.lengths.map(|n| n as u64);
+    Ok(Counts { bytes: section.len() as u64, settings: parts.settings.len() as u64, tokens, ids })
 }
 
 type Recorded = Vec<(String, Vec<i32>)>;
 
-fn read(section: &[u8], hash: &[u8; 32]) -> Result<(Library, Recorded), String> {
+fn parts(section: &[u8], hash: &[u8; 32]) -> Result<(Bpe, Settings), String> {
     let Parts { settings, texts, lengths: [tokens, ids, merges], numbers } = split(section, Some(hash))?;
     let mut numbers = numbers.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     let mut take = |count| numbers.by_ref().take(count).collect::<Vec<u32>>();
@@ -309,7 +296,13 @@ fn read(section: &[u8], hash: &[u8; 32]) -> Result<(Library, Recorded), String> 
         merged: take(merges),
     };
     let settings: Settings = serde_json::from_slice(settings).map_err(|e| format!("its settings: {e}"))?;
-    let mut library = Library::new(Words::Tables(Box::new(Bpe::new(tables, settings.options)?)));
+    let bpe = Bpe::new(tables, settings.options.clone())?;
+    Ok((bpe, settings))
+}
+
+fn read(section: &[u8], hash: &[u8; 32]) -> Result<(Library, Recorded), String> {
+    let (bpe, settings) = parts(section, hash)?;
+    let mut library = Library::new(Words::Tables(Box::new(bpe)));
     // The order of the library's own reader: added tokens are normalized as they are added.
     let part = |e: serde_json::Error| format!("its settings: {e}");
     let failed = |e: tokenizers::Error| e.to_string();

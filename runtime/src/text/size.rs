@@ -57,8 +57,6 @@ const ADDED: u64 = 4096;
 const REST: (u64, u64) = (1 << 20, 64);
 /// Bytes per byte of a compiled tokenizer's settings: added tokens with their automata, tables of characters.
 const SETTING: u64 = 64;
-/// Bytes per token, merge and byte of a section while it is compared with its file: that as JSON, and ordered maps of both.
-const COMPARED: (u64, u64, u64) = (400, 256, 3);
 /// Texts that are remembered with their tokens, and bytes of such a text of common length.
 const CACHED: u64 = 10_000 * 320;
 
@@ -92,7 +90,8 @@ impl TokenizerSize {
     /// Bytes that reading it takes at most, what stays included.
     pub fn reading(&self) -> u64 {
         if let Some(compiled) = self.compiled {
-            return compiled.reading();
+            // The section is read once more where it is compared with its file, before the library makes its parts.
+            return compiled.held().saturating_add(SETTING * compiled.settings);
         }
         let Model { vocab, merges } = self.model;
         // As a list of pairs and as an ordered map, whose nodes may be half empty.
@@ -127,12 +126,6 @@ impl Counts {
     fn held(&self) -> u64 {
         let index = self.ids * 4 + self.tokens * 24;
         [self.bytes, index, REST.0, SETTING * self.settings].into_iter().fold(0, u64::saturating_add)
-    }
-
-    /// Those, or the file beside the section while the two are compared.
-    fn reading(&self) -> u64 {
-        let compared = self.tokens * COMPARED.0 + self.merges * COMPARED.1 + COMPARED.2 * self.bytes;
-        [self.held(), compared, SETTING * self.settings].into_iter().fold(0, u64::saturating_add)
     }
 }
 

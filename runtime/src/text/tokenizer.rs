@@ -266,7 +266,7 @@ fn ids(encoding: &tokenizers::Encoding) -> Result<Vec<i32>, TextError> {
     encoding.get_ids().iter().map(id).collect()
 }
 
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("an assertion of the tokenizer library failed on it".to_owned()),
