@@ -1,6 +1,6 @@
 //! A tokenizer as a section of an artifact: what `tokenizer.json` says, with the tables of its byte pair encoding ready to use.
 //!
-//! The section is a magic number, the BLAKE3 of the `tokenizer.json` that it was made from, six counts, JSON with everything that
+//! The section is a magic number, the BLAKE3 of the `tokenizer.json` that it was made from, five counts, JSON with everything that
 //! is no table, texts of tokens, and tables of 32-bit numbers; all little-endian. Normalizer, splitter, added tokens and
 //! decoder stay those of the `tokenizers` crate.
 //!

@@ -170,7 +170,7 @@ fn a_section_says_what_its_file_says() {
     };
     assert!(said(&|t| t["normalizer"] = Value::Null).contains("settings"));
     assert!(said(&|t| t["model"]["fuse_unk"] = json!(false)).contains("options"));
-    assert!(said(&|t| t["model"]["merges"].as_array_mut().unwrap().swap(3, 4)).contains("merge 3 is not"));
+    assert!(said(&|t| t["model"]["merges"].as_array_mut().unwrap().swap(3, 4)).contains("merge 4 is not"));
     assert!(said(&|t| drop(t["model"]["merges"].as_array_mut().unwrap().pop())).contains("16"));
     assert!(said(&|t| t["model"]["vocab"]["q"] = json!(700)).contains("token \"q\""));
     // A merge that stands twice counts where it stands last.
