@@ -1,12 +1,18 @@
-//! Where `dlxc run MODEL` keeps what it compiled.
+//! Where `dlxc run MODEL` keeps what it compiled, and what it remembers of files.
 //!
 //! A cached artifact is named by everything that it depends on: the compiler, the options, and name, size and time of
 //! change of every file in the model directory. A changed model gets a new name; nothing is ever trusted by its age.
+//!
+//! Beside them is a list of the artifacts whose weights and golden vectors were checked as a whole: by path, size and time of
+//! change, checksums of sections, device and program. Without the list, or a directory for it, everything is checked each time.
 
 use std::path::{Path, PathBuf};
 
 use dlx_ir::Error;
+use dlx_runtime::artifact::Artifact;
+use dlx_runtime::cpu::Isa;
 
+use crate::files;
 use crate::options::CompileOptions;
 
 /// Path of the cached artifact for a model directory; its directory exists afterwards.
@@ -55,4 +61,67 @@ pub fn own() -> Option<PathBuf> {
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("dlxc")))
         .or_else(|| Some(set("LOCALAPPDATA")?.join("dlxc")))
         .or_else(|| Some(set("HOME")?.join(".cache/dlxc")))
+}
+
+/// Name of the list of checked artifacts.
+const CHECKED: &str = "checked";
+/// Lines that it has at most; the oldest go first.
+const MOST_CHECKED: usize = 1000;
+
+/// An artifact in the list of those that were checked.
+pub struct Checked {
+    list: PathBuf,
+    line: String,
+}
+
+impl Checked {
+    /// Its line, for a load on `place`; none where there is no directory of our own, or the file cannot be asked.
+    pub fn of(artifact: &Artifact, place: &str) -> Option<Self> {
+        let path = artifact.path().canonicalize().ok()?;
+        let (file, program) = (stamp(&path).ok()?, stamp(&std::env::current_exe().ok()?).ok()?);
+        let isa = Isa::from_env().ok()?;
+        let key = format!("{} {file} {} {program} {isa} {place}", path.display(), artifact.identity());
+        Some(Checked { list: own()?.join(CHECKED), line: blake3::hash(key.as_bytes()).to_hex().to_string() })
+    }
+
+    /// Whether it was checked before.
+    pub fn before(&self) -> bool {
+        self.lines().contains(&self.line)
+    }
+
+    /// Writes down that it was checked. Where that fails it is checked again the next time.
+    pub fn record(self) {
+        let mut lines = self.lines();
+        lines.retain(|line| *line != self.line);
+        lines.drain(..(lines.len() + 1).saturating_sub(MOST_CHECKED));
+        let text: String = lines.iter().chain([&self.line]).map(|line| format!("{line}\n")).collect();
+        let made = self.list.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let _ = made.and_then(|()| files::write(&self.list, text.as_bytes()));
+    }
+
+    fn lines(&self) -> Vec<String> {
+        // A line and its end are 65 bytes.
+        let small = std::fs::metadata(&self.list).is_ok_and(|meta| meta.len() <= 65 * MOST_CHECKED as u64);
+        let text = if small { std::fs::read_to_string(&self.list).unwrap_or_default() } else { String::new() };
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_remembers_and_forgets_the_oldest() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: usize| Checked { list: dir.path().join("made/checked"), line: format!("{name:064}") };
+        assert!(!of(0).before());
+        for name in 0..=MOST_CHECKED {
+            of(name).record();
+            assert!(of(name).before());
+        }
+        of(MOST_CHECKED).record();
+        assert!(!of(0).before() && of(1).before());
+        assert_eq!(of(1).lines().len(), MOST_CHECKED);
+    }
 }

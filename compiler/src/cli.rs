@@ -33,16 +33,19 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
 use dlx_runtime::host::Export;
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::session::Session;
 use dlx_runtime::trace::About;
 use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
 
+use crate::cache::Checked;
 use crate::export::Emulator;
 use crate::options::{CompileOptions, QuantSpec, memory_size};
 use crate::{cache, driver};
@@ -179,6 +182,10 @@ pub struct Place {
     /// loaded. See docs/memory.md.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub max_memory: Option<u64>,
+    /// Compare the checksum of the weights and run every golden vector, which reads all weights. Else that happens when an
+    /// artifact is loaded here for the first time, and again when the file, the device or dlxc has changed.
+    #[arg(long)]
+    pub verify: bool,
 }
 
 impl Place {
@@ -203,8 +210,16 @@ impl Place {
 
 /// Opens an artifact, or compiles a model directory into the cache and opens that, and says what its manifest notes.
 fn artifact(model: &Path, quant: QuantSpec, place: &Place) -> Result<Artifact, Failure> {
+    opened(artifact_of(model, quant, place)?, place)
+}
+
+/// The artifact itself, or that of a model directory.
+fn artifact_of(model: &Path, quant: QuantSpec, place: &Place) -> Result<PathBuf, Failure> {
+    if model.is_dir() { compiled(model, quant, place.target.as_deref()) } else { Ok(model.to_path_buf()) }
+}
+
+fn opened(path: PathBuf, place: &Place) -> Result<Artifact, Failure> {
     let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
-    let path = if model.is_dir() { compiled(model, quant, place.target.as_deref())? } else { model.to_path_buf() };
     let artifact = if place.no_mmap { Artifact::read(path) } else { Artifact::open(path) };
     let artifact = artifact.map_err(|e| failed(&e))?;
     for note in read_manifest(&artifact).map_err(|e| failed(&e))?.notes {
@@ -220,8 +235,18 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
 
 /// Loads an artifact, and says where it runs if that was not asked for.
 fn load(artifact: &Artifact, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
-    let loaded = Model::load(artifact, &place.options(threads));
-    let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
+    let place_of = [place.target.as_deref(), place.device.as_deref()].map(Option::unwrap_or_default).join(" ");
+    let checked = Checked::of(artifact, &place_of);
+    let mut options = place.options(threads);
+    if !place.verify && checked.as_ref().is_some_and(Checked::before) {
+        options = LoadOptions { verify_weights: false, self_test: SelfTest::Kernels, ..options };
+    }
+    let loaded = Model::load(artifact, &options).map_err(|e| Error::new("", e.to_string()))?;
+    if options.verify_weights
+        && let Some(checked) = checked
+    {
+        checked.record();
+    }
     if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {
         terminal::note(&format!("running on {}", loaded.executor.device()));
     }
@@ -239,6 +264,8 @@ struct Opened {
     replaced: Vec<String>,
     /// What its manifest notes.
     notes: Vec<String>,
+    /// How long opening took, compiling left out.
+    opened: Duration,
     /// What a trace says of it; nothing of an export.
     about: Option<About>,
 }
@@ -257,6 +284,7 @@ fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> R
                 return Err(error.help(format!("leave {flag} out: dlxc runs exports on the CPU")).into());
             }
         }
+        let start = Instant::now();
         let export = Export::open(path).map_err(|e| Error::new("", e.to_string()))?;
         export.verify_weights().map_err(|e| Error::new("", e.to_string()))?;
         let m = &export.manifest;
@@ -264,15 +292,17 @@ fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> R
         terminal::note(&format!("running the export {} on the CPU, as its operators are defined", path.display()));
         let emulator = Emulator::of(&export)?;
         let session = export.session(emulator).map_err(|e| failed(&e))?;
-        return Ok(Opened { session, device, replaced: Vec::new(), notes, about: None });
+        return Ok(Opened { session, device, replaced: Vec::new(), notes, opened: start.elapsed(), about: None });
     }
-    let artifact = artifact(path, quant, place)?;
+    let path = artifact_of(path, quant, place)?;
+    let start = Instant::now();
+    let artifact = opened(path, place)?;
     let loaded = load(&artifact, place, threads)?;
     let about = Some(About::of(&artifact, &loaded.manifest, &loaded.executor));
     let (device, replaced) = (loaded.executor.device(), loaded.executor.replaced());
     let notes = loaded.manifest.notes.clone();
     let session = Session::new(loaded).map_err(|e| failed(&e))?;
-    Ok(Opened { session, device, replaced, notes, about })
+    Ok(Opened { session, device, replaced, notes, opened: start.elapsed(), about })
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.

@@ -129,9 +129,9 @@ impl Compile<'_> {
         let golden = self.record(&programs, &writer)?;
         clock.stage("golden");
 
-        let manifest = self.manifest(&input, &settings, &programs, certificates);
+        let manifest = self.manifest(&input, &settings, &programs, &sections, certificates);
         let weights = output::weight_sizes(&programs);
-        let file_bytes = output::write(writer, &manifest, input.text, &programs, &golden)?;
+        let file_bytes = output::write(writer, &manifest, input.text, sections, &programs, &golden)?;
         clock.stage("write");
         Ok(Summary { passes, manifest, weights, file_bytes, stages: clock.stages })
     }

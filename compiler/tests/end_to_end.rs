@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use dlx_runtime::artifact::{Artifact, WEIGHTS};
 use serde_json::Value;
 
 /// Questions that the trained checkpoint answers correctly.
@@ -180,6 +181,35 @@ fn stop_strings_limits_and_raw_prompts() {
     assert!(["deadline", "stop-id"].contains(&late["finish"].as_str().unwrap()));
     let raw = run(&["<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n", "--raw"]);
     assert_eq!(raw["text"], "I am a tiny diffusion language model.");
+}
+
+#[test]
+fn weights_are_compared_at_the_first_load_and_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = dir.path().join("model.dlxa");
+    compile(&model(), &artifact, &[]);
+    let run = |more: &[&str]| {
+        let mut command = command(&["run", path(&artifact), "What is 27 + 45?"]);
+        command.args(more).env("DLXC_CACHE", dir.path().join("cache")).output().unwrap()
+    };
+    assert!(run(&[]).status.success());
+    // The last byte of the weights changes, and the file keeps its size and time: only who reads it can tell.
+    let weights = Artifact::open(&artifact).unwrap().sections()[0].clone();
+    assert_eq!(weights.name, WEIGHTS);
+    let time = artifact.metadata().unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&artifact).unwrap();
+    bytes[usize::try_from(weights.end().unwrap() - 1).unwrap()] ^= 1;
+    std::fs::write(&artifact, &bytes).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&artifact).unwrap();
+    file.set_modified(time).unwrap();
+    assert!(run(&[]).status.success(), "its weights were compared before");
+    let refused = |output: Output| {
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains("checksum of section `weights`"), "{error}");
+    };
+    refused(run(&["--verify"]));
+    file.set_modified(time + std::time::Duration::from_secs(1)).unwrap();
+    refused(run(&[]));
 }
 
 fn model() -> PathBuf {

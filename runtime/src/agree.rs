@@ -3,7 +3,7 @@
 //! | said in the manifest | and in |
 //! |---|---|
 //! | `model.vocab`, `model.max_seq` | the program: width of the logits, rows of the caches |
-//! | `model.tokenizer_hash` | the tokenizer section: its BLAKE3 |
+//! | `model.tokenizer_hash` | the tokenizer section: its BLAKE3, which `tokenizer:tables` names too |
 //! | `policy.attention`, `policy.block` | the program: the mask of every attention |
 //! | `policy.mask_id` | the program: the token that heads never report |
 //! | `targets` | the section table: the programs, and the plans of targets that have one |
@@ -35,14 +35,21 @@ pub(crate) fn sections(artifact: &Artifact, manifest: &Manifest) -> Result<(), S
     }
     for name in artifact.sections().iter().map(|s| s.name.as_str()) {
         let target = name.strip_prefix("program:").or_else(|| name.strip_prefix("plan:"));
-        let known = [artifact::WEIGHTS, artifact::MANIFEST, artifact::TOKENIZER, artifact::TEXT, artifact::GOLDEN];
+        let known = [
+            artifact::WEIGHTS,
+            artifact::MANIFEST,
+            artifact::TOKENIZER,
+            artifact::TOKENIZER_TABLES,
+            artifact::TEXT,
+            artifact::GOLDEN,
+        ];
         if !target.map_or_else(|| known.contains(&name), |t| listed.contains(t)) {
             let targets = manifest.targets.join(", ");
             return Err(format!("there is a section `{name}`, but the manifest lists the targets {targets}"));
         }
     }
-    let tokenizer = artifact.section(artifact::TOKENIZER).unwrap_or_default();
-    let hash = blake3::hash(tokenizer).to_hex();
+    let hash = artifact.hash(artifact::TOKENIZER).copied().unwrap_or_else(|| *blake3::hash(&[]).as_bytes());
+    let hash = blake3::Hash::from_bytes(hash).to_hex();
     if manifest.model.tokenizer_hash != hash.as_str() {
         let said = &manifest.model.tokenizer_hash;
         return Err(format!("the manifest says that the tokenizer's hash is {said}, but the section's is {hash}"));

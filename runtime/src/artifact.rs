@@ -1,7 +1,7 @@
 //! The `.dlxa` container: one file with everything a compiled model needs.
 //!
 //! Sections have string names: `manifest` (JSON), `program:<target>` (IR text), `plan:<target>` (JSON), `weights`, `tokenizer`
-//! (`tokenizer.json`), `text` (JSON: chat template, special tokens), `golden`. What a section means is not decided here.
+//! (`tokenizer.json`), `tokenizer:tables` (the same, ready to use), `text` (JSON: chat template, special tokens), `golden`. What a section means is not decided here.
 //!
 //! Invariant: once [`Artifact::open`] has returned, every byte of the file but those of `weights` has been checked, and
 //! `weights` has its place and length checked; [`Artifact::verify_weights`] checks the rest. No byte of a file can cause a
@@ -23,6 +23,8 @@ use header::{BadPage, Header};
 pub const MANIFEST: &str = "manifest";
 /// Name of the section that holds `tokenizer.json`.
 pub const TOKENIZER: &str = "tokenizer";
+/// Name of the section with that tokenizer's tables, ready to use; artifacts without it read `tokenizer.json`.
+pub const TOKENIZER_TABLES: &str = "tokenizer:tables";
 /// Name of the JSON section with the chat template and the special tokens.
 pub const TEXT: &str = "text";
 /// Name of the section with example inputs and outputs for the self-test.
@@ -163,6 +165,11 @@ impl Artifact {
     pub fn section(&self, name: &str) -> Option<&[u8]> {
         let section = self.sections.iter().find(|s| s.name == name)?;
         Some(slice(self.file.bytes(), section).expect("opening checked that every section lies in the file"))
+    }
+
+    /// The BLAKE3 of a section, which opening has compared for all but `weights`.
+    pub fn hash(&self, name: &str) -> Option<&[u8; 32]> {
+        self.sections.iter().find(|s| s.name == name).map(|s| &s.hash)
     }
 
     /// A section that must be there and hold text.

@@ -95,7 +95,8 @@ impl Export {
         }
         let text: TextSection =
             serde_json::from_slice(&read(&manifest.text)?).map_err(|e| wrong(&manifest.text, e.to_string()))?;
-        let texts = text.load(&read(&manifest.tokenizer)?);
+        let tokenizer = Tokenizer::from_bytes(&read(&manifest.tokenizer)?);
+        let texts = tokenizer.and_then(|tokenizer| text.load(tokenizer));
         let (tokenizer, template) = texts.map_err(|source| HostError::Text { path: dir.clone(), source })?;
         Ok(Export { manifest, tokenizer, template, dir, embeddings })
     }

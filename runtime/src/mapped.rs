@@ -22,6 +22,10 @@ use memmap2::{Mmap, MmapMut};
 #[cfg(unix)]
 const HUGE: usize = 2 << 20;
 
+/// Size of the smallest page.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
+
 /// A file's bytes, page-aligned. Share it with `Arc<Mapped>`.
 #[derive(Debug)]
 pub struct Mapped {
@@ -89,6 +93,29 @@ impl Mapped {
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+
+    /// Whether the system does not hold the page in the middle of `range`, so that reading it waits for the disk. Where the
+    /// system does not tell, or the bytes were read, nothing is absent.
+    pub fn is_absent(&self, range: Range<usize>) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            unsafe extern "C" {
+                fn mincore(at: *mut std::ffi::c_void, len: usize, held: *mut u8) -> std::ffi::c_int;
+            }
+            let Some(range) = self.clamp(range).filter(|_| self.file.is_some()) else { return false };
+            let mut held = 1u8;
+            let page = self.map.as_ptr().wrapping_add(range.start.midpoint(range.end) & !(PAGE - 1));
+            // SAFETY: the page is one of the map, whose start is the start of a page, and what is told of one page fills one
+            // byte. Where pages are larger the call may fail, and `held` stays as it is.
+            let failed = unsafe { mincore(page.cast_mut().cast(), 1, &raw mut held) };
+            failed == 0 && held & 1 == 0
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = range;
+            false
+        }
     }
 
     /// Drops the pages of `range`, and a few around it, from this process's resident memory; reading them again reads the
@@ -166,6 +193,21 @@ mod tests {
             start += piece.len();
         }
         assert!(resident() < before + 16, "{} MiB, {before} before", resident());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_was_read_is_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+        let mapped = Mapped::open(&path).unwrap();
+        assert!(mapped.bytes().iter().all(|b| *b == 7));
+        assert!(!mapped.is_absent(5..usize::MAX) && !mapped.is_absent(1 << 20..1 << 21));
+        assert!(!Mapped::read(&path).unwrap().is_absent(0..1 << 20));
+        // A hole of a file that nobody has read is in no memory.
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(64 << 20).unwrap();
+        assert!(Mapped::open(&path).unwrap().is_absent(32 << 20..64 << 20));
     }
 
     #[test]

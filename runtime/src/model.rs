@@ -7,7 +7,7 @@ use crate::exec::Executor;
 use crate::manifest::{Manifest, kind_of};
 use crate::memory::count::{Held, THREADS, Usage};
 use crate::memory::{Budget, Certificate, OverLimit};
-use crate::selftest::{self, GoldenVectors, SelfTestError};
+use crate::selftest::{self, GoldenVectors, SelfTest, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer, TokenizerSize};
 use crate::wgpu::plan::Plan;
 use dlx_ir::{Error, VerifiedModule};
@@ -42,9 +42,8 @@ pub struct TextSection {
 }
 
 impl TextSection {
-    /// The tokenizer of these bytes, and the chat template.
-    pub(crate) fn load(self, tokenizer: &[u8]) -> Result<(Tokenizer, Option<ChatTemplate>), TextError> {
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer)?;
+    /// The tokenizer as this section has it, and the chat template.
+    pub(crate) fn load(self, mut tokenizer: Tokenizer) -> Result<(Tokenizer, Option<ChatTemplate>), TextError> {
         match self.add_bos_token {
             Some(false) => tokenizer.set_prefix(None),
             Some(true) if tokenizer.prefix().is_empty() => {
@@ -129,10 +128,10 @@ pub struct LoadOptions {
     pub device: Option<String>,
     /// Threads and instruction set of the CPU.
     pub cpu: CpuOptions,
-    /// Whether to compare the checksum of the weights, which reads them all once.
+    /// Whether to compare the checksum of the weights, which reads them all once, and the tokenizer's tables with its file.
     pub verify_weights: bool,
-    /// Whether to run the golden vectors.
-    pub self_test: bool,
+    /// How much of the golden vectors to run. On a graphics device, where weights are copied at load, all or nothing.
+    pub self_test: SelfTest,
     /// Bytes that the process may take for the model; one that could take more does not load, and one that is loaded does not
     /// grow beyond. What is counted says [`memory`](crate::memory).
     pub max_memory: Option<u64>,
@@ -145,7 +144,7 @@ impl Default for LoadOptions {
             device: None,
             cpu: CpuOptions::default(),
             verify_weights: true,
-            self_test: true,
+            self_test: SelfTest::default(),
             max_memory: None,
         }
     }
@@ -280,10 +279,10 @@ pub fn load_cpu(artifact: &Artifact, options: &LoadOptions) -> Result<CpuExecuto
     if let Some(budget) = budget {
         executor.set_budget(budget);
     }
-    if options.self_test {
+    if options.self_test != SelfTest::Skip {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
-        selftest::check(&mut executor, &golden).map_err(failed)?;
+        selftest::check(&mut executor, &golden, options.self_test).map_err(failed)?;
     }
     Ok(executor)
 }
@@ -310,7 +309,7 @@ pub fn load_wgpu(artifact: &Artifact, options: &LoadOptions) -> Result<crate::wg
     if let Some(budget) = budget {
         executor.set_budget(budget);
     }
-    if options.self_test {
+    if options.self_test != SelfTest::Skip {
         let golden: GoldenVectors = json(artifact, artifact::GOLDEN)?;
         let failed = |source| ModelError::SelfTest { path: path(), source };
         executor.self_test(&golden).map_err(failed)?;
@@ -395,7 +394,10 @@ fn threads(options: &LoadOptions) -> usize {
 /// Sizes of an artifact's sections.
 fn held(artifact: &Artifact, target: &str) -> Result<Held, ModelError> {
     let size = |name: &str| artifact.section(name).map_or(0, |bytes| bytes.len() as u64);
-    let tokenizer = TokenizerSize::of(artifact.section(artifact::TOKENIZER).unwrap_or_default());
+    let tokenizer = match artifact.section(artifact::TOKENIZER_TABLES) {
+        Some(tables) => TokenizerSize::of_compiled(tables),
+        None => TokenizerSize::of(artifact.section(artifact::TOKENIZER).unwrap_or_default()),
+    };
     let weights = artifact.weights().len() as u64;
     Ok(Held {
         weights,
@@ -416,10 +418,10 @@ impl Model {
     pub fn load(artifact: &Artifact, options: &LoadOptions) -> Result<Self, ModelError> {
         // A large vocabulary takes longer to read than everything else: it is read beside it.
         let (executor, text) = if options.max_memory.is_none() {
-            rayon::join(|| load_executor(artifact, options), || load_text(artifact))
+            rayon::join(|| load_executor(artifact, options), || load_text(artifact, options))
         } else {
             // Nothing is read for a program that does not fit.
-            (Ok(load_executor(artifact, options)?), load_text(artifact))
+            (Ok(load_executor(artifact, options)?), load_text(artifact, options))
         };
         // Reading a tokenizer takes several times what it keeps.
         cpu::give_back();
@@ -428,10 +430,18 @@ impl Model {
     }
 }
 
-fn load_text(artifact: &Artifact) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
+fn load_text(artifact: &Artifact, options: &LoadOptions) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
     let text: TextSection = json(artifact, artifact::TEXT)?;
     let bad_text = |source| ModelError::Text { path: artifact.path().to_path_buf(), source };
-    text.load(artifact.section(artifact::TOKENIZER).unwrap_or_default()).map_err(bad_text)
+    let file = artifact.section(artifact::TOKENIZER).unwrap_or_default();
+    let tokenizer = match (artifact.section(artifact::TOKENIZER_TABLES), artifact.hash(artifact::TOKENIZER)) {
+        (Some(tables), Some(hash)) => {
+            let agreed = if options.verify_weights { Tokenizer::check_compiled(tables, file) } else { Ok(()) };
+            agreed.and_then(|()| Tokenizer::from_compiled(tables, hash))
+        }
+        _ => Tokenizer::from_bytes(file),
+    };
+    tokenizer.and_then(|tokenizer| text.load(tokenizer)).map_err(bad_text)
 }
 
 fn json<T: for<'de> Deserialize<'de>>(artifact: &Artifact, section: &str) -> Result<T, ModelError> {

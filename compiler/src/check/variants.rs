@@ -10,6 +10,7 @@ use dlx_ir::{Error, VerifiedModule};
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuOptions, Isa};
 use dlx_runtime::exec::Executor;
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::wgpu::WgpuExecutor;
 use dlx_runtime::{LoadOptions, load_cpu, load_wgpu};
 use serde::Serialize;
@@ -67,7 +68,7 @@ pub fn wrong(
     let module = program(&artifact, target)?;
     // The self-test would replace or refuse what is to be found.
     let options = |isa| LoadOptions {
-        self_test: false,
+        self_test: SelfTest::Skip,
         device: device.map(str::to_owned),
         cpu: CpuOptions { threads: 0, isa },
         ..LoadOptions::default()

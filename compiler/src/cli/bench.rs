@@ -16,6 +16,7 @@ use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuOptions, Isa, Pool, f32_peak, int8_peak};
 use dlx_runtime::memory::Certificate;
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::{LoadOptions, load_cpu, read_manifest};
 use serde_json::{Map, Value};
 
@@ -133,7 +134,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             }
             let depth: Vec<usize> = args.depth.iter().map(|d| size(*d)).collect();
             let sizes = wgpu::Sizes { rows: &rows, depth: &depth, seconds: args.seconds };
-            let load = LoadOptions { verify_weights: false, ..args.place.options(None) };
+            let load = LoadOptions { verify_weights: args.place.verify, ..args.place.options(None) };
             return terminal::print(&wgpu::run(&artifact, &load, &sizes, args.json)?);
         }
         let report = on_cpu(&artifact, args, &threads, &rows)?;
@@ -157,8 +158,13 @@ fn on_cpu(artifact: &Artifact, args: &Args, threads: &[usize], rows: &[usize]) -
     for &threads in threads {
         let cpu = CpuOptions { threads, isa: None };
         let max_memory = args.place.max_memory;
-        let options =
-            LoadOptions { cpu, verify_weights: false, self_test: false, max_memory, ..LoadOptions::default() };
+        let options = LoadOptions {
+            cpu,
+            verify_weights: args.place.verify,
+            self_test: SelfTest::Skip,
+            max_memory,
+            ..LoadOptions::default()
+        };
         let mut executor = load_cpu(artifact, &options).map_err(|e| unreadable(&e))?;
         let report = report.get_or_insert_with(|| Report {
             artifact: place.clone(),

@@ -9,7 +9,7 @@ pub mod saved;
 pub mod settings;
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dlx_ir::Error;
 use dlx_runtime::decode::FinishReason;
@@ -23,7 +23,7 @@ use self::saved::{Said, Saved};
 use super::canvas::{Canvas, Cell};
 use super::run::{Args, Decode, as_json, statistics};
 use super::trace::Recording;
-use super::{Failure, Opened, terminal};
+use super::{Failure, Opened, table, terminal};
 
 /// The conversation so far. One turn of `dlxc run` is a conversation that ends.
 pub struct Conversation<'a> {
@@ -34,6 +34,8 @@ pub struct Conversation<'a> {
     device: String,
     replaced: Vec<String>,
     notes: Vec<String>,
+    /// How long opening took.
+    opened: Duration,
     /// What a trace says of the model; an export has none.
     about: Option<About>,
     system: Option<String>,
@@ -63,7 +65,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 impl<'a> Conversation<'a> {
     /// One with a model.
     fn new(args: &'a Args, opened: Opened) -> Self {
-        let Opened { session, device, replaced, notes, about } = opened;
+        let Opened { session, device, replaced, notes, opened, about } = opened;
         Self {
             args,
             decode: args.decode.clone(),
@@ -71,6 +73,7 @@ impl<'a> Conversation<'a> {
             device,
             replaced,
             notes,
+            opened,
             about,
             system: args.system.clone(),
             messages: Vec::new(),
@@ -237,6 +240,7 @@ impl<'a> Conversation<'a> {
             report["device"] = self.device.clone().into();
             report["replaced_kernels"] = self.replaced.clone().into();
             report["notes"] = self.notes.clone().into();
+            report["open_ms"] = (self.opened.as_secs_f64() * 1e3).into();
             report["peak_resident_bytes"] = super::bench::peak_resident().into();
             terminal::print(&format!("{report:#}\n"))?;
         }
@@ -249,7 +253,8 @@ impl<'a> Conversation<'a> {
         if report.finish == FinishReason::ContextFull {
             terminal::note("note: the answer ends because the caches are full; compile with a larger --max-seq");
         }
-        let statistics = format!("{}; on {}", statistics(&report), self.device);
+        let statistics =
+            format!("{}; on {}; opened in {}", statistics(&report), self.device, table::duration(self.opened));
         if args.stats {
             terminal::note(&statistics);
         }

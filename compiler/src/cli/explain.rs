@@ -13,6 +13,7 @@ use dlx_ir::{EntryKind, Error, Module, SpanRows, VerifiedModule};
 use dlx_runtime::artifact::{Artifact, program_section};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions, read_once};
 use dlx_runtime::decode::DecodePolicy;
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::{LoadOptions, load_cpu, load_wgpu, read_manifest};
 
 use super::bench::wgpu;
@@ -187,7 +188,8 @@ fn on_cpu<'m>(
         None
     } else {
         let cpu = CpuOptions { threads, isa: None };
-        let options = LoadOptions { cpu, verify_weights: false, self_test: false, ..LoadOptions::default() };
+        let options =
+            LoadOptions { cpu, verify_weights: args.place.verify, self_test: SelfTest::Skip, ..LoadOptions::default() };
         Some(load_cpu(artifact, &options).map_err(|e| Error::new("", e.to_string()))?)
     };
     let program = Program::new(module)?;
@@ -297,7 +299,7 @@ fn on_wgpu<'m>(
             return Err(error.help(format!("leave {flag} out, or explain the CPU program with --target cpu")).into());
         }
     }
-    let load = LoadOptions { verify_weights: false, ..args.place.options(None) };
+    let load = LoadOptions { verify_weights: args.place.verify, ..args.place.options(None) };
     let mut executor = load_wgpu(artifact, &load).map_err(|e| Error::new("", e.to_string()))?;
     let program = Program::new(module)?;
     let mut passes = Vec::new();

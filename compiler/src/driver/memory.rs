@@ -8,7 +8,7 @@ use dlx_runtime::artifact::PAGE;
 use dlx_runtime::memory::count::{Held, THREADS, Usage};
 use dlx_runtime::memory::{Certificate, Part};
 use dlx_runtime::selftest::PROBE_ROWS;
-use dlx_runtime::text::TokenizerSize;
+use dlx_runtime::text::{Tokenizer, TokenizerSize};
 use dlx_targets::{Settings, Target};
 
 use super::Watch;
@@ -29,21 +29,35 @@ pub(super) struct Sections {
     tokenizer_bytes: u64,
     text: u64,
     notes: u64,
+    /// The tokenizer's tables, where it has some.
+    pub(super) tables: Option<Vec<u8>>,
+    /// Why it has none.
+    pub(super) without_tables: Option<String>,
 }
 
 impl Sections {
-    /// Counts the texts of a model.
+    /// Counts the texts of a model, and makes the tables of its tokenizer.
     ///
     /// # Errors
     /// A tokenizer or a text file that cannot be read.
     pub(super) fn of(input: &Input<'_>) -> Result<Self, Error> {
         let failed = |e: String| Error::new("tokenizer.json", e);
         let text = serde_json::to_vec(&text_section(input.text.clone())?).map_err(|e| failed(e.to_string()))?;
+        let template = input.text.chat_template.as_deref();
+        let (tables, without_tables) = match Tokenizer::compile(&input.text.tokenizer, template.as_slice()) {
+            Ok(tables) => (Some(tables), None),
+            Err(reason) => (None, Some(format!("tokenizer.json is read as it is at every start: {reason}"))),
+        };
+        let size =
+            tables.as_deref().map_or_else(|| TokenizerSize::of(&input.text.tokenizer), TokenizerSize::of_compiled);
+        let notes = input.imported.facts.notes.iter().chain(&without_tables);
         Ok(Sections {
-            tokenizer: TokenizerSize::of(&input.text.tokenizer).map_err(|e| failed(e.to_string()))?,
+            tokenizer: size.map_err(|e| failed(e.to_string()))?,
+            notes: notes.map(|n| 2 * n.len() as u64).sum(),
+            tables,
+            without_tables,
             tokenizer_bytes: input.text.tokenizer.len() as u64,
             text: text.len() as u64,
-            notes: input.imported.facts.notes.iter().map(|n| 2 * n.len() as u64).sum(),
         })
     }
 }
@@ -62,7 +76,8 @@ pub(super) fn certificates(
     let sizes: Vec<(u64, u64)> = lowered.iter().map(|l| l.text_bytes()).collect();
     let golden = lowered.iter().map(|l| golden_bytes(&l.placed.module)).max().unwrap_or(0);
     // A section may begin on a page of its own.
-    let all = [MANIFEST + sections.notes, sections.tokenizer_bytes, sections.text, golden];
+    let tables = sections.tables.as_ref().map_or(0, |tables| tables.len() as u64);
+    let all = [MANIFEST + sections.notes, sections.tokenizer_bytes, tables, sections.text, golden];
     let all = all.into_iter().chain(sizes.iter().flat_map(|(program, plan)| [*program, *plan]));
     let others = PAGE as u64 + all.map(|bytes| bytes.next_multiple_of(PAGE as u64)).sum::<u64>();
     let usage = Usage::of(&input.imported.policy, settings.max_seq, input.imported.vocab, THREADS);

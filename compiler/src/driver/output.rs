@@ -12,6 +12,7 @@ use dlx_targets::artifact_writer::ArtifactWriter;
 
 use super::Compile;
 use super::input::Input;
+use super::memory::Sections;
 use super::programs::{Golden, Program};
 use crate::checkpoint::TextFiles;
 
@@ -22,6 +23,7 @@ impl Compile<'_> {
         input: &Input<'_>,
         settings: &Settings,
         programs: &[Program],
+        sections: &Sections,
         memory: Vec<Certificate>,
     ) -> Manifest {
         let imported = &input.imported;
@@ -49,7 +51,15 @@ impl Compile<'_> {
             targets: stored().map(|s| s.target.name.into()).collect(),
             memory,
             policy: imported.policy.clone(),
-            notes: imported.facts.notes.iter().cloned().chain(again).chain(rounded).collect(),
+            notes: imported
+                .facts
+                .notes
+                .iter()
+                .chain(&sections.without_tables)
+                .cloned()
+                .chain(again)
+                .chain(rounded)
+                .collect(),
             quality: None,
         }
     }
@@ -83,6 +93,7 @@ pub(super) fn write(
     mut writer: ArtifactWriter,
     manifest: &Manifest,
     text: TextFiles,
+    sections: Sections,
     programs: &[Program],
     golden: &Golden,
 ) -> Result<u64, Error> {
@@ -100,6 +111,9 @@ pub(super) fn write(
         }
     }
     writer.section(artifact::TOKENIZER, tokenizer);
+    if let Some(tables) = sections.tables {
+        writer.section(artifact::TOKENIZER_TABLES, tables);
+    }
     writer.section(artifact::TEXT, json(serde_json::to_vec(&texts))?);
     writer.section(artifact::GOLDEN, json(serde_json::to_vec(&golden.vectors))?);
     let (others, certified) = (writer.others(), manifest.memory.iter().map(|c| c.part(OTHERS)).min());

@@ -125,6 +125,7 @@ impl Compile<'_> {
         let cpu = CpuOptions { threads: self.options.threads.unwrap_or(0), isa: None };
         let failed = |e: String| Error::new(self.output.display(), e);
         let mut executor = CpuExecutor::new(&module, file, weights, cpu).map_err(|e| failed(e.to_string()))?;
+        executor.pass_weights();
         let vectors = selftest::record(&mut executor).map_err(|e| failed(e.to_string()))?;
         Ok(Golden { vectors })
     }

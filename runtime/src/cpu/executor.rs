@@ -8,6 +8,7 @@
 //! caches, whose rows at and above `visible` are nobody's business.
 #![allow(unsafe_code, reason = "values of one arena are read and written as disjoint slices")]
 
+use super::ahead::Ahead;
 use super::arena::{Arena, Scratch, Slot, StateBuffer};
 use super::error::{LoadError, bad};
 use super::program::{Code, Instr, Loc, Weights};
@@ -164,6 +165,12 @@ impl CpuExecutor {
         self.budget = Some(budget);
     }
 
+    /// From now on lets the pages of weights go as soon as a node has read them: for a few passes over a file that is not to
+    /// stay in memory.
+    pub fn pass_weights(&mut self) {
+        self.weights.passing = true;
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.kernels.isa()
@@ -268,7 +275,10 @@ impl CpuExecutor {
     fn run(&mut self, entry: usize, live: usize, nodes: usize, observe: Observe<'_>) {
         let CpuExecutor { kernels, pool, weights, entries, arena, states, scratch, stats, spans, .. } = self;
         let machine = Machine { ctx: Ctx { kernels, pool }, weights, arena, spans, live };
-        for instr in entries[entry].code.iter().take(nodes) {
+        let code = &entries[entry].code[..nodes.min(entries[entry].code.len())];
+        let mut ahead = Ahead::new(weights, code);
+        for (at, instr) in code.iter().enumerate() {
+            ahead.before(at);
             machine.execute(instr, states, scratch.words_mut(), stats);
             let value = instr.outputs.first().filter(|o| o.float).map_or(&[][..], |o| machine.floats(*o));
             let mut others = [("", &[][..]); MAX_WEIGHTS - 1];
@@ -276,6 +286,7 @@ impl CpuExecutor {
             further.zip(&mut others).for_each(|((name, o), to)| *to = (name, machine.floats(*o)));
             let others = &others[..instr.others.len()];
             observe(Seen { op: &instr.op, name: &instr.name, value, others, cost: instr.cost });
+            ahead.behind(at);
         }
     }
 

@@ -8,6 +8,7 @@
 //! on a mismatch. Nothing here allocates; ops that need working memory take it and have a `*_scratch_words` function
 //! beside them. This module knows nothing about graphs or artifacts.
 
+mod ahead;
 mod arena;
 pub(crate) mod error;
 mod executor;

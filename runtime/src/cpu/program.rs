@@ -17,6 +17,8 @@ use crate::mapped::Mapped;
 pub(super) struct Weights {
     pub(super) file: Arc<Mapped>,
     pub(super) all: Vec<Weight>,
+    /// Whether pages are let go as soon as a node has read them.
+    pub(super) passing: bool,
 }
 
 pub(super) enum Weight {
@@ -79,13 +81,20 @@ impl Weights {
             };
             all.push(weight);
         }
-        Ok(Weights { file, all })
+        Ok(Weights { file, all, passing: false })
     }
 
     pub(super) fn matrix(&self, loc: Loc) -> Option<PackedWeight<'_>> {
         let Loc::Weight(w) = loc else { return None };
         let Weight::Matrix { dtype, n, k, bytes } = &self.all[w] else { return None };
         PackedWeight::new(*dtype, *n, *k, &self.file.bytes()[bytes.clone()])
+    }
+
+    /// Where in the file a matrix is.
+    pub(super) fn place(&self, loc: Loc) -> Option<Range<usize>> {
+        let Loc::Weight(w) = loc else { return None };
+        let Weight::Matrix { bytes, .. } = &self.all[w] else { return None };
+        Some(bytes.clone())
     }
 
     pub(super) fn vector(&self, weight: usize) -> &[f32] {

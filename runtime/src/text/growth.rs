@@ -7,6 +7,9 @@
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
+use super::bpe::Words;
+use super::tokenizer::Library;
+
 /// Far above what published tokenizers do: the largest known is 1,296.
 const LIMIT: u64 = 4096;
 
@@ -14,7 +17,7 @@ const LIMIT: u64 = 4096;
 ///
 /// # Errors
 /// A sentence about the part that does.
-pub(super) fn check(tokenizer: &tokenizers::Tokenizer) -> Result<(), String> {
+pub(super) fn check(tokenizer: &Library) -> Result<(), String> {
     let json = |part: Result<Value, serde_json::Error>| part.map_err(|e| e.to_string());
     let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
     let splitter = json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
@@ -26,12 +29,13 @@ pub(super) fn check(tokenizer: &tokenizers::Tokenizer) -> Result<(), String> {
     if let Some((part, factor)) = parts.into_iter().find(|(_, factor)| *factor > LIMIT) {
         return Err(format!("its {part} can make a text {factor} times as long; at most {LIMIT} is read"));
     }
-    match tokenizer.get_model() {
-        ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|p| p > 0.0) => {
-            Err("its model drops merges at random (`dropout`), which is for training; set it to null".into())
-        }
-        _ => Ok(()),
+    if let Words::Library(model) = tokenizer.get_model()
+        && let ModelWrapper::BPE(bpe) = &**model
+        && bpe.dropout.is_some_and(|p| p > 0.0)
+    {
+        return Err("its model drops merges at random (`dropout`), which is for training; set it to null".into());
     }
+    Ok(())
 }
 
 /// The most bytes that a byte can become.

@@ -3,6 +3,8 @@
 //! Invariant: a tokenizer file or a template comes from outside and may be broken or hostile; every failure is a
 //! [`TextError`], never a panic or an endless loop. Nothing here reads files: the caller passes bytes and strings.
 
+mod bpe;
+mod compiled;
 mod growth;
 pub mod literal;
 mod size;
@@ -25,6 +27,9 @@ pub enum TextError {
     /// `tokenizer.json` cannot be used.
     #[error("tokenizer.json cannot be used: {0}; take it from the checkpoint's own repository and compile again")]
     Tokenizer(String),
+    /// The tokenizer's tables in an artifact cannot be used.
+    #[error("the compiled tokenizer cannot be used: {0}; compile the artifact again")]
+    Compiled(String),
     /// The tokenizer failed on a text or on ids.
     #[error("the tokenizer failed: {0}; check the input, or pass token ids")]
     Tokenize(String),

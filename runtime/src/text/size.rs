@@ -9,6 +9,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::TextError;
+use super::compiled::{Counts, counts};
 
 /// What a `tokenizer.json` holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -25,6 +26,9 @@ pub struct TokenizerSize {
     post_processor: Text,
     #[serde(default)]
     decoder: Text,
+    /// Of a compiled tokenizer, whose tables are held as they lie in their section.
+    #[serde(skip)]
+    compiled: Option<Counts>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -51,6 +55,8 @@ const ADDED: u64 = 4096;
 /// Bytes of everything that is no table, automata of a splitter among them, and bytes per byte of other settings, such as a
 /// table of characters.
 const REST: (u64, u64) = (1 << 20, 64);
+/// Bytes per byte of a compiled tokenizer's settings: added tokens with their automata, tables of characters.
+const SETTING: u64 = 64;
 /// Texts that are remembered with their tokens, and bytes of such a text of common length.
 const CACHED: u64 = 10_000 * 320;
 
@@ -63,15 +69,30 @@ impl TokenizerSize {
         serde_json::from_slice(json).map_err(|e| TextError::Tokenizer(e.to_string()))
     }
 
+    /// Counts what a section with a compiled tokenizer holds.
+    ///
+    /// # Errors
+    /// A section that is none.
+    pub fn of_compiled(section: &[u8]) -> Result<Self, TextError> {
+        Ok(TokenizerSize { compiled: Some(counts(section)?), ..Self::default() })
+    }
+
     /// Bytes that the tokenizer holds once it is read and its memory is given back. Blocks that stay lie among blocks that went,
     /// and pin their pages: more of them where merges were lists.
     pub fn held(&self) -> u64 {
+        if let Some(compiled) = self.compiled {
+            return compiled.held();
+        }
         let pinned = self.texts() / 10 * if self.model.merges.items > 0 { 13 } else { 11 };
         [self.live(), pinned, CACHED].into_iter().fold(0, u64::saturating_add)
     }
 
     /// Bytes that reading it takes at most, what stays included.
     pub fn reading(&self) -> u64 {
+        if let Some(compiled) = self.compiled {
+            // The section is read once more where it is compared with its file, before the library makes its parts.
+            return compiled.held().saturating_add(SETTING * compiled.settings);
+        }
         let Model { vocab, merges } = self.model;
         // As a list of pairs and as an ordered map, whose nodes may be half empty.
         let words = vocab.entries * (2 * 64 + 2 * 64 + 2 * BLOCK) + 2 * vocab.bytes + vocab.items * 128;
@@ -97,6 +118,14 @@ impl TokenizerSize {
         let settings = [self.normalizer, self.pre_tokenizer, self.post_processor, self.decoder];
         let rest = REST.0 + REST.1 * settings.iter().map(|text| text.0).sum::<u64>();
         self.texts() + tables + table(merges.entries, 16) + self.added.entries * ADDED + rest
+    }
+}
+
+impl Counts {
+    /// The tables, an index of the ids, tokens of one character, and what the library makes of the settings.
+    fn held(&self) -> u64 {
+        let index = self.ids * 4 + self.tokens * 24;
+        [self.bytes, index, REST.0, SETTING * self.settings].into_iter().fold(0, u64::saturating_add)
     }
 }
 

@@ -11,12 +11,22 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use serde_json::Value;
 
+use super::bpe::Words;
 use super::{Controls, TextError, growth};
+
+/// The library's tokenizer, with its own model or tables of the artifact.
+pub(super) type Library = tokenizers::TokenizerImpl<
+    Words,
+    tokenizers::NormalizerWrapper,
+    tokenizers::PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
 
 /// A tokenizer.
 pub struct Tokenizer {
     /// Written only to encode a text in which special tokens are ordinary text.
-    inner: RwLock<tokenizers::Tokenizer>,
+    inner: RwLock<Library>,
     joins: Joins,
     prefix: Vec<i32>,
 }
@@ -48,7 +58,10 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenizer`] when they are no such file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TextError> {
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(TextError::Tokenizer)?;
+        Self::of(guarded(|| Library::from_bytes(bytes)).map_err(TextError::Tokenizer)?)
+    }
+
+    pub(super) fn of(mut inner: Library) -> Result<Self, TextError> {
         inner.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
         inner.with_padding(None);
         growth::check(&inner).map_err(TextError::Tokenizer)?;
@@ -74,7 +87,7 @@ impl Tokenizer {
         &self.prefix
     }
 
-    fn inner(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+    fn inner(&self) -> RwLockReadGuard<'_, Library> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -197,6 +210,28 @@ impl Tokenizer {
         self.inner().token_to_id(token).and_then(|id| i32::try_from(id).ok())
     }
 
+    /// The first thing in which `other` differs, on texts and on every id.
+    pub(super) fn difference(&self, other: &Self, texts: &[String]) -> Option<String> {
+        let (ours, theirs) = (self.inner(), other.inner());
+        let encoded = |library: &Library, text: &str| {
+            let encoding = guarded(|| library.encode(text, false)).ok()?;
+            Some((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+        };
+        let differs = |text: &&String| encoded(&ours, text) != encoded(&theirs, text);
+        if let Some(text) = texts.iter().find(differs) {
+            return Some(format!("ids of {text:?}"));
+        }
+        let vocab = ours.get_vocab(true);
+        if vocab != theirs.get_vocab(true) {
+            return Some("its tokens".into());
+        }
+        let ids = 0..=vocab.values().max().copied().unwrap_or(0).saturating_add(1);
+        let token = ids.into_iter().find(|id| ours.id_to_token(*id) != theirs.id_to_token(*id));
+        let token = token.map(|id| format!("the text of token {id}"));
+        let rest = (self.joins, &self.prefix) != (other.joins, &other.prefix);
+        token.or_else(|| rest.then(|| "what it puts before and between texts".into()))
+    }
+
     /// Number of tokens, added ones included. The model's vocabulary is often padded beyond it.
     pub fn vocab_size(&self) -> usize {
         self.inner().get_vocab_size(true)
@@ -231,7 +266,7 @@ fn ids(encoding: &tokenizers::Encoding) -> Result<Vec<i32>, TextError> {
     encoding.get_ids().iter().map(id).collect()
 }
 
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("an assertion of the tokenizer library failed on it".to_owned()),

@@ -17,7 +17,7 @@ use super::pipelines::fastest;
 use super::plan::Kernel;
 use super::replaced::{Replaced, needs};
 use crate::exec::ExecError;
-use crate::selftest::{GoldenVectors, SelfTestError, check};
+use crate::selftest::{GoldenVectors, SelfTest, SelfTestError, check};
 
 impl WgpuExecutor {
     /// Runs the golden vectors and replaces kernels that fail.
@@ -26,7 +26,7 @@ impl WgpuExecutor {
     /// When no choice of variants gives the recorded results, or the device fails.
     pub fn self_test(&mut self, golden: &GoldenVectors) -> Result<(), SelfTestError> {
         let fast = self.pipelines.chosen().to_vec();
-        match check(self, golden) {
+        match check(self, golden, SelfTest::Whole) {
             Ok(()) => {}
             // No other kernel makes these right.
             Err(error @ (SelfTestError::Mismatch | SelfTestError::Exec(ExecError::DeviceLost(_)))) => {
@@ -42,7 +42,7 @@ impl WgpuExecutor {
     fn repair(&mut self, golden: &GoldenVectors, fast: &[usize]) -> Result<(), SelfTestError> {
         let mut current: Vec<usize> = self.plan.kernels.iter().map(last).collect();
         self.choose(&current)?;
-        check(self, golden)?;
+        check(self, golden, SelfTest::Whole)?;
         for role in self.roles() {
             let most = self.plan.kernels.iter().map(last).max().unwrap_or(0);
             let mut reason = None;
@@ -51,7 +51,11 @@ impl WgpuExecutor {
                 if candidate == current {
                     break;
                 }
-                match self.choose(&candidate).map_err(SelfTestError::from).and_then(|()| check(self, golden)) {
+                match self
+                    .choose(&candidate)
+                    .map_err(SelfTestError::from)
+                    .and_then(|()| check(self, golden, SelfTest::Whole))
+                {
                     Ok(()) => {
                         current = candidate;
                         break;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
 use dlx_runtime::exec::{Executor, Span};
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::session::Session;
 use dlx_runtime::wgpu::plan::{Binding, Plan};
 use dlx_runtime::{LoadOptions, Model, load_cpu};
@@ -31,6 +32,7 @@ fn original(targets: &[&str]) -> Sections {
 }
 
 fn options(self_test: bool) -> LoadOptions {
+    let self_test = if self_test { SelfTest::Whole } else { SelfTest::Skip };
     LoadOptions { cpu: CpuOptions { threads: 1, isa: None }, self_test, ..LoadOptions::default() }
 }
 

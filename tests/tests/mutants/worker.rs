@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
+use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::session::{Prompt, Request, Session};
 use dlx_runtime::text::Message;
 use dlx_runtime::wgpu::plan::Plan;
@@ -162,6 +163,7 @@ fn ask(path: &Path, self_test: bool) -> Result<String, String> {
     let artifact = Artifact::open(path).map_err(|e| e.to_string())?;
     let cpu = CpuOptions { threads: 1, isa: None };
     let target = if device() { "wgpu" } else { "cpu" };
+    let self_test = if self_test { SelfTest::Whole } else { SelfTest::Skip };
     let options = LoadOptions { target: Some(target.into()), cpu, self_test, ..LoadOptions::default() };
     let model = Model::load(&artifact, &options).map_err(|e| e.to_string())?;
     let prompt = match &model.template {
