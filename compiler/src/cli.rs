@@ -21,6 +21,7 @@ pub mod lint;
 pub mod lists;
 pub mod memory;
 pub mod opt;
+mod questions;
 pub mod report;
 pub mod run;
 pub mod run_graph;
@@ -28,6 +29,7 @@ pub mod synth;
 pub mod table;
 pub mod terminal;
 pub mod trace;
+pub mod tune;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -101,6 +103,7 @@ enum Command {
     Report(report::Args),
     Synth(synth::Args),
     Trace(trace::Args),
+    Tune(tune::Args),
     /// List the passes that pipelines are made of
     Passes,
     /// List the operations of the IR, or the ONNX operators that become them
@@ -143,6 +146,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
         Command::Ops { onnx } => lists::run(if onnx { lists::List::OnnxOps } else { lists::List::Ops }),
         Command::Targets => lists::run(lists::List::Targets),
@@ -219,7 +223,12 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
 
 /// Loads an artifact, and says where it runs if that was not asked for.
 fn load(artifact: &Artifact, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
-    let loaded = Model::load(artifact, &place.options(threads));
+    load_with(artifact, place, &place.options(threads))
+}
+
+/// Loads an artifact as `options` say, which are those of `place` but for what it does not know.
+fn load_with(artifact: &Artifact, place: &Place, options: &LoadOptions) -> Result<Model, Failure> {
+    let loaded = Model::load(artifact, options);
     let loaded = loaded.map_err(|e| Error::new("", e.to_string()))?;
     if matches!(loaded.executor, AnyExecutor::Wgpu(_)) && place.device.is_none() {
         terminal::note(&format!("running on {}", loaded.executor.device()));

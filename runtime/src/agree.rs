@@ -35,7 +35,14 @@ pub(crate) fn sections(artifact: &Artifact, manifest: &Manifest) -> Result<(), S
     }
     for name in artifact.sections().iter().map(|s| s.name.as_str()) {
         let target = name.strip_prefix("program:").or_else(|| name.strip_prefix("plan:"));
-        let known = [artifact::WEIGHTS, artifact::MANIFEST, artifact::TOKENIZER, artifact::TEXT, artifact::GOLDEN];
+        let known = [
+            artifact::WEIGHTS,
+            artifact::MANIFEST,
+            artifact::TOKENIZER,
+            artifact::TEXT,
+            artifact::GOLDEN,
+            artifact::POLICIES,
+        ];
         if !target.map_or_else(|| known.contains(&name), |t| listed.contains(t)) {
             let targets = manifest.targets.join(", ");
             return Err(format!("there is a section `{name}`, but the manifest lists the targets {targets}"));
