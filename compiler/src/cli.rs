@@ -21,6 +21,7 @@ pub mod lint;
 pub mod lists;
 pub mod memory;
 pub mod opt;
+mod questions;
 pub mod report;
 pub mod run;
 pub mod run_graph;
@@ -28,6 +29,7 @@ pub mod synth;
 pub mod table;
 pub mod terminal;
 pub mod trace;
+pub mod tune;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -104,6 +106,7 @@ enum Command {
     Report(report::Args),
     Synth(synth::Args),
     Trace(trace::Args),
+    Tune(tune::Args),
     /// List the passes that pipelines are made of
     Passes,
     /// List the operations of the IR, or the ONNX operators that become them
@@ -146,6 +149,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
         Command::Ops { onnx } => lists::run(if onnx { lists::List::OnnxOps } else { lists::List::Ops }),
         Command::Targets => lists::run(lists::List::Targets),
@@ -235,9 +239,14 @@ fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) ->
 
 /// Loads an artifact, and says where it runs if that was not asked for.
 fn load(artifact: &Artifact, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
+    load_with(artifact, place, place.options(threads))
+}
+
+/// Loads an artifact as `options` say, which are those of `place` but for what it does not know. What was checked as a whole
+/// before is not checked again unless that is asked for.
+fn load_with(artifact: &Artifact, place: &Place, mut options: LoadOptions) -> Result<Model, Failure> {
     let place_of = [place.target.as_deref(), place.device.as_deref()].map(Option::unwrap_or_default).join(" ");
     let checked = Checked::of(artifact, &place_of);
-    let mut options = place.options(threads);
     if !place.verify && checked.as_ref().is_some_and(Checked::before) {
         options = LoadOptions { verify_weights: false, self_test: SelfTest::Kernels, ..options };
     }

@@ -17,5 +17,7 @@ pub mod onnx;
 pub mod options;
 pub mod quality;
 pub mod report;
+mod rewrite;
 pub mod synth;
 pub mod trace;
+pub mod tune;

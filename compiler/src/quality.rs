@@ -11,7 +11,8 @@ use dlx_runtime::AnyExecutor;
 use dlx_runtime::artifact::{self, Artifact};
 use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
 use dlx_runtime::manifest::{Manifest, Quality};
-use dlx_targets::artifact_writer::ArtifactWriter;
+
+use crate::rewrite;
 
 /// Sums over the rows compared so far.
 #[derive(Clone, Debug, Default)]
@@ -124,18 +125,7 @@ pub fn write_card(path: &Path, quality: Quality) -> Result<(), Error> {
     let manifest = dlx_runtime::read_manifest(&artifact).map_err(|e| failed(&e))?;
     let manifest = Manifest { quality: Some(quality), ..manifest };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|e| failed(&e))?;
-    let mut writer = ArtifactWriter::create(path)?;
-    for section in artifact.sections() {
-        let bytes = artifact.section(&section.name).unwrap_or_default();
-        if section.name == artifact::WEIGHTS {
-            writer.append(bytes)?;
-            // What is copied must be what was signed before: a new checksum would vouch for whatever was read.
-            writer.expect_weights(section.hash);
-            continue;
-        }
-        writer.section(section.name.clone(), if section.name == artifact::MANIFEST { json.as_slice() } else { bytes });
-    }
-    writer.finish().map(drop)
+    rewrite::with_section(&artifact, path, artifact::MANIFEST, &json).map(drop)
 }
 
 fn argmax(x: &[f32]) -> usize {

@@ -42,6 +42,7 @@ pub(crate) fn sections(artifact: &Artifact, manifest: &Manifest) -> Result<(), S
             artifact::TOKENIZER_TABLES,
             artifact::TEXT,
             artifact::GOLDEN,
+            artifact::POLICIES,
         ];
         if !target.map_or_else(|| known.contains(&name), |t| listed.contains(t)) {
             let targets = manifest.targets.join(", ");

@@ -1,7 +1,8 @@
 //! The `.dlxa` container: one file with everything a compiled model needs.
 //!
 //! Sections have string names: `manifest` (JSON), `program:<target>` (IR text), `plan:<target>` (JSON), `weights`, `tokenizer`
-//! (`tokenizer.json`), `tokenizer:tables` (the same, ready to use), `text` (JSON: chat template, special tokens), `golden`. What a section means is not decided here.
+//! (`tokenizer.json`), `tokenizer:tables` (the same, ready to use), `text` (JSON: chat template, special tokens), `golden`,
+//! `policies` (JSON: measured settings). What a section means is not decided here.
 //!
 //! Invariant: once [`Artifact::open`] has returned, every byte of the file but those of `weights` has been checked, and
 //! `weights` has its place and length checked; [`Artifact::verify_weights`] checks the rest. No byte of a file can cause a
@@ -29,6 +30,8 @@ pub const TOKENIZER_TABLES: &str = "tokenizer:tables";
 pub const TEXT: &str = "text";
 /// Name of the section with example inputs and outputs for the self-test.
 pub const GOLDEN: &str = "golden";
+/// Name of the JSON section with measured settings, if the artifact has been tuned.
+pub const POLICIES: &str = "policies";
 
 /// Name of the section that holds the program for `target`.
 pub fn program_section(target: &str) -> String {

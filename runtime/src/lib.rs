@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod mapped;
 pub mod memory;
 mod model;
+pub mod policies;
 pub mod selftest;
 pub mod session;
 pub mod text;
@@ -23,4 +24,5 @@ pub mod wgpu;
 pub use model::load_wgpu;
 pub use model::{
     AnyExecutor, LoadOptions, Model, ModelError, TextSection, certify, load_cpu, load_executor, read_manifest,
+    read_policies,
 };

@@ -7,6 +7,7 @@ use crate::exec::Executor;
 use crate::manifest::{Manifest, kind_of};
 use crate::memory::count::{Held, THREADS, Usage};
 use crate::memory::{Budget, Certificate, OverLimit};
+use crate::policies::Policies;
 use crate::selftest::{self, GoldenVectors, SelfTest, SelfTestError};
 use crate::text::{ChatTemplate, TextError, Tokenizer, TokenizerSize};
 use crate::wgpu::plan::Plan;
@@ -26,6 +27,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Messages to text, if the model has a chat template.
     pub template: Option<ChatTemplate>,
+    /// Measured settings, if the artifact has been tuned.
+    pub policies: Option<Policies>,
 }
 
 /// The `text` section.
@@ -132,6 +135,8 @@ pub struct LoadOptions {
     pub verify_weights: bool,
     /// How much of the golden vectors to run. On a graphics device, where weights are copied at load, all or nothing.
     pub self_test: SelfTest,
+    /// Whether to read the measured settings; one that cannot be read is an error then.
+    pub policies: bool,
     /// Bytes that the process may take for the model; one that could take more does not load, and one that is loaded does not
     /// grow beyond. What is counted says [`memory`](crate::memory).
     pub max_memory: Option<u64>,
@@ -145,6 +150,7 @@ impl Default for LoadOptions {
             cpu: CpuOptions::default(),
             verify_weights: true,
             self_test: SelfTest::default(),
+            policies: true,
             max_memory: None,
         }
     }
@@ -173,6 +179,14 @@ pub enum ModelError {
         path: PathBuf,
         /// The section.
         section: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Measured settings that this build cannot read; compiling would not bring them back.
+    #[error("{}: section `policies` cannot be read: {reason}; run `dlxc tune` on the artifact again", path.display())]
+    Policies {
+        /// The artifact.
+        path: PathBuf,
         /// What is wrong.
         reason: String,
     },
@@ -236,6 +250,19 @@ pub fn read_manifest(artifact: &Artifact) -> Result<Manifest, ModelError> {
         return Err(ModelError::Graph { path: artifact.path().to_path_buf() });
     }
     json(artifact, artifact::MANIFEST)
+}
+
+/// Reads the measured settings of an artifact, if it has any.
+///
+/// # Errors
+/// A section that is malformed, of another version, or holds what cannot be.
+pub fn read_policies(artifact: &Artifact) -> Result<Option<Policies>, ModelError> {
+    let (name, path) = (artifact::POLICIES, artifact.path());
+    if artifact.section(name).is_none() {
+        return Ok(None);
+    }
+    let read = Policies::read(artifact.text(name)?);
+    read.map(Some).map_err(|reason| ModelError::Policies { path: path.to_path_buf(), reason })
 }
 
 /// Loads a program of an artifact, without its text side.
@@ -426,7 +453,9 @@ impl Model {
         // Reading a tokenizer takes several times what it keeps.
         cpu::give_back();
         let (tokenizer, template) = text?;
-        Ok(Model { manifest: read_manifest(artifact)?, executor: executor?, tokenizer, template })
+        let manifest = read_manifest(artifact)?;
+        let policies = if options.policies { read_policies(artifact)? } else { None };
+        Ok(Model { manifest, executor: executor?, tokenizer, template, policies })
     }
 }
 

@@ -15,9 +15,11 @@ use crate::decode::{
 };
 use crate::exec::Executor;
 use crate::model::Model;
+use crate::policies::{Aim, Chosen, Policies};
 use crate::text::{ChatTemplate, Controls, Detokenizer, Message, StopStrings, TextError, Tokenizer};
 use stream::Stream;
 
+mod aim;
 mod prompt;
 mod stream;
 
@@ -49,6 +51,9 @@ pub struct Request {
     pub max_new: usize,
     /// Changes to the model's decode policy, stop strings and seed among them.
     pub overrides: Overrides,
+    /// What a setting is picked by from those that were measured of the model; it is put into `overrides`, which must not
+    /// say the same.
+    pub aim: Option<Aim>,
     /// Whether special tokens in the messages of a conversation are special tokens.
     pub allow_special: bool,
     /// Whether a text is encoded without what the tokenizer puts before texts.
@@ -71,6 +76,7 @@ impl Request {
             prompt,
             max_new,
             overrides: Overrides::default(),
+            aim: None,
             allow_special: false,
             no_prefix: false,
             keep: false,
@@ -127,6 +133,8 @@ pub struct Report {
     pub prompt_tokens: usize,
     /// Those of them that the caches held already.
     pub held_tokens: usize,
+    /// The setting that was picked for what the request aims at.
+    pub chosen: Option<Chosen>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Number of passes by kind.
@@ -177,6 +185,20 @@ pub enum SessionError {
     /// A chat template wrote a token that means "to be filled in".
     #[error("the chat template writes the mask token, which would be filled in: pass a plain prompt for infilling")]
     MaskInChat,
+    /// No measured setting does what the request aims at.
+    #[error("the request cannot have what it aims at: {why}")]
+    Aim {
+        /// Why.
+        why: String,
+    },
+    /// Measured settings that the model cannot run.
+    #[error(
+        "the measured settings of section `policies` are not this model's: {why}; run `dlxc tune` on the artifact again"
+    )]
+    Policies {
+        /// Which, and why.
+        why: String,
+    },
 }
 
 impl SessionError {
@@ -206,6 +228,9 @@ pub struct Session {
     controls: Controls,
     /// Tokens whose rows the first slot of the caches holds for good.
     held: Vec<i32>,
+    policies: Option<Policies>,
+    /// How long a pass takes here beside the machine that measured `policies`.
+    pace: Option<f64>,
 }
 
 impl Session {
@@ -214,8 +239,10 @@ impl Session {
     /// # Errors
     /// [`SessionError::Decode`] with what the policy asks for in vain.
     pub fn new(model: Model) -> Result<Self, SessionError> {
-        let Model { manifest, executor, tokenizer, template } = model;
-        Self::with_executor(executor.into_executor(), tokenizer, template, manifest.policy)
+        let Model { manifest, executor, tokenizer, template, policies } = model;
+        let mut session = Self::with_executor(executor.into_executor(), tokenizer, template, manifest.policy)?;
+        session.set_policies(policies)?;
+        Ok(session)
     }
 
     /// A session on an executor of one's own.
@@ -231,7 +258,8 @@ impl Session {
         policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
         let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
         let controls = Controls::new(&tokenizer, others);
-        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy, controls, held: Vec::new() })
+        let (tokenizer, held) = (Arc::new(tokenizer), Vec::new());
+        Ok(Self { executor, tokenizer, template, policy, controls, held, policies: None, pace: None })
     }
 
     /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
@@ -270,10 +298,15 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let resolved = self.resolve(&request.overrides)?;
-        let policy = resolved.policy.clone();
         let prefix = self.prefix(request)?;
         let prompt = self.encode(request)?;
+        let chosen = self.choose(request, prompt.len())?;
+        let resolved = match &chosen {
+            Some(chosen) => self.resolve(&chosen.settings.over(&request.overrides))?,
+            None => self.resolve(&request.overrides)?,
+        };
+        let policy = resolved.policy.clone();
+        let deadline = Self::end(request, begin, chosen.as_ref());
         // Whatever ends this call early leaves caches that nothing is known of.
         let held = std::mem::take(&mut self.held);
         let held = if request.keep { held.iter().zip(&prompt).take_while(|(a, b)| a == b).count() } else { 0 };
@@ -300,7 +333,7 @@ impl Session {
                 if request.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                     return ControlFlow::Break(FinishReason::Cancelled);
                 }
-                if request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return ControlFlow::Break(FinishReason::Deadline);
                 }
                 tell(Event::Forward(forward))
@@ -346,17 +379,20 @@ impl Session {
             (None, FinishReason::StopId) => FinishReason::MaxTokens,
             (None, reason) => reason,
         };
-        Ok(Report {
+        let report = Report {
             text: stream.text,
             ids: stream.ids,
             prefix,
             prompt_tokens: prompt.len(),
             held_tokens: decoded.held,
+            chosen,
             finish,
             passes: decoded.passes,
             times: decoded.times,
             total: begin.elapsed(),
-        })
+        };
+        self.learn(&report);
+        Ok(report)
     }
 }
 

@@ -56,6 +56,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
     let opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
     let mut chat = Conversation::new(args, opened);
+    if args.deadline.is_some() {
+        // A deadline begins with its turn, and finding the pace shall not be part of it.
+        chat.session.measure_pace().map_err(|e| Error::new(args.model.display(), e.to_string()))?;
+    }
     if let Some(prompt) = first {
         chat.answer(&prompt)?;
     }
@@ -201,6 +205,7 @@ impl<'a> Conversation<'a> {
         };
         let mut request = Request::new(prompt, self.decode.max_new(self.session.policy()));
         request.overrides = self.decode.overrides(self.session.policy());
+        request.aim = args.aim();
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         (request.allow_special, request.no_prefix, request.keep) = (args.allow_special, args.no_bos, args.chat);
         request

@@ -11,14 +11,13 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::manifest::Quality;
-use dlx_runtime::session::{Prompt, Request, Session};
-use dlx_runtime::text::Message;
+use dlx_runtime::session::{Request, Session};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::table::{self, Align};
-use super::{Failure, run, terminal};
+use super::{Failure, questions, run, terminal};
 use crate::options::QuantSpec;
 use crate::quality::{self, Paired, Tally};
 use dlx_runtime::decode::Passes;
@@ -95,7 +94,8 @@ struct Miss {
 /// # Errors
 /// A model that cannot be loaded, a malformed data file, a prompt that the model cannot take; on Ctrl-C.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let questions = read(&args.data)?;
+    let lines = questions::read(&args.data)?;
+    let questions: Vec<Question> = lines.into_iter().map(|(_, question)| question).collect();
     let super::Opened { mut session, notes, .. } =
         super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
     let answered = answer_all(args, &questions, &mut session)?;
@@ -166,28 +166,13 @@ fn ask(
     question: &Question,
     decode: &run::Decode,
 ) -> Result<dlx_runtime::session::Report, Error> {
-    let system = question.system.as_deref().map(|s| Message::new("system", s));
-    let messages = system.into_iter().chain([Message::new("user", &question.prompt)]).collect();
-    let mut request =
-        Request::new(Prompt::Chat { messages, variables: serde_json::Map::new() }, decode.max_new(session.policy()));
+    let prompt = questions::chat(&question.prompt, question.system.as_deref());
+    let mut request = Request::new(prompt, decode.max_new(session.policy()));
     request.overrides = decode.overrides(session.policy());
     let report = session.generate(&request, &mut |_| {
         if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     report.map_err(|e| Error::new("", format!("`{}`: {e}", question.prompt)))
-}
-
-fn read(path: &Path) -> Result<Vec<Question>, Error> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::new(path.display(), format!("cannot be read: {e}")))?;
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let questions = lines.map(|(i, line)| {
-        serde_json::from_str(line).map_err(|e| {
-            Error::new(format_args!("{}:{}", path.display(), i + 1), format!("is not a question: {e}"))
-                .help("write one object per line: {\"prompt\": \"…\", \"answer\": \"…\"}")
-        })
-    });
-    let questions: Vec<Question> = questions.collect::<Result<_, _>>()?;
-    if questions.is_empty() { Err(Error::new(path.display(), "holds no questions")) } else { Ok(questions) }
 }
 
 fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> String {

@@ -9,7 +9,7 @@ use dlx_runtime::graph::{GraphManifest, Port, read_graph_manifest};
 use dlx_runtime::host::Export;
 use dlx_runtime::manifest::Manifest;
 use dlx_runtime::wgpu::plan::Plan;
-use dlx_runtime::{ModelError, certify, read_manifest};
+use dlx_runtime::{ModelError, certify, read_manifest, read_policies};
 use serde_json::json;
 
 use super::memory::memory_table;
@@ -76,15 +76,21 @@ fn artifact(args: &Args) -> Result<String, Error> {
         let programs = manifest.targets.iter().map(|t| artifact.text(&program_section(t)).map(str::to_owned));
         return programs.collect::<Result<String, _>>().map_err(|e| failed(&e));
     }
+    let policies = read_policies(&artifact).map_err(|e| failed(&e))?;
     let sections: Vec<_> = artifact.sections().iter().map(|s| (s.name.clone(), s.len)).collect();
     if args.json {
         let sections: serde_json::Map<_, _> = sections.into_iter().map(|(name, len)| (name, len.into())).collect();
         let plans = plans(&artifact, &manifest.targets)?;
         let plans: serde_json::Map<_, _> = plans.iter().map(|(t, p)| (t.clone(), json!(p.summary()))).collect();
-        return Ok(format!("{:#}\n", json!({"manifest": manifest, "sections": sections, "plans": plans})));
+        let mut value = json!({"manifest": manifest, "sections": sections, "plans": plans});
+        if let Some(policies) = policies {
+            value["policies"] = json!(policies);
+        }
+        return Ok(format!("{value:#}\n"));
     }
     let facts = pairs(generator_facts(&artifact, &manifest)?.into_iter());
-    Ok(format!("{facts}\n{}", memory_table(&manifest.memory)))
+    let tuned = policies.map_or_else(String::new, |policies| format!("\n{}", super::tune::as_table(&policies)));
+    Ok(format!("{facts}\n{}{tuned}", memory_table(&manifest.memory)))
 }
 
 /// What an artifact says of itself, by name.

@@ -9,6 +9,7 @@ use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::decode::policy::{Attention, CacheMode};
 use dlx_runtime::decode::{DecodePolicy, Overrides, Reveal};
+use dlx_runtime::policies::Aim;
 use dlx_runtime::session::Report;
 use serde_json::json;
 
@@ -48,6 +49,14 @@ pub struct Args {
     /// Where it runs.
     #[command(flatten)]
     pub place: super::Place,
+    /// Decode with the fastest setting of this quality that `dlxc tune` stored: fast, balanced, best, or the least agreement,
+    /// such as 0.95. See docs/tune.md.
+    #[arg(long, value_name = "QUALITY", value_parser = quality, conflicts_with_all = FIXED)]
+    pub quality: Option<Aim>,
+    /// Decode with the best setting that `dlxc tune` stored and that is expected to end within this time, such as 500ms, and
+    /// stop then in any case.
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = FIXED, conflicts_with = "quality")]
+    pub deadline: Option<Duration>,
     /// Stop after this time, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
@@ -121,10 +130,18 @@ Examples:
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 
+/// Flags of what measured settings say.
+const FIXED: [&str; 5] = ["threshold", "steps", "rule", "confidence", "cache"];
+
 /// Longest prompt or turn in bytes.
 pub const MAX_PROMPT: u64 = 16 << 20;
 
 impl Args {
+    /// What measured settings are picked by.
+    pub fn aim(&self) -> Option<Aim> {
+        self.quality.or(self.deadline.map(Aim::Within))
+    }
+
     /// The prompt: the argument, or all of standard input unless that is a terminal.
     ///
     /// # Errors
@@ -144,8 +161,7 @@ impl Args {
 impl Decode {
     /// Most tokens to generate.
     pub fn max_new(&self, policy: &DecodePolicy) -> usize {
-        let default = if policy.attention == Attention::Full { 64 } else { 256 };
-        self.max_new.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
+        max_new(self.max_new, policy)
     }
 
     /// What the arguments change of the model's own policy.
@@ -177,6 +193,12 @@ impl Decode {
     }
 }
 
+/// Most tokens to generate, when `given` was typed.
+pub fn max_new(given: Option<u32>, policy: &DecodePolicy) -> usize {
+    let default = if policy.attention == Attention::Full { 64 } else { 256 };
+    given.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
 /// A report for programs.
 pub fn as_json(report: &Report) -> serde_json::Value {
     let seconds = |d: Duration| d.as_secs_f64();
@@ -188,6 +210,7 @@ pub fn as_json(report: &Report) -> serde_json::Value {
         "held_tokens": report.held_tokens,
         "tokens": report.ids.len(),
         "finish": report.finish,
+        "chosen": report.chosen,
         "forwards": report.passes.forward(),
         "passes": report.passes,
         "tokens_per_forward": report.tokens_per_forward(),
@@ -204,9 +227,14 @@ pub fn as_json(report: &Report) -> serde_json::Value {
 /// A report for people.
 pub fn statistics(report: &Report) -> String {
     let (p, t) = (&report.passes, &report.times);
+    let chosen = report.chosen.as_ref().map_or_else(String::new, |c| {
+        let seconds = table::duration(Duration::try_from_secs_f64(c.seconds).unwrap_or(Duration::MAX));
+        let misses = if c.fits { "" } else { ", the fastest, though not fast enough" };
+        format!("; decoded by {} (agreement {:.3}, up to {seconds} expected{misses})", c.settings, c.agreement)
+    });
     format!(
         "{} tokens in {} ({:.1}/s), {} forwards ({} prefill, {} denoise, {} commit), {:.2} tokens per forward; \
-         {} of {} prompt tokens from the caches; prefill {}, step {}, head {}, commit {}",
+         {} of {} prompt tokens from the caches; prefill {}, step {}, head {}, commit {}{chosen}",
         report.ids.len(),
         table::duration(report.total),
         report.ids.len() as f64 / report.total.as_secs_f64().max(1e-9),
@@ -251,6 +279,18 @@ fn cache_mode(text: &str) -> Result<CacheMode, String> {
     }
 }
 
+fn quality(text: &str) -> Result<Aim, String> {
+    match text {
+        "fast" => Ok(Aim::Fast),
+        "balanced" => Ok(Aim::Balanced),
+        "best" => Ok(Aim::Best),
+        _ => {
+            let least = text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).map(Aim::AtLeast);
+            least.ok_or_else(|| "use fast, balanced, best, or a number above 0, up to 1".into())
+        }
+    }
+}
+
 fn probability(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).ok_or_else(|| "use a number above 0, up to 1".into())
 }
@@ -259,7 +299,8 @@ fn temperature(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|t| (0.0..=100.0).contains(t)).ok_or_else(|| "use a number from 0 to 100".into())
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+/// A time, as flags take it.
+pub fn time(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale = match unit {

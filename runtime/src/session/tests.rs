@@ -296,3 +296,80 @@ fn what_the_tokenizer_puts_before_texts_comes_first() {
     assert_eq!(session.encode(&chat("ab")).unwrap(), [97, 98], "a conversation is complete");
     assert_eq!(session.encode(&Request::new(Prompt::Ids(vec![97]), 4)).unwrap(), [97]);
 }
+
+/// A session with two measured settings: three passes per block and one.
+fn tuned() -> Session {
+    let interval = |mean: f64| crate::policies::Interval { mean, low: mean, high: mean };
+    let point = |steps, agreement, seconds: f64| crate::policies::Point {
+        settings: crate::policies::Settings {
+            reveal: crate::decode::Reveal::new("static"),
+            steps,
+            block: 4,
+            cache: crate::decode::policy::CacheMode::CommitBlock,
+        },
+        agreement: interval(agreement),
+        seconds: interval(seconds),
+        passes: interval(seconds),
+        cost: crate::policies::Cost { prompt_token: 0.0, pass: 0.1, answer: seconds, position: 1.0, rows: 8.0 },
+    };
+    let policies = Policies {
+        version: crate::policies::VERSION,
+        reference: crate::policies::Reference::Careful,
+        prompts: 8,
+        device: "mock".into(),
+        probe: 1e-9,
+        points: vec![point(1, 0.5, 1.0), point(4, 1.0, 3.0)],
+    };
+    let mut session = session(2, b"hello world\0");
+    session.set_policies(Some(policies)).unwrap();
+    session
+}
+
+#[test]
+fn an_aim_picks_what_was_measured() {
+    let aiming = |aim| Request { aim: Some(aim), ..text("ab", 40) };
+    let (fast, _) = run(&mut tuned(), &aiming(Aim::Fast));
+    let (best, _) = run(&mut tuned(), &aiming(Aim::Best));
+    assert_eq!((fast.passes.denoise, best.passes.denoise), (4, 14), "one pass per block, one per token");
+    assert_eq!(fast.chosen.unwrap().point, 0);
+    assert!(run(&mut tuned(), &text("ab", 40)).0.chosen.is_none());
+    // The probe of the recording was so short that this machine seems slow beyond any deadline, and the call ends at once.
+    let late = aiming(Aim::Within(Duration::from_millis(5)));
+    let (late, _) = run(&mut tuned(), &late);
+    assert_eq!((late.finish, late.chosen.unwrap().fits), (FinishReason::Deadline, false));
+}
+
+#[test]
+fn aims_that_cannot_be_had_are_refused() {
+    let aiming = |aim| Request { aim: Some(aim), ..text("ab", 40) };
+    let says = |session: &mut Session, request: &Request, what: &str| {
+        let error = session.generate(request, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    says(&mut session(2, b"hello"), &aiming(Aim::Fast), "run `dlxc tune`");
+    let mut fixed = aiming(Aim::Fast);
+    fixed.overrides.steps = Some(2);
+    says(&mut tuned(), &fixed, "`steps`");
+    let mut policies = tuned().policies().unwrap().clone();
+    policies.points[1].settings.block = 8;
+    let error = tuned().set_policies(Some(policies.clone())).unwrap_err().to_string();
+    assert!(error.contains("point 1") && error.contains("blocks of 4"), "{error}");
+    policies.points.clear();
+    assert!(tuned().set_policies(Some(policies)).is_err());
+}
+
+#[test]
+fn the_pace_rises_at_once_and_falls_slowly() {
+    let mut session = tuned();
+    session.pace = Some(1.0);
+    let (mut report, _) = run(&mut session, &Request { aim: Some(Aim::Best), ..text("ab", 40) });
+    let passes = report.passes.denoise + report.passes.commit;
+    report.times.prefill = Duration::ZERO;
+    session.pace = Some(1.0);
+    report.total = Duration::from_secs_f64(0.3 * passes as f64);
+    session.learn(&report);
+    assert!((session.pace.unwrap() - 3.0).abs() < 1e-6, "{:?}", session.pace);
+    report.total = Duration::from_secs_f64(0.1 * passes as f64);
+    session.learn(&report);
+    assert!((session.pace.unwrap() - 2.8).abs() < 1e-6, "{:?}", session.pace);
+}
