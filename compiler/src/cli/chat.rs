@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use dlx_ir::Error;
 use dlx_runtime::decode::FinishReason;
-use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
-use dlx_runtime::text::Message;
+use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError, Speculate};
+use dlx_runtime::text::{Message, Tokenizer};
 use dlx_runtime::trace::About;
 
 use self::commands::{COMMANDS, ESCAPE, Line};
@@ -23,7 +23,7 @@ use self::saved::{Said, Saved};
 use super::canvas::{Canvas, Cell};
 use super::run::{Args, Decode, as_json, statistics};
 use super::trace::Recording;
-use super::{Failure, Opened, terminal};
+use super::{Failure, Opened, hybrid, terminal};
 
 /// The conversation so far. One turn of `dlxc run` is a conversation that ends.
 pub struct Conversation<'a> {
@@ -31,6 +31,7 @@ pub struct Conversation<'a> {
     /// The settings; at first those of the command line.
     decode: Decode,
     session: Session,
+    speculate: Option<Speculate>,
     device: String,
     replaced: Vec<String>,
     notes: Vec<String>,
@@ -52,8 +53,10 @@ pub struct Conversation<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let mut chat = Conversation::new(args, opened);
+    args.hybrid.speculate()?;
+    let mut opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let speculate = args.hybrid.prepare(&mut opened.session, args.quant, &args.place, args.decode.threads)?;
+    let mut chat = Conversation::new(args, opened, speculate);
     if let Some(prompt) = first {
         chat.answer(&prompt)?;
     }
@@ -62,12 +65,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 impl<'a> Conversation<'a> {
     /// One with a model.
-    fn new(args: &'a Args, opened: Opened) -> Self {
+    fn new(args: &'a Args, opened: Opened, speculate: Option<Speculate>) -> Self {
         let Opened { session, device, replaced, notes, about } = opened;
         Self {
             args,
             decode: args.decode.clone(),
             session,
+            speculate,
             device,
             replaced,
             notes,
@@ -198,6 +202,7 @@ impl<'a> Conversation<'a> {
         };
         let mut request = Request::new(prompt, self.decode.max_new(self.session.policy()));
         request.overrides = self.decode.overrides(self.session.policy());
+        request.speculate = self.speculate;
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         (request.allow_special, request.no_prefix, request.keep) = (args.allow_special, args.no_bos, args.chat);
         request
@@ -249,6 +254,7 @@ impl<'a> Conversation<'a> {
         if report.finish == FinishReason::ContextFull {
             terminal::note("note: the answer ends because the caches are full; compile with a larger --max-seq");
         }
+        report.speculation.iter().for_each(hybrid::note);
         let statistics = format!("{}; on {}", statistics(&report), self.device);
         if args.stats {
             terminal::note(&statistics);
@@ -282,8 +288,7 @@ impl<'a> Conversation<'a> {
                 Event::Text(text) if !json => canvas.stable(text),
                 Event::Canvas { ids, block, .. } if size.is_some() => {
                     let now = &ids[block];
-                    let texts: Vec<_> =
-                        now.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect();
+                    let texts = texts(&tokenizer, now);
                     let cells = now.iter().zip(&texts).enumerate().map(|(i, (id, text))| match previous.get(i) {
                         _ if *id == mask => Cell::Masked,
                         Some(old) if old == id => Cell::Known(text),
@@ -292,6 +297,17 @@ impl<'a> Conversation<'a> {
                     let drawn = canvas.draw(&cells.collect::<Vec<_>>());
                     previous = now.to_vec();
                     drawn
+                }
+                Event::Drafted { tokens } if size.is_some() => {
+                    let texts = texts(&tokenizer, tokens);
+                    canvas.draw(&texts.iter().map(|text| Cell::Fresh(text)).collect::<Vec<_>>())
+                }
+                // What is accepted is about to become text: only what is not is left to be shown.
+                Event::Judged { drafted, accepted, tokens } if size.is_some() => {
+                    let kept = texts(&tokenizer, tokens);
+                    let lost = texts(&tokenizer, drafted.get(accepted..).unwrap_or_default());
+                    let cells = kept.iter().map(|text| Cell::Known(text)).chain(lost.iter().map(|t| Cell::Rejected(t)));
+                    canvas.draw(&cells.collect::<Vec<_>>())
                 }
                 Event::Committed { .. } => {
                     previous.clear();
@@ -316,4 +332,9 @@ impl<'a> Conversation<'a> {
         }
         Ok(report)
     }
+}
+
+/// Each token's text alone.
+fn texts(tokenizer: &Tokenizer, ids: &[i32]) -> Vec<String> {
+    ids.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect()
 }

@@ -45,6 +45,9 @@ pub struct Args {
     /// How to decode.
     #[command(flatten)]
     pub decode: Decode,
+    /// Who drafts.
+    #[command(flatten)]
+    pub hybrid: super::hybrid::Hybrid,
     /// Where it runs.
     #[command(flatten)]
     pub place: super::Place,
@@ -61,7 +64,7 @@ pub struct Args {
     #[arg(long)]
     pub stats: bool,
     /// Record every pass, what the model said of each position, and why tokens were revealed; `dlxc trace` reads it.
-    #[arg(long, value_name = "FILE", conflicts_with = "chat")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "draft", "speculate"])]
     pub trace: Option<PathBuf>,
 }
 
@@ -118,6 +121,8 @@ const EXAMPLES: &str = "\
 Examples:
   dlxc run sdar.dlxa \"What is the capital of France?\"
   dlxc run sdar.dlxa \"What is 27 + 45?\" --trace t.jsonl
+  dlxc run qwen.dlxa --draft sdar.dlxa --stats \"What is 27 + 45?\"
+  dlxc run fast-dllm.dlxa --speculate self --draft-length 8 \"What is 27 + 45?\"
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 
@@ -180,7 +185,7 @@ impl Decode {
 /// A report for programs.
 pub fn as_json(report: &Report) -> serde_json::Value {
     let seconds = |d: Duration| d.as_secs_f64();
-    json!({
+    let mut json = json!({
         "text": report.text,
         "ids": report.ids,
         "prefix": report.prefix,
@@ -198,12 +203,28 @@ pub fn as_json(report: &Report) -> serde_json::Value {
             "head": seconds(report.times.head),
             "commit": seconds(report.times.commit),
         },
-    })
+    });
+    if let Some(speculation) = &report.speculation {
+        json["speculation"] = super::hybrid::as_json(speculation);
+    }
+    json
 }
 
 /// A report for people.
 pub fn statistics(report: &Report) -> String {
     let (p, t) = (&report.passes, &report.times);
+    if let Some(speculation) = &report.speculation {
+        return format!(
+            "{} tokens in {} ({:.1}/s); {} of {} prompt tokens from the caches; prefill {}; {}",
+            report.ids.len(),
+            table::duration(report.total),
+            report.ids.len() as f64 / report.total.as_secs_f64().max(1e-9),
+            report.held_tokens,
+            report.prompt_tokens,
+            table::duration(t.prefill),
+            super::hybrid::statistics(speculation),
+        );
+    }
     format!(
         "{} tokens in {} ({:.1}/s), {} forwards ({} prefill, {} denoise, {} commit), {:.2} tokens per forward; \
          {} of {} prompt tokens from the caches; prefill {}, step {}, head {}, commit {}",

@@ -57,15 +57,24 @@ pub struct Driver<'e> {
 struct Item<'p> {
     /// Which of the active sequences.
     index: usize,
+    /// Which of the spans of the pass.
+    nth: usize,
     pass: &'p Pass,
     span: Span<'p>,
 }
 
 /// What a step cost.
-#[derive(Clone, Copy, Default)]
-struct Cost {
-    step: Duration,
-    head: Duration,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) step: Duration,
+    pub(super) head: Duration,
+}
+
+impl<'p> Item<'p> {
+    /// The spans of a pass.
+    fn of(index: usize, pass: &'p Pass) -> impl Iterator<Item = Self> {
+        pass.spans().enumerate().map(move |(nth, span)| Item { index, nth, pass, span })
+    }
 }
 
 impl<'e> Driver<'e> {
@@ -83,28 +92,12 @@ impl<'e> Driver<'e> {
             sequence.want(observer);
         }
         let passes = active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?)));
-        let items: Vec<Item<'_>> =
-            passes.flat_map(|(index, pass)| pass.spans().map(move |span| Item { index, pass, span })).collect();
+        let items: Vec<Item<'_>> = passes.flat_map(|(index, pass)| Item::of(index, pass)).collect();
         if items.is_empty() {
             return Ok(false);
         }
-        self.stats.clear();
-        self.logits.clear();
-        self.shared = 0;
         let mut outcomes: Vec<(Cost, Option<DecodeError>)> = active.iter().map(|_| Default::default()).collect();
-        let mut rest = &items[..];
-        while !rest.is_empty() {
-            let (step, later) = rest.split_at(self.fitting(rest));
-            let cost = self.step(step, &mut outcomes)?;
-            self.shared += usize::from(step.iter().any(|item| item.index != step[0].index));
-            // A pass over two spans that did not fit one step has waited for both.
-            for spans in step.chunk_by(|a, b| a.index == b.index) {
-                let waited = &mut outcomes[spans[0].index].0;
-                waited.step += cost.step;
-                waited.head += cost.head;
-            }
-            rest = later;
-        }
+        self.run(&items, &mut outcomes)?;
         let (mut stats, mut logits) = (&self.stats[..], &mut self.logits[..]);
         let vocab = self.executor.vocab();
         for (Active { sequence, observer }, (cost, failed)) in active.iter_mut().zip(outcomes) {
@@ -121,6 +114,47 @@ impl<'e> Driver<'e> {
             }
         }
         Ok(true)
+    }
+
+    /// Runs a pass that is no sequence's, and gives what it said of its rows to `take`, with the time that steps and head took.
+    ///
+    /// # Errors
+    /// What the executor reports; [`DecodeError::NotFinite`].
+    pub(super) fn alone<T>(
+        &mut self,
+        pass: &Pass,
+        take: impl FnOnce(Rows<'_>, Cost) -> T,
+    ) -> Result<T, DecodeError> {
+        let items: Vec<Item<'_>> = Item::of(0, pass).collect();
+        let mut outcomes = [Default::default()];
+        self.run(&items, &mut outcomes)?;
+        let [(cost, failed)] = outcomes;
+        let rows = match pass.reads() {
+            Reads::Stats => Rows::Stats(&self.stats),
+            Reads::Logits => Rows::Logits(&mut self.logits),
+        };
+        failed.map_or_else(|| Ok(take(rows, cost)), Err)
+    }
+
+    /// Runs the spans of passes, as many to a step as fit, and keeps what they want to see.
+    fn run(&mut self, items: &[Item<'_>], outcomes: &mut [(Cost, Option<DecodeError>)]) -> Result<(), ExecError> {
+        self.stats.clear();
+        self.logits.clear();
+        self.shared = 0;
+        let mut rest = items;
+        while !rest.is_empty() {
+            let (step, later) = rest.split_at(self.fitting(rest));
+            let cost = self.step(step, outcomes)?;
+            self.shared += usize::from(step.iter().any(|item| item.index != step[0].index));
+            // A pass over two spans that did not fit one step has waited for both.
+            for spans in step.chunk_by(|a, b| a.index == b.index) {
+                let waited = &mut outcomes[spans[0].index].0;
+                waited.step += cost.step;
+                waited.head += cost.head;
+            }
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Steps of the last round that served several sequences.
@@ -174,7 +208,7 @@ impl<'e> Driver<'e> {
         for (item, row) in broken {
             if outcomes[item.index].1.is_none() {
                 let place = first_nonfinite(self.executor, &[item.span]).unwrap_or_else(|| "the logits".to_owned());
-                let position = item.pass.position(row);
+                let position = item.pass.position(item.nth, row);
                 outcomes[item.index].1 = Some(DecodeError::NotFinite { position, place });
             }
         }

@@ -127,11 +127,15 @@ impl Executor for Mock {
         self.last.clear();
         for (i, span) in spans.iter().enumerate() {
             let &Span { slot, ids, pos, at, from, visible } = span;
-            assert!(spans[..i].iter().all(|s| s.slot != slot), "a slot serves one sequence");
+            let apart = |s: &Span<'_>| s.slot != slot || s.at + s.ids.len() <= at || at + ids.len() <= s.at;
+            assert!(spans[..i].iter().all(apart), "a row is written once");
             let end = at + ids.len();
             assert!(!ids.is_empty() && end <= visible && visible <= self.max_seq);
             assert!(pos.iter().enumerate().all(|(row, &pos)| pos as usize == at - from + row));
             self.caches[slot][at..end].copy_from_slice(ids);
+        }
+        for &Span { slot, ids, at, from, visible, .. } in spans {
+            let end = at + ids.len();
             let seen = &self.caches[slot][from..visible];
             assert!(seen.iter().all(|&id| id >= 0), "attends rows that were never written");
             let hash = |position: usize| seen.iter().fold(position as u64, |h, &id| mix(h ^ (id as u64)));

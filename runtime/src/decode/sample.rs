@@ -5,9 +5,11 @@
 //! tokens come out. Only what is asked for is computed, in memory that is kept from row to row. What a plain greedy decode
 //! needs never passes through here: it reads the head's statistics.
 
+mod law;
 mod tail;
 mod weights;
 
+pub use self::law::Law;
 use self::tail::Tail;
 use self::weights::{Distribution, Mass, prob, weigh};
 use super::noise::{self, GROUP, Noise, NoiseRow};

@@ -5,6 +5,7 @@
 
 mod growth;
 pub mod literal;
+mod meaning;
 mod size;
 pub mod stop;
 pub mod stream;

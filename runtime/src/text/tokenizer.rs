@@ -74,7 +74,7 @@ impl Tokenizer {
         &self.prefix
     }
 
-    fn inner(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+    pub(super) fn inner(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
