@@ -266,7 +266,15 @@ impl Session {
         policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
         let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
         let controls = Controls::new(&tokenizer, others);
-        Ok(Self { executor, tokenizer: Arc::new(tokenizer), template, policy, controls, held: Vec::new(), speculator: Speculator::default() })
+        Ok(Self {
+            executor,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            policy,
+            controls,
+            held: Vec::new(),
+            speculator: Speculator::default(),
+        })
     }
 
     /// Lets `drafter` draft for requests that ask for it.
@@ -395,7 +403,8 @@ impl Session {
                 let observer = &mut observe;
                 let call = Call { speculate, policy: resolved, reveal, prompt: &prompt, max_new, held, observer };
                 let made = self.speculator.run(&mut *self.executor, call)?;
-                let stored = if speculate.drafting == Drafting::Itself { made.drafter_stored } else { made.decoded.stored };
+                let stored =
+                    if speculate.drafting == Drafting::Itself { made.drafter_stored } else { made.decoded.stored };
                 self.held = made.decoded.ids[..stored].to_vec();
                 (made.decoded, Some(Speculation::new(speculate, made.counts, made.banned)))
             }

@@ -154,8 +154,8 @@ fn answer_all<'q>(
         if terminal::interrupted() {
             return Err(Failure::Interrupted);
         }
-        let report =
-            ask(session, question, &args.decode, speculate).map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
+        let report = ask(session, question, &args.decode, speculate)
+            .map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
         let exact = report.text == question.answer;
         for tally in [&mut all, tasks.entry(&question.task).or_default()] {
             tally.asked += 1;

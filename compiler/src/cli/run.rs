@@ -272,7 +272,7 @@ fn cache_mode(text: &str) -> Result<CacheMode, String> {
     }
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+pub(super) fn probability(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).ok_or_else(|| "use a number above 0, up to 1".into())
 }
 

@@ -120,11 +120,7 @@ impl<'e> Driver<'e> {
     ///
     /// # Errors
     /// What the executor reports; [`DecodeError::NotFinite`].
-    pub(super) fn alone<T>(
-        &mut self,
-        pass: &Pass,
-        take: impl FnOnce(Rows<'_>, Cost) -> T,
-    ) -> Result<T, DecodeError> {
+    pub(super) fn alone<T>(&mut self, pass: &Pass, take: impl FnOnce(Rows<'_>, Cost) -> T) -> Result<T, DecodeError> {
         let items: Vec<Item<'_>> = Item::of(0, pass).collect();
         let mut outcomes = [Default::default()];
         self.run(&items, &mut outcomes)?;

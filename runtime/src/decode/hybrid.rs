@@ -120,10 +120,14 @@ pub fn speculate(
             let mut hybrid = Hybrid::new(drafter, verifier, plan, prompt, max_new)?;
             hybrid.keep(drafted, held);
             let (mut draft, mut verify) = (Driver::new(draft), Driver::new(verify));
-            hybrid.run(&mut |side, pass, take| match side {
-                Side::Draft => draft.alone(pass, take),
-                Side::Verify => verify.alone(pass, take),
-            }, controller, observer)?;
+            hybrid.run(
+                &mut |side, pass, take| match side {
+                    Side::Draft => draft.alone(pass, take),
+                    Side::Verify => verify.alone(pass, take),
+                },
+                controller,
+                observer,
+            )?;
             hybrid.finish()
         }
         Models::One(executor) => {
@@ -498,3 +502,6 @@ fn tell(observer: &mut Observer<'_>, moment: Moment<'_>) -> Result<(), Halt> {
         ControlFlow::Break(reason) => Err(Halt::Finish(reason)),
     }
 }
+
+#[cfg(test)]
+mod tests;

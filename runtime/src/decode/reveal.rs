@@ -77,8 +77,16 @@ pub struct RevealRule {
 }
 
 /// A rule that is neither random nor carries and reads no entropy, for the rows of the table.
-const RULE: RevealRule =
-    RevealRule { name: "", doc: "", params: &[], random: false, carries: false, entropy: false, ordered: false, reveal: static_quota };
+const RULE: RevealRule = RevealRule {
+    name: "",
+    doc: "",
+    params: &[],
+    random: false,
+    carries: false,
+    entropy: false,
+    ordered: false,
+    reveal: static_quota,
+};
 
 /// All reveal rules, alphabetical.
 pub static REVEAL_RULES: &[RevealRule] = &[

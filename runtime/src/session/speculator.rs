@@ -127,8 +127,15 @@ impl Speculator {
 
     /// Decodes speculatively. `held` first tokens of the prompt have their rows in the model's own first slot.
     pub(super) fn run(&mut self, executor: &mut dyn Executor, call: Call<'_>) -> Result<Speculated, SessionError> {
-        let Call { speculate: Speculate { drafting, length, verdict }, policy, reveal, prompt, max_new, held, observer } =
-            call;
+        let Call {
+            speculate: Speculate { drafting, length, verdict },
+            policy,
+            reveal,
+            prompt,
+            max_new,
+            held,
+            observer,
+        } = call;
         let method = if drafting == Drafting::SpecDiff { Method::Several } else { Method::OnePass };
         let plan = Plan { method, length, reveal, verdict };
         if self.controller.as_ref().is_none_or(|(of, _)| *of != drafting) {
@@ -144,7 +151,8 @@ impl Speculator {
         let drafter = self.drafter.as_mut().ok_or(SessionError::NoDrafter)?;
         let tokens = std::mem::take(&mut drafter.held);
         let common = if held > 0 { common(&tokens, prompt) } else { 0 };
-        let models = Models::Two { draft: &mut *drafter.executor, policy: &drafter.policy, held: common, verify: executor };
+        let models =
+            Models::Two { draft: &mut *drafter.executor, policy: &drafter.policy, held: common, verify: executor };
         let made = speculate(models, policy, &plan, controller, prompt, max_new, held, observer)?;
         drafter.held = made.decoded.ids[..made.drafter_stored].to_vec();
         Ok(made)

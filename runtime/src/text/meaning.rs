@@ -21,7 +21,11 @@ impl Tokenizer {
         for id in (0..vocab).filter_map(|id| u32::try_from(id).ok()) {
             let (mine, theirs) = (a.id_to_token(id), b.id_to_token(id));
             if mine != theirs && i32::try_from(id).ok() != except {
-                return Err(format!("id {id} is {} to the verifier and {} to the drafter", spelled(mine), spelled(theirs)));
+                return Err(format!(
+                    "id {id} is {} to the verifier and {} to the drafter",
+                    spelled(mine),
+                    spelled(theirs)
+                ));
             }
         }
         let json = |part: serde_json::Result<Value>| part.map_err(|e| format!("a tokenizer cannot be compared: {e}"));
@@ -54,7 +58,6 @@ fn differ(place: &str, mine: &Value, theirs: &Value) -> Result<(), String> {
             }
             Ok(())
         }
-        // A pair is one thing.
         (Value::Object(a), Value::Object(b)) => {
             let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for name in names {
@@ -96,11 +99,11 @@ mod tests {
     fn what_decides_ids_is_compared() {
         let own = bytes_tokenizer(&["<stop>", "<mask>"]);
         let error = |other: Tokenizer| own.means_the_same(&other, 258, None).unwrap_err();
-        let merged = error(changed(r#""merges":[]"#, r#""merges":[["a","!"]]"#).into());
-        assert!(merged.contains("model"), "{merged}");
+        let model = error(changed(r#""byte_fallback":false"#, r#""byte_fallback":true"#));
+        assert!(model.contains("model.byte_fallback is false to the verifier and true"), "{model}");
         let normalized = error(changed(r#""normalizer":null"#, r#""normalizer":{"type":"NFC"}"#));
         assert!(normalized.contains("normalizer"), "{normalized}");
-        let split = error(changed(r#""pre_tokenizer":{"add_prefix_space":false"#, r#""pre_tokenizer":{"add_prefix_space":true"#));
-        assert!(split.contains("pre_tokenizer.add_prefix_space"), "{split}");
+        let split = error(changed(r#""use_regex":false"#, r#""use_regex":true"#));
+        assert!(split.contains("pre_tokenizer.use_regex"), "{split}");
     }
 }

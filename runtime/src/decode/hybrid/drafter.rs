@@ -124,7 +124,11 @@ impl Drafter {
         };
         let policy = policy.resolve(executor)?;
         if method == Method::Several && policy.rule.random {
-            return conflict("reveal", "random", "a draft of several passes reveals by confidence or from left to right");
+            return conflict(
+                "reveal",
+                "random",
+                "a draft of several passes reveals by confidence or from left to right",
+            );
         }
         let largest = executor.step_buckets().last().copied().unwrap_or(0);
         let (max_seq, vocab, draft) = (executor.max_seq(), executor.vocab(), Draft::default());
@@ -269,12 +273,8 @@ impl Drafter {
         if self.method == Method::OnePass || self.draft.passes >= passes {
             return vec![true; found.len()];
         }
-        let candidates = pass.positions.iter().zip(found).map(|(&position, (proposal, confidence, entropy))| Candidate {
-            position,
-            token: proposal.token,
-            confidence: *confidence,
-            entropy: *entropy,
-            noise: 1.0,
+        let candidates = pass.positions.iter().zip(found).map(|(&position, (proposal, confidence, entropy))| {
+            Candidate { position, token: proposal.token, confidence: *confidence, entropy: *entropy, noise: 1.0 }
         });
         let candidates: Vec<_> = candidates.collect();
         let quota = if self.policy.rule.ordered { self.draft.proposals.len().div_ceil(passes) } else { 1 };

@@ -88,7 +88,8 @@ mod tests {
     fn it_is_the_law_that_tokens_are_drawn_from() {
         let logits = [0.3, 1.0, -0.5, 2.0, 0.9, f32::NEG_INFINITY, 1.4, 0.0];
         let plain = DecodePolicy { temperature: 0.8, suppress_ids: vec![1], ..DecodePolicy::greedy(6, 4) };
-        for policy in [plain.clone(), DecodePolicy { top_k: 3, ..plain.clone() }, DecodePolicy { top_p: 0.8, ..plain }] {
+        for policy in [plain.clone(), DecodePolicy { top_k: 3, ..plain.clone() }, DecodePolicy { top_p: 0.8, ..plain }]
+        {
             let mut sampler = Sampler::default();
             let law = sampler.law(&logits, &policy).unwrap();
             assert_eq!((law.prob(1), law.prob(6)), (0.0, 0.0), "suppressed, and the mask");
