@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
+use dlx_runtime::decode::DecodePolicy;
 use dlx_runtime::decode::hybrid::accept::{Origin, Proposal, bonus};
+use dlx_runtime::decode::noise::{Noise, NoiseRow, Stream};
 use dlx_runtime::decode::sample::{Law, Sampler};
-use dlx_runtime::decode::{DecodePolicy, Noise, NoiseRow, Stream};
 use dlx_runtime::exec::{Executor, Span};
 use dlx_runtime::session::{Drafting, Length, Prompt, Request, Speculate, Verdict};
 use dlx_runtime::text::Message;

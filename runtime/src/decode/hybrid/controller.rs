@@ -63,6 +63,8 @@ pub struct Controller {
     busy: usize,
     /// Rounds without a draft before the next try.
     pause: usize,
+    /// Whether this round's draft is there to learn from, whatever is expected of it.
+    tries: bool,
 }
 
 impl Controller {
@@ -70,7 +72,7 @@ impl Controller {
     pub fn new(recorded: Option<CostTable>) -> Self {
         let (positions, classes) = (Vec::new(), Default::default());
         let costs = Costs::new(recorded);
-        Self { costs, positions, classes, rounds: 0, idle: 0, busy: 0, pause: PAUSES.0 }
+        Self { costs, positions, classes, rounds: 0, idle: 0, busy: 0, pause: PAUSES.0, tries: false }
     }
 
     /// What passes cost, as far as it is known.
@@ -100,6 +102,7 @@ impl Controller {
         let lengths = || LENGTHS.into_iter().filter(|k| *k <= limit);
         let speeds = lengths().map(|k| (k, expected(self.rates(k)) / self.cost(Some(rows(k)), k)));
         let best = speeds.fold((0, 0.0), |best: (usize, f64), one| if one.1 > best.1 { one } else { best });
+        self.tries = first.is_some();
         let chosen = match first {
             Some(k) => (*k).min(limit),
             None if best.1 > 1.0 / self.cost(None, 0) => {
@@ -107,6 +110,7 @@ impl Controller {
                 if self.busy >= RECHECK { 0 } else { best.0 }
             }
             None if self.idle >= self.pause => {
+                self.tries = true;
                 self.pause = (2 * self.pause).min(PAUSES.1);
                 self.positions.iter_mut().chain(&mut self.classes).for_each(Rate::age);
                 best.0
@@ -119,6 +123,9 @@ impl Controller {
 
     /// How much of a draft is worth verifying, from the entropies that its tokens were chosen with.
     pub(super) fn cut(&self, entropies: &[f32]) -> usize {
+        if self.tries {
+            return entropies.len();
+        }
         let mut best = (0, 1.0 / self.cost(None, 0));
         let (mut reached, mut tokens) = (1.0, 1.0);
         for (k, entropy) in (1..).zip(entropies) {
@@ -221,6 +228,24 @@ mod tests {
         play(&mut controller, 0.02, 1000);
         let (.., lengths) = play(&mut controller, 0.95, 3000);
         assert!(lengths[2500..].iter().filter(|k| **k >= 4).count() > 400);
+    }
+
+    #[test]
+    fn first_rounds_measure_what_nothing_is_known_of() {
+        let mut controller = Controller::new(None);
+        let mut seen = Vec::new();
+        for _ in 0..FIRST.len() {
+            let k = controller.choose(32, &|k| k + 4);
+            let k = controller.cut(&vec![0.5; k]);
+            if k > 0 {
+                controller.spent(Side::Draft, k + 4, Duration::from_millis(5));
+            }
+            controller.spent(Side::Verify, k + 1, Duration::from_millis(10 + k as u64));
+            controller.learn(&vec![0.5; k], k);
+            seen.push(k);
+        }
+        assert_eq!(seen, FIRST);
+        assert!(controller.choose(32, &|k| k + 4) >= 8, "all of it was accepted, and rows cost little");
     }
 
     #[test]
