@@ -16,6 +16,7 @@ mod diff_view;
 pub mod eval;
 pub mod explain;
 mod export;
+pub mod hybrid;
 pub mod inspect;
 pub mod lint;
 pub mod lists;

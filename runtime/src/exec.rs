@@ -7,10 +7,12 @@
 use crate::memory::OverLimit;
 use dlx_ir::MAX_SPANS;
 
-/// New rows of one sequence in a forward pass. A step takes several spans, each of a sequence in a slot of its own.
+/// New rows of one sequence in a forward pass. A step takes several spans, of sequences in different slots or of different
+/// rows of one.
 ///
-/// Rows are written to the slot's cache rows `at..at + ids.len()`, then each attends its rows `from..visible` under the
-/// artifact's static mask, whose blocks count from the slot's first row. Nothing is copied or appended: a later step may
+/// In each layer the rows of all spans are written to the cache rows `at..at + ids.len()` of their slots, then each attends
+/// its rows `from..visible` under the artifact's static mask, whose blocks count from the slot's first row. So spans of one
+/// row each, every one with what comes before it `visible`, are causal attention, whatever the mask. Nothing is copied or appended: a later step may
 /// overwrite the same rows (denoising), and what lies at or above the next span's `visible` is never read.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
@@ -32,6 +34,12 @@ impl<'a> Span<'a> {
     /// New rows behind `at` others of the sequence in slot 0, none of them padding.
     pub fn new(ids: &'a [i32], pos: &'a [i32], at: usize) -> Self {
         Span { slot: 0, ids, pos, at, from: 0, visible: at.saturating_add(ids.len()) }
+    }
+
+    /// Whether both write a row.
+    fn writes_with(&self, other: &Span<'_>) -> bool {
+        let before = |a: &Span<'_>, b: &Span<'_>| a.at.saturating_add(a.ids.len()) <= b.at;
+        self.slot == other.slot && !before(self, other) && !before(other, self)
     }
 }
 
@@ -104,10 +112,10 @@ impl Limits<'_> {
             return shape(format!("a step takes {MAX_SPANS} spans at most, not {}", spans.len()));
         }
         for (i, span) in spans.iter().enumerate() {
-            if span.slot >= self.slots || spans[..i].iter().any(|other| other.slot == span.slot) {
+            if span.slot >= self.slots || spans[..i].iter().any(|other| other.writes_with(span)) {
                 let slots = self.slots;
                 return shape(format!(
-                    "slot {} is taken in this step, or beyond the {slots} slots of the caches",
+                    "rows of slot {} are taken in this step, or it lies beyond the {slots} slots of the caches",
                     span.slot
                 ));
             }
@@ -201,7 +209,8 @@ pub trait Executor {
     fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError>;
 
     /// Runs one forward pass over the rows of all spans; the last hidden state of each row stays on the device for
-    /// [`Executor::head`]. Rows are numbered from 0, span after span. What a span computes does not depend on the others.
+    /// [`Executor::head`]. Rows are numbered from 0, span after span. What a span computes depends on
+    /// others only as far as it sees rows that they write.
     ///
     /// # Errors
     /// [`ExecError::Shape`] when the spans do not fit.

@@ -17,10 +17,15 @@ use crate::exec::Executor;
 use crate::model::Model;
 use crate::policies::{Aim, Chosen, Policies};
 use crate::text::{ChatTemplate, Controls, Detokenizer, Message, StopStrings, TextError, Tokenizer};
+use speculator::{Call, Speculator, common};
 use stream::Stream;
+
+pub use crate::decode::hybrid::{CostTable, Length, Verdict};
+pub use speculator::{Drafting, Speculate, Speculation};
 
 mod aim;
 mod prompt;
+mod speculator;
 mod stream;
 
 /// What to continue.
@@ -63,6 +68,9 @@ pub struct Request {
     /// (block-causal and causal attention) have such rows. On the CPU the answer is the same to the bit; a graphics device
     /// rounds a little differently in steps of another size.
     pub keep: bool,
+    /// Whether tokens are drafted and verified; the text is then that of the model this session is of, or for
+    /// [`Drafting::Itself`] that of its causal mode.
+    pub speculate: Option<Speculate>,
     /// When to give up; looked at before every forward pass.
     pub deadline: Option<Instant>,
     /// Set to true by another thread to cancel; looked at before every forward pass.
@@ -80,6 +88,7 @@ impl Request {
             allow_special: false,
             no_prefix: false,
             keep: false,
+            speculate: None,
             deadline: None,
             cancel: None,
         }
@@ -116,6 +125,20 @@ pub enum Event<'a> {
         /// Positions of the block.
         block: Range<usize>,
     },
+    /// A drafter has proposed tokens.
+    Drafted {
+        /// The tokens.
+        tokens: &'a [i32],
+    },
+    /// The verifier has decided.
+    Judged {
+        /// What was proposed.
+        drafted: &'a [i32],
+        /// How many of those, from the first, are part of the text.
+        accepted: usize,
+        /// All tokens that it decided.
+        tokens: &'a [i32],
+    },
     /// A forward pass is about to run.
     Forward(Forward<'a>),
 }
@@ -143,6 +166,9 @@ pub struct Report {
     pub times: Times,
     /// Time of the whole call.
     pub total: Duration,
+    /// What speculation made of it. Passes of a drafter then count as denoising, those of a verifier as commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<Speculation>,
 }
 
 impl Report {
@@ -182,6 +208,14 @@ pub enum SessionError {
         /// The stop string.
         stop: String,
     },
+    /// Nobody to draft.
+    #[error("there is no drafter: give the session one, or let the model draft for itself")]
+    NoDrafter,
+    /// The drafter reads tokens differently.
+    #[error(
+        "the drafter does not fit this model: {0}; draft with a model of the same vocabulary, or decode without a drafter"
+    )]
+    Incompatible(String),
     /// A chat template wrote a token that means "to be filled in".
     #[error("the chat template writes the mask token, which would be filled in: pass a plain prompt for infilling")]
     MaskInChat,
@@ -231,6 +265,7 @@ pub struct Session {
     policies: Option<Policies>,
     /// How long a pass takes here beside the machine that measured `policies`.
     pace: Option<f64>,
+    speculator: Speculator,
 }
 
 impl Session {
@@ -258,8 +293,35 @@ impl Session {
         policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
         let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
         let controls = Controls::new(&tokenizer, others);
-        let (tokenizer, held) = (Arc::new(tokenizer), Vec::new());
-        Ok(Self { executor, tokenizer, template, policy, controls, held, policies: None, pace: None })
+        Ok(Self {
+            executor,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            policy,
+            controls,
+            held: Vec::new(),
+            policies: None,
+            pace: None,
+            speculator: Speculator::default(),
+        })
+    }
+
+    /// Lets `drafter` draft for requests that ask for it.
+    ///
+    /// # Errors
+    /// [`SessionError::Incompatible`] with the first id, or part of the tokenizers, in which both models differ.
+    pub fn draft_with(&mut self, drafter: Model) -> Result<(), SessionError> {
+        self.speculator.take_on(drafter, &self.tokenizer, self.executor.vocab())
+    }
+
+    /// Chooses lengths of drafts by recorded costs, so that they repeat themselves; by measured ones if there are none.
+    pub fn set_costs(&mut self, costs: Option<CostTable>) {
+        self.speculator.set_costs(costs);
+    }
+
+    /// What passes of both sides cost, as far as speculation has measured it.
+    pub fn costs(&self) -> Option<&CostTable> {
+        self.speculator.costs()
     }
 
     /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
@@ -309,7 +371,7 @@ impl Session {
         let deadline = Self::end(request, begin, chosen.as_ref());
         // Whatever ends this call early leaves caches that nothing is known of.
         let held = std::mem::take(&mut self.held);
-        let held = if request.keep { held.iter().zip(&prompt).take_while(|(a, b)| a == b).count() } else { 0 };
+        let held = if request.keep { common(&held, &prompt) } else { 0 };
         let mut stream = Stream {
             tokenizer: &self.tokenizer,
             detokenizer: Detokenizer::default(),
@@ -359,10 +421,28 @@ impl Session {
                 }
             }
             Moment::Committed { start, end } => tell(Event::Committed { block: start..end }),
+            Moment::Drafted { tokens, .. } => tell(Event::Drafted { tokens }),
+            Moment::Judged { drafted, accepted, tokens, .. } => tell(Event::Judged { drafted, accepted, tokens }),
         };
-        let noise = Noise::Seeded(policy.seed);
-        let decoded = decode(&mut *self.executor, resolved, &prompt, request.max_new, held, noise, &mut observe)?;
-        self.held = decoded.ids[..decoded.stored].to_vec();
+        let (decoded, speculation) = match request.speculate {
+            None => {
+                let noise = Noise::Seeded(policy.seed);
+                let executor = &mut *self.executor;
+                let decoded = decode(executor, resolved, &prompt, request.max_new, held, noise, &mut observe)?;
+                self.held = decoded.ids[..decoded.stored].to_vec();
+                (decoded, None)
+            }
+            Some(speculate) => {
+                let (reveal, max_new) = (request.overrides.reveal.clone(), request.max_new);
+                let observer = &mut observe;
+                let call = Call { speculate, policy: resolved, reveal, prompt: &prompt, max_new, held, observer };
+                let made = self.speculator.run(&mut *self.executor, call)?;
+                let stored =
+                    if speculate.drafting == Drafting::Itself { made.drafter_stored } else { made.decoded.stored };
+                self.held = made.decoded.ids[..stored].to_vec();
+                (made.decoded, Some(Speculation::new(speculate, made.counts, made.banned)))
+            }
+        };
         if let Some(error) = failure {
             return Err(error.into());
         }
@@ -390,6 +470,7 @@ impl Session {
             passes: decoded.passes,
             times: decoded.times,
             total: begin.elapsed(),
+            speculation,
         };
         self.learn(&report);
         Ok(report)

@@ -263,6 +263,9 @@ pub enum TraceError {
         /// The position.
         position: usize,
     },
+    /// A trace has one model.
+    #[error("a trace cannot hold a speculative decode, which two models make: record it without speculation")]
+    Speculative,
     /// Events came without the one that begins a call.
     #[error("a trace begins with a call: give the recorder every event of the call")]
     NotBegun,

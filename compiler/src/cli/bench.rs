@@ -3,6 +3,7 @@
 //! Invariant: every speed is also given as a share of what this machine can do, measured in the same run on the same
 //! number of threads. It measures only; nothing here changes what is dispatched.
 
+mod hybrid;
 mod kernels;
 pub(super) mod measure;
 mod report;
@@ -32,7 +33,7 @@ const KERNEL_ROWS: &[u32] = &[1, 8, 32];
 /// Time the entries of an artifact, or the kernels.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench sdar.dlxa --rows 32 --temperature 0.8 --top-p 0.95\n  dlxc bench --kernels"
+    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench sdar.dlxa --rows 32 --temperature 0.8 --top-p 0.95\n  dlxc bench --kernels\n  dlxc bench qwen.dlxa --draft sdar.dlxa --accept 0.9 --draft-length 4,8,16"
 )]
 pub struct Args {
     /// A .dlxa file, or a model directory to compile first.
@@ -65,6 +66,16 @@ pub struct Args {
     /// List every kernel with the one that is used, and time products in every weight format.
     #[arg(long, conflicts_with_all = ["artifact", "depth", "ops", "temperature"])]
     pub kernels: bool,
+    /// Measure instead what a drafter gains: rounds with drafts of these lengths, of which a coin accepts
+    /// tokens, against plain decoding of ARTIFACT, behind the first --depth tokens.
+    #[arg(long, value_name = "ARTIFACT|MODEL", conflicts_with_all = ["kernels", "ops", "rows"])]
+    pub draft: Option<PathBuf>,
+    /// Tokens per draft.
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "8", requires = "draft", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub draft_length: Vec<u32>,
+    /// Probability with which a drafted token is accepted.
+    #[arg(long, value_name = "P", default_value_t = 0.9, requires = "draft", value_parser = super::run::probability)]
+    pub accept: f32,
     /// Time to spend on each line, about.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub seconds: f64,
@@ -117,6 +128,9 @@ impl Limits {
 /// # Errors
 /// When the artifact cannot be loaded, or a size does not fit it; on Ctrl-C.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(draft) = &args.draft {
+        return hybrid::run(args, draft);
+    }
     // No number stands for as many threads as there are cores.
     let threads: Vec<usize> = args.threads.iter().copied().map(usize::from).collect();
     let threads = if threads.is_empty() { vec![0] } else { threads };

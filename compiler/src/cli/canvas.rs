@@ -21,6 +21,8 @@ pub enum Cell<'a> {
     Fresh(&'a str),
     /// Revealed earlier.
     Known(&'a str),
+    /// Drafted, and not what the verifier says.
+    Rejected(&'a str),
 }
 
 /// Size of a terminal in characters.
@@ -101,6 +103,7 @@ impl<W: Write> Canvas<W> {
                 Cell::Masked => ("\x1b[2m", MASKED),
                 Cell::Fresh(text) => ("\x1b[1m", *text),
                 Cell::Known(text) => ("", *text),
+                Cell::Rejected(text) => ("\x1b[2;9m", *text),
             };
             paint.push_str(style);
             for c in text.chars() {

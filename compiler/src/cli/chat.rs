@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use dlx_ir::Error;
 use dlx_runtime::decode::FinishReason;
-use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError};
-use dlx_runtime::text::Message;
+use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError, Speculate};
+use dlx_runtime::text::{Message, Tokenizer};
 use dlx_runtime::trace::About;
 
 use self::commands::{COMMANDS, ESCAPE, Line};
@@ -23,7 +23,7 @@ use self::saved::{Said, Saved};
 use super::canvas::{Canvas, Cell};
 use super::run::{Args, Decode, as_json, statistics};
 use super::trace::Recording;
-use super::{Failure, Opened, table, terminal};
+use super::{Failure, Opened, hybrid, table, terminal};
 
 /// The conversation so far. One turn of `dlxc run` is a conversation that ends.
 pub struct Conversation<'a> {
@@ -31,6 +31,7 @@ pub struct Conversation<'a> {
     /// The settings; at first those of the command line.
     decode: Decode,
     session: Session,
+    speculate: Option<Speculate>,
     device: String,
     replaced: Vec<String>,
     notes: Vec<String>,
@@ -54,8 +55,10 @@ pub struct Conversation<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
-    let opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let mut chat = Conversation::new(args, opened);
+    args.hybrid.speculate()?;
+    let mut opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
+    let speculate = args.hybrid.prepare(&mut opened.session, args.quant, &args.place, args.decode.threads)?;
+    let mut chat = Conversation::new(args, opened, speculate);
     if args.deadline.is_some() {
         // A deadline begins with its turn, and finding the pace shall not be part of it.
         chat.session.measure_pace().map_err(|e| Error::new(args.model.display(), e.to_string()))?;
@@ -68,12 +71,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 impl<'a> Conversation<'a> {
     /// One with a model.
-    fn new(args: &'a Args, opened: Opened) -> Self {
+    fn new(args: &'a Args, opened: Opened, speculate: Option<Speculate>) -> Self {
         let Opened { session, device, replaced, notes, opened, about } = opened;
         Self {
             args,
             decode: args.decode.clone(),
             session,
+            speculate,
             device,
             replaced,
             notes,
@@ -206,6 +210,7 @@ impl<'a> Conversation<'a> {
         let mut request = Request::new(prompt, self.decode.max_new(self.session.policy()));
         request.overrides = self.decode.overrides(self.session.policy());
         request.aim = args.aim();
+        request.speculate = self.speculate;
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         (request.allow_special, request.no_prefix, request.keep) = (args.allow_special, args.no_bos, args.chat);
         request
@@ -258,6 +263,7 @@ impl<'a> Conversation<'a> {
         if report.finish == FinishReason::ContextFull {
             terminal::note("note: the answer ends because the caches are full; compile with a larger --max-seq");
         }
+        report.speculation.iter().for_each(hybrid::note);
         let statistics =
             format!("{}; on {}; opened in {}", statistics(&report), self.device, table::duration(self.opened));
         if args.stats {
@@ -292,8 +298,7 @@ impl<'a> Conversation<'a> {
                 Event::Text(text) if !json => canvas.stable(text),
                 Event::Canvas { ids, block, .. } if size.is_some() => {
                     let now = &ids[block];
-                    let texts: Vec<_> =
-                        now.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect();
+                    let texts = texts(&tokenizer, now);
                     let cells = now.iter().zip(&texts).enumerate().map(|(i, (id, text))| match previous.get(i) {
                         _ if *id == mask => Cell::Masked,
                         Some(old) if old == id => Cell::Known(text),
@@ -302,6 +307,17 @@ impl<'a> Conversation<'a> {
                     let drawn = canvas.draw(&cells.collect::<Vec<_>>());
                     previous = now.to_vec();
                     drawn
+                }
+                Event::Drafted { tokens } if size.is_some() => {
+                    let texts = texts(&tokenizer, tokens);
+                    canvas.draw(&texts.iter().map(|text| Cell::Fresh(text)).collect::<Vec<_>>())
+                }
+                // What is accepted is about to become text: only what is not is left to be shown.
+                Event::Judged { drafted, accepted, tokens } if size.is_some() => {
+                    let kept = texts(&tokenizer, tokens);
+                    let lost = texts(&tokenizer, drafted.get(accepted..).unwrap_or_default());
+                    let cells = kept.iter().map(|text| Cell::Known(text)).chain(lost.iter().map(|t| Cell::Rejected(t)));
+                    canvas.draw(&cells.collect::<Vec<_>>())
                 }
                 Event::Committed { .. } => {
                     previous.clear();
@@ -326,4 +342,9 @@ impl<'a> Conversation<'a> {
         }
         Ok(report)
     }
+}
+
+/// Each token's text alone.
+fn texts(tokenizer: &Tokenizer, ids: &[i32]) -> Vec<String> {
+    ids.iter().map(|id| tokenizer.decode(&[*id], true).unwrap_or_default()).collect()
 }

@@ -11,21 +11,22 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::manifest::Quality;
-use dlx_runtime::session::{Request, Session};
+use dlx_runtime::session::{Request, Session, Speculate};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::table::{self, Align};
-use super::{Failure, questions, run, terminal};
+use super::{Failure, hybrid, questions, run, terminal};
 use crate::options::QuantSpec;
 use crate::quality::{self, Paired, Tally};
 use dlx_runtime::decode::Passes;
+use dlx_runtime::decode::hybrid::Counts;
 
 /// Measure exact match on a file of questions.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc eval sdar.dlxa questions.jsonl\n  dlxc eval models/sdar questions.jsonl --quant none --json"
+    after_help = "Examples:\n  dlxc eval sdar.dlxa questions.jsonl\n  dlxc eval models/sdar questions.jsonl --quant none --json\n  dlxc eval qwen.dlxa questions.jsonl --draft sdar.dlxa --draft-length 8"
 )]
 pub struct Args {
     /// A .dlxa file, a model directory to compile first, or the directory of an export, which is run on the CPU.
@@ -37,6 +38,9 @@ pub struct Args {
     /// How to decode.
     #[command(flatten)]
     pub decode: run::Decode,
+    /// Who drafts.
+    #[command(flatten)]
+    pub hybrid: hybrid::Hybrid,
     /// Where it runs; the baseline runs on the CPU.
     #[command(flatten)]
     pub place: super::Place,
@@ -74,6 +78,8 @@ struct Score {
     exact: usize,
     tokens: usize,
     passes: Passes,
+    /// Of drafting, if there was any.
+    speculation: Option<Counts>,
 }
 
 impl Score {
@@ -98,7 +104,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let questions: Vec<Question> = lines.into_iter().map(|(_, question)| question).collect();
     let super::Opened { mut session, notes, .. } =
         super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
-    let answered = answer_all(args, &questions, &mut session)?;
+    let speculate = args.hybrid.prepare(&mut session, args.quant, &args.place, args.decode.threads)?;
+    let answered = answer_all(args, &questions, &mut session, speculate)?;
     let card = match &args.against {
         Some(baseline) => Some(card(args, &questions, baseline, answered.all.passes.forward())?),
         None => None,
@@ -122,7 +129,7 @@ fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -
     let paired = Paired { baseline: base.executor, other: ours.executor, tally: Arc::clone(&tally) };
     let session = Session::with_executor(Box::new(paired), base.tokenizer, base.template, base.manifest.policy);
     let mut session = session.map_err(|e| Error::new(baseline.display(), e.to_string()))?;
-    let answered = answer_all(args, questions, &mut session)?;
+    let answered = answer_all(args, questions, &mut session, None)?;
     let tally = tally.lock().expect("no holder panics");
     Ok(tally.quality(questions.len(), forwards, answered.all.passes.forward()))
 }
@@ -134,7 +141,12 @@ struct Answered<'q> {
     misses: Vec<Miss>,
 }
 
-fn answer_all<'q>(args: &Args, questions: &'q [Question], session: &mut Session) -> Result<Answered<'q>, Failure> {
+fn answer_all<'q>(
+    args: &Args,
+    questions: &'q [Question],
+    session: &mut Session,
+    speculate: Option<Speculate>,
+) -> Result<Answered<'q>, Failure> {
     let bar = ProgressBar::with_draw_target(Some(questions.len() as u64), ProgressDrawTarget::stderr());
     let mut tasks: BTreeMap<&str, Score> = BTreeMap::new();
     let (mut all, mut misses) = (Score::default(), Vec::new());
@@ -142,14 +154,17 @@ fn answer_all<'q>(args: &Args, questions: &'q [Question], session: &mut Session)
         if terminal::interrupted() {
             return Err(Failure::Interrupted);
         }
-        let report =
-            ask(session, question, &args.decode).map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
+        let report = ask(session, question, &args.decode, speculate)
+            .map_err(|e| Error { place: args.data.display().to_string(), ..e })?;
         let exact = report.text == question.answer;
         for tally in [&mut all, tasks.entry(&question.task).or_default()] {
             tally.asked += 1;
             tally.exact += usize::from(exact);
             tally.tokens += report.ids.len();
             tally.passes += report.passes;
+            if let Some(speculation) = &report.speculation {
+                tally.speculation.get_or_insert_default().add(&speculation.counts);
+            }
         }
         if !exact {
             let (prompt, want) = (question.prompt.clone(), question.answer.clone());
@@ -165,10 +180,12 @@ fn ask(
     session: &mut Session,
     question: &Question,
     decode: &run::Decode,
+    speculate: Option<Speculate>,
 ) -> Result<dlx_runtime::session::Report, Error> {
     let prompt = questions::chat(&question.prompt, question.system.as_deref());
     let mut request = Request::new(prompt, decode.max_new(session.policy()));
     request.overrides = decode.overrides(session.policy());
+    request.speculate = speculate;
     let report = session.generate(&request, &mut |_| {
         if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -194,6 +211,9 @@ fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> Stri
     for m in misses.iter().filter(|_| args.errors) {
         text.push_str(&format!("\n{:?}\n  want {:?}\n  got  {:?}\n", m.prompt, m.want, m.got));
     }
+    if let Some(counts) = &all.speculation {
+        text.push_str(&format!("\n{}\n", hybrid::summary(counts)));
+    }
     if let Some(card) = card {
         text.push_str(&format!(
             "\nagainst the baseline, on {} masked rows: KL {:.5} nats (largest {:.3}), {:.2} % other best tokens, {} forwards for {}\n",
@@ -211,7 +231,7 @@ fn as_table(args: &Args, answered: &Answered<'_>, card: Option<Quality>) -> Stri
 fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>, notes: &[String]) -> String {
     let Answered { all, tasks, misses } = answered;
     let tally = |t: &Score| {
-        json!({
+        let mut json = json!({
             "exact_match": t.exact_match(),
             "right": t.exact,
             "asked": t.asked,
@@ -219,7 +239,13 @@ fn as_json(args: &Args, answered: &Answered<'_>, card: Option<Quality>, notes: &
             "forwards": t.passes.forward(),
             "denoise_forwards": t.passes.denoise,
             "tokens_per_forward": t.passes.tokens_per_forward(t.tokens),
-        })
+        });
+        if let Some(counts) = &t.speculation {
+            json["speculation"] = json!(counts);
+            json["speculation"]["tokens_per_round"] = counts.tokens_per_round().into();
+            json["speculation"]["tokens_per_pass"] = counts.tokens_per_pass().into();
+        }
+        json
     };
     let mut report = tally(all);
     report["model"] = args.model.display().to_string().into();

@@ -46,6 +46,9 @@ pub struct Args {
     /// How to decode.
     #[command(flatten)]
     pub decode: Decode,
+    /// Who drafts.
+    #[command(flatten)]
+    pub hybrid: super::hybrid::Hybrid,
     /// Where it runs.
     #[command(flatten)]
     pub place: super::Place,
@@ -70,7 +73,7 @@ pub struct Args {
     #[arg(long)]
     pub stats: bool,
     /// Record every pass, what the model said of each position, and why tokens were revealed; `dlxc trace` reads it.
-    #[arg(long, value_name = "FILE", conflicts_with = "chat")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "draft", "speculate"])]
     pub trace: Option<PathBuf>,
 }
 
@@ -127,6 +130,8 @@ const EXAMPLES: &str = "\
 Examples:
   dlxc run sdar.dlxa \"What is the capital of France?\"
   dlxc run sdar.dlxa \"What is 27 + 45?\" --trace t.jsonl
+  dlxc run qwen.dlxa --draft sdar.dlxa --stats \"What is 27 + 45?\"
+  dlxc run fast-dllm.dlxa --speculate self --draft-length 8 \"What is 27 + 45?\"
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 
@@ -202,7 +207,7 @@ pub fn max_new(given: Option<u32>, policy: &DecodePolicy) -> usize {
 /// A report for programs.
 pub fn as_json(report: &Report) -> serde_json::Value {
     let seconds = |d: Duration| d.as_secs_f64();
-    json!({
+    let mut json = json!({
         "text": report.text,
         "ids": report.ids,
         "prefix": report.prefix,
@@ -221,7 +226,11 @@ pub fn as_json(report: &Report) -> serde_json::Value {
             "head": seconds(report.times.head),
             "commit": seconds(report.times.commit),
         },
-    })
+    });
+    if let Some(speculation) = &report.speculation {
+        json["speculation"] = super::hybrid::as_json(speculation);
+    }
+    json
 }
 
 /// A report for people.
@@ -232,6 +241,18 @@ pub fn statistics(report: &Report) -> String {
         let misses = if c.fits { "" } else { ", the fastest, though not fast enough" };
         format!("; decoded by {} (agreement {:.3}, up to {seconds} expected{misses})", c.settings, c.agreement)
     });
+    if let Some(speculation) = &report.speculation {
+        return format!(
+            "{} tokens in {} ({:.1}/s); {} of {} prompt tokens from the caches; prefill {}; {}",
+            report.ids.len(),
+            table::duration(report.total),
+            report.ids.len() as f64 / report.total.as_secs_f64().max(1e-9),
+            report.held_tokens,
+            report.prompt_tokens,
+            table::duration(t.prefill),
+            super::hybrid::statistics(speculation),
+        );
+    }
     format!(
         "{} tokens in {} ({:.1}/s), {} forwards ({} prefill, {} denoise, {} commit), {:.2} tokens per forward; \
          {} of {} prompt tokens from the caches; prefill {}, step {}, head {}, commit {}{chosen}",
@@ -291,7 +312,7 @@ fn quality(text: &str) -> Result<Aim, String> {
     }
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+pub(super) fn probability(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).ok_or_else(|| "use a number above 0, up to 1".into())
 }
 

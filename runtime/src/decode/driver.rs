@@ -74,6 +74,8 @@ struct NotFinite;
 struct Item<'p> {
     /// Which of the active sequences.
     index: usize,
+    /// Which of the spans of the pass.
+    nth: usize,
     pass: &'p Pass,
     span: Span<'p>,
     chooser: Option<Chooser<'p>>,
@@ -83,10 +85,17 @@ struct Item<'p> {
 type LookedAt<'i, 'p> = (usize, &'i Item<'p>, usize);
 
 /// What a step cost.
-#[derive(Clone, Copy, Default)]
-struct Cost {
-    step: Duration,
-    head: Duration,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) step: Duration,
+    pub(super) head: Duration,
+}
+
+impl<'p> Item<'p> {
+    /// The spans of a pass.
+    fn of(index: usize, pass: &'p Pass, chooser: Option<Chooser<'p>>) -> impl Iterator<Item = Self> {
+        pass.spans().enumerate().map(move |(nth, span)| Item { index, nth, pass, span, chooser })
+    }
 }
 
 impl<'e> Driver<'e> {
@@ -106,30 +115,12 @@ impl<'e> Driver<'e> {
         }
         let passes =
             active.iter().enumerate().filter_map(|(i, a)| Some((i, a.sequence.wanted()?, a.sequence.chooser())));
-        let items: Vec<Item<'_>> = passes
-            .flat_map(|(index, pass, chooser)| pass.spans().map(move |span| Item { index, pass, span, chooser }))
-            .collect();
+        let items: Vec<Item<'_>> = passes.flat_map(|(index, pass, chooser)| Item::of(index, pass, chooser)).collect();
         if items.is_empty() {
             return Ok(false);
         }
-        self.stats.clear();
-        self.logits.clear();
-        self.chosen.clear();
-        self.shared = 0;
         let mut outcomes: Vec<(Cost, Option<DecodeError>)> = active.iter().map(|_| Default::default()).collect();
-        let mut rest = &items[..];
-        while !rest.is_empty() {
-            let (step, later) = rest.split_at(self.fitting(rest));
-            let cost = self.step(step, &mut outcomes)?;
-            self.shared += usize::from(step.iter().any(|item| item.index != step[0].index));
-            // A pass over two spans that did not fit one step has waited for both.
-            for spans in step.chunk_by(|a, b| a.index == b.index) {
-                let waited = &mut outcomes[spans[0].index].0;
-                waited.step += cost.step;
-                waited.head += cost.head;
-            }
-            rest = later;
-        }
+        self.run(&items, &mut outcomes)?;
         let (mut stats, mut logits, mut chosen) = (&self.stats[..], &mut self.logits[..], &self.chosen[..]);
         let vocab = self.executor.vocab();
         for (Active { sequence, observer }, (cost, failed)) in active.iter_mut().zip(outcomes) {
@@ -149,6 +140,44 @@ impl<'e> Driver<'e> {
             }
         }
         Ok(true)
+    }
+
+    /// Runs a pass that is no sequence's, and gives what it said of its rows to `take`, with the time that steps and head took.
+    ///
+    /// # Errors
+    /// What the executor reports; [`DecodeError::NotFinite`].
+    pub(super) fn alone<T>(&mut self, pass: &Pass, take: impl FnOnce(Rows<'_>, Cost) -> T) -> Result<T, DecodeError> {
+        let items: Vec<Item<'_>> = Item::of(0, pass, None).collect();
+        let mut outcomes = [Default::default()];
+        self.run(&items, &mut outcomes)?;
+        let [(cost, failed)] = outcomes;
+        let rows = match pass.reads() {
+            Reads::Stats => Rows::Stats(&self.stats),
+            Reads::Logits => Rows::Logits(&mut self.logits),
+        };
+        failed.map_or_else(|| Ok(take(rows, cost)), Err)
+    }
+
+    /// Runs the spans of passes, as many to a step as fit, and keeps what they want to see.
+    fn run(&mut self, items: &[Item<'_>], outcomes: &mut [(Cost, Option<DecodeError>)]) -> Result<(), ExecError> {
+        self.stats.clear();
+        self.logits.clear();
+        self.chosen.clear();
+        self.shared = 0;
+        let mut rest = items;
+        while !rest.is_empty() {
+            let (step, later) = rest.split_at(self.fitting(rest));
+            let cost = self.step(step, outcomes)?;
+            self.shared += usize::from(step.iter().any(|item| item.index != step[0].index));
+            // A pass over two spans that did not fit one step has waited for both.
+            for spans in step.chunk_by(|a, b| a.index == b.index) {
+                let waited = &mut outcomes[spans[0].index].0;
+                waited.step += cost.step;
+                waited.head += cost.head;
+            }
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Steps of the last round that served several sequences.
@@ -208,12 +237,13 @@ impl<'e> Driver<'e> {
         for (item, row) in broken {
             if outcomes[item.index].1.is_none() {
                 let place = first_nonfinite(self.executor, &[item.span]).unwrap_or_else(|| "the logits".to_owned());
-                let position = item.pass.position(row);
+                let position = item.pass.position(item.nth, row);
                 outcomes[item.index].1 = Some(DecodeError::NotFinite { position, place });
             }
         }
         Ok(Cost { step, head: begin.elapsed() })
     }
+
     /// Chooses a token from each of these rows, on as many threads as the executor shows rows on, and appends them to the
     /// results; rows with a logit that is no number are `broken`.
     fn choose<'i, 'p>(

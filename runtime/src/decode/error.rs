@@ -51,6 +51,28 @@ pub enum DecodeError {
         /// The id.
         id: i32,
     },
+    /// A prompt token that a drafter takes for something else.
+    #[error(
+        "prompt token {id} at position {position} is no token to the drafter (its mask, or beyond its vocabulary): take it out \
+         of the prompt, or decode without a drafter"
+    )]
+    NotForDrafter {
+        /// Where it stands.
+        position: usize,
+        /// The id.
+        id: i32,
+    },
+    /// No pass can hold a draft that long.
+    #[error(
+        "a draft of {draft} tokens does not fit the steps of both models, which take {longest} at most: use a shorter one, \
+         or compile with larger --buckets"
+    )]
+    DraftTooLong {
+        /// Tokens of the draft.
+        draft: usize,
+        /// The longest draft that fits.
+        longest: usize,
+    },
     /// A method that runs the whole sequence at once needs steps that large.
     #[error(
         "this method runs all {positions} positions in one pass, but the largest compiled step has {largest} rows: \

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::exec::{ExecError, Executor, ReadRow, RowStats, Span};
+use dlx_ir::Mask;
 
 /// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub(crate) struct Mock {
     max_seq: usize,
     vocab: usize,
     buckets: Vec<usize>,
+    mask: Mask,
+    /// Logits of every row are divided by this.
+    flatness: f32,
     /// Tokens that the rows of each slot were made from.
     caches: Vec<Vec<i32>>,
     /// For each row of the last step: its position, and a hash of what it saw.
@@ -46,6 +50,8 @@ impl Mock {
             max_seq,
             vocab,
             buckets: buckets.to_vec(),
+            mask: Mask::Full,
+            flatness: 1.0,
             caches: vec![vec![-1; max_seq]],
             last: Vec::new(),
             scripted: BTreeMap::new(),
@@ -53,6 +59,16 @@ impl Mock {
             readers: 1,
             calls: Vec::new(),
         }
+    }
+
+    /// The same mock whose rows see no more than this mask lets them.
+    pub(crate) fn masked(self, mask: Mask) -> Self {
+        Self { mask, ..self }
+    }
+
+    /// The same mock, less sure of everything.
+    pub(crate) fn flat(self, flatness: f32) -> Self {
+        Self { flatness, ..self }
     }
 
     /// Makes the row at `position` prefer `token` with near certainty, even the mask.
@@ -79,7 +95,7 @@ impl Mock {
     fn row(&self, row: usize) -> Vec<f32> {
         let (position, seen) = self.last[row];
         let mut logits: Vec<f32> =
-            (0..self.vocab as u64).map(|id| (mix(seen ^ (id << 32)) % 1000) as f32 / 100.0).collect();
+            (0..self.vocab as u64).map(|id| (mix(seen ^ (id << 32)) % 1000) as f32 / 100.0 / self.flatness).collect();
         logits[0] = logits[0].min(1.0);
         logits[self.vocab - 1] = -40.0;
         if let Some(&(token, logit)) = self.scripted.get(&position) {
@@ -130,15 +146,22 @@ impl Executor for Mock {
         self.last.clear();
         for (i, span) in spans.iter().enumerate() {
             let &Span { slot, ids, pos, at, from, visible } = span;
-            assert!(spans[..i].iter().all(|s| s.slot != slot), "a slot serves one sequence");
+            let apart = |s: &Span<'_>| s.slot != slot || s.at + s.ids.len() <= at || at + ids.len() <= s.at;
+            assert!(spans[..i].iter().all(apart), "a row is written once");
             let end = at + ids.len();
             assert!(!ids.is_empty() && end <= visible && visible <= self.max_seq);
             assert!(pos.iter().enumerate().all(|(row, &pos)| pos as usize == at - from + row));
             self.caches[slot][at..end].copy_from_slice(ids);
+        }
+        for &Span { slot, ids, at, from, visible, .. } in spans {
+            let end = at + ids.len();
             let seen = &self.caches[slot][from..visible];
             assert!(seen.iter().all(|&id| id >= 0), "attends rows that were never written");
-            let hash = |position: usize| seen.iter().fold(position as u64, |h, &id| mix(h ^ (id as u64)));
-            self.last.extend((at - from..end - from).map(|position| (position, hash(position))));
+            let hash = |row: usize| {
+                let seen = &seen[..self.mask.end(row).clamp(from, visible) - from];
+                seen.iter().fold((row - from) as u64, |h, &id| mix(h ^ (id as u64)))
+            };
+            self.last.extend((at..end).map(|row| (row - from, hash(row))));
             self.count(Call::Step { slot, at, len: ids.len(), visible })?;
         }
         Ok(())

@@ -3,7 +3,8 @@
 //! A decoding method is data. One state machine ([`Sequence`]) interprets it: it says which pass it wants, is given what the
 //! pass says of its rows, reveals, and maybe commits. [`Driver`] runs the passes of one or more sequences on an executor.
 //! What differs between methods is a field of the policy or a row of a table ([`reveal::REVEAL_RULES`],
-//! [`schedule::SCHEDULES`], [`confidence::CONFIDENCES`]), never a second machine.
+//! [`schedule::SCHEDULES`], [`confidence::CONFIDENCES`]), never a second machine. [`hybrid`] lets one model draft and another
+//! verify.
 //!
 //! Invariant: known prompt positions never change, the mask is never revealed, and no cache row at or above
 //! [`Executor::max_seq`] is written. This module knows token ids only; text, stop strings and deadlines are the
@@ -15,6 +16,7 @@
 pub mod confidence;
 mod driver;
 mod error;
+pub mod hybrid;
 #[cfg(test)]
 pub(crate) mod mock;
 pub mod noise;
@@ -31,7 +33,7 @@ mod trace;
 
 pub use driver::{Active, Driver, decode};
 pub use error::{DecodeError, FinishReason, PolicyError};
-pub use noise::Noise;
+pub use noise::{Noise, Stream};
 pub use pass::{ForwardKind, Pass, Reads, Rows};
 pub use policy::{DecodePolicy, Overrides, Reveal, Schedule};
 pub use resolve::Resolved;

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub enum Noise {
     /// Philox4x32-10 with this seed as its key.
     Seeded(u64),
+    /// The same generator, and numbers that are used for nothing else.
+    Stream(u64, Stream),
     /// Numbers recorded from another implementation, one entry per pass that chooses tokens.
     Recorded(Vec<Recorded>),
 }
@@ -34,9 +36,23 @@ pub struct NoiseRow {
     pub position: usize,
 }
 
-/// Fourth word of the counter: what the numbers are for.
-const TOKENS: u32 = 0;
-const POSITIONS: u32 = 1;
+/// Fourth word of the counter: what the numbers are for. Two streams never share a number, so a choice that was made with
+/// one says nothing about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The tokens of a row.
+    Tokens = 0,
+    /// The positions of a pass.
+    Positions = 1,
+    /// The tokens that a drafter proposes.
+    Draft = 2,
+    /// Whether a verifier accepts them.
+    Accept = 3,
+    /// The token in the place of one that was rejected.
+    Residual = 4,
+    /// The token behind a draft that was accepted as a whole.
+    Bonus = 5,
+}
 
 impl Noise {
     /// The Exp(1) variates of the tokens of a row; `None` for a token of which none was recorded.
@@ -49,7 +65,7 @@ impl Noise {
                 (None, Noise::Recorded(passes)) => {
                     passes.get(at.pass)?.tokens.get(&at.position)?.get(token as usize).copied()
                 }
-                (None, Noise::Seeded(_)) => None,
+                (None, _) => None,
             }
         }
     }
@@ -57,20 +73,22 @@ impl Noise {
     /// The uniform bits of the tokens of a row, from which their variates are computed; `None` for recorded numbers.
     #[inline(always)]
     pub(super) fn uniform(&self, at: NoiseRow) -> Option<Uniform> {
-        match *self {
-            Noise::Seeded(seed) => Some(Uniform { seed, at, block: (u32::MAX, [0; 4]) }),
-            Noise::Recorded(_) => None,
-        }
+        let (seed, stream) = match *self {
+            Noise::Seeded(seed) => (seed, Stream::Tokens),
+            Noise::Stream(seed, stream) => (seed, stream),
+            Noise::Recorded(_) => return None,
+        };
+        Some(Uniform { seed, stream, at, block: (u32::MAX, [0; 4]) })
     }
 
     /// The Exp(1) variate of a position itself; `None` when none was recorded.
     pub fn of_position(&self, at: NoiseRow) -> Option<f32> {
-        match self {
-            Noise::Seeded(seed) => {
-                Some(exponential(philox4x32([[0], [at.position as u32], [at.pass as u32], [POSITIONS]], *seed)[0][0]))
-            }
-            Noise::Recorded(passes) => passes.get(at.pass)?.positions.get(&at.position).copied(),
-        }
+        let (seed, stream) = match self {
+            Noise::Seeded(seed) => (*seed, Stream::Positions),
+            Noise::Stream(seed, stream) => (*seed, *stream),
+            Noise::Recorded(passes) => return passes.get(at.pass)?.positions.get(&at.position).copied(),
+        };
+        Some(exponential(philox4x32([[0], [at.position as u32], [at.pass as u32], [stream as u32]], seed)[0][0]))
     }
 }
 
@@ -82,6 +100,7 @@ const LANES: usize = GROUP / 4;
 #[derive(Debug)]
 pub(super) struct Uniform {
     seed: u64,
+    stream: Stream,
     at: NoiseRow,
     /// The block drawn last, and its number.
     block: (u32, [u32; 4]),
@@ -112,7 +131,7 @@ impl Uniform {
     /// Positions and passes beyond 2³² repeat, which no decode reaches.
     #[inline(always)]
     fn blocks<const N: usize>(&self, index: [u32; N]) -> [[u32; N]; 4] {
-        philox4x32([index, [self.at.position as u32; N], [self.at.pass as u32; N], [TOKENS; N]], self.seed)
+        philox4x32([index, [self.at.position as u32; N], [self.at.pass as u32; N], [self.stream as u32; N]], self.seed)
     }
 }
 
@@ -182,6 +201,10 @@ mod tests {
         assert_ne!(Noise::Seeded(8).exponential(at)(5), forward[5]);
         assert_eq!(noise.of_position(at), noise.of_position(at));
         assert!(noise.of_position(at).is_some_and(|x| !forward.contains(&Some(x))), "another stream");
+        for stream in [Stream::Draft, Stream::Accept, Stream::Residual, Stream::Bonus] {
+            let other: Vec<_> = (0..40).map(Noise::Stream(7, stream).exponential(at)).collect();
+            assert!(other.iter().all(|x| !forward.contains(x)), "{stream:?}");
+        }
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub enum ForwardKind {
     SubBlock,
     /// Writes the permanent cache rows of a finished block.
     Commit,
+    /// Runs a drafter over masks behind a sequence.
+    Draft,
+    /// Runs a verifier over the last token and a draft.
+    Verify,
 }
 
 /// The positions of a pass: consecutive ones.
@@ -64,22 +68,22 @@ pub enum Reads {
     Logits,
 }
 
-/// What one span of a pass feeds, apart from where it lies.
+/// What one span of a pass feeds, and where it lies.
 #[derive(Clone, Debug)]
 pub(super) struct Fed {
     pub(super) slot: usize,
     pub(super) ids: Vec<i32>,
+    pub(super) pos: Vec<i32>,
+    pub(super) at: usize,
+    pub(super) visible: usize,
 }
 
 /// A pass that a sequence wants.
 #[derive(Clone, Debug)]
 pub struct Pass {
     pub(super) window: Window,
-    /// One span, or with guidance two over the same positions.
+    /// One span, with guidance two over the same positions, or one for every position.
     pub(super) fed: Vec<Fed>,
-    pub(super) pos: Vec<i32>,
-    pub(super) at: usize,
-    pub(super) visible: usize,
     /// Rows of each span that are looked at.
     pub(super) rows: Vec<usize>,
     pub(super) reads: Reads,
@@ -99,10 +103,10 @@ impl Pass {
         self.fed.iter().map(|fed| Span {
             slot: fed.slot,
             ids: &fed.ids,
-            pos: &self.pos,
-            at: self.at,
+            pos: &fed.pos,
+            at: fed.at,
             from: 0,
-            visible: self.visible,
+            visible: fed.visible,
         })
     }
 
@@ -116,9 +120,10 @@ impl Pass {
         self.reads
     }
 
-    /// The position that row `row` of a span stands at, if no token before it in the window is hidden.
-    pub fn position(&self, row: usize) -> usize {
-        self.window.cells.start + row
+    /// The position that row `row` of span `span` stands at, if no token before it in the window is hidden.
+    pub fn position(&self, span: usize, row: usize) -> usize {
+        let before = self.fed.get(span).zip(self.fed.first()).map_or(0, |(fed, first)| fed.at - first.at);
+        self.window.cells.start + before + row
     }
 }
 

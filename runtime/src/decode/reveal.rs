@@ -70,13 +70,23 @@ pub struct RevealRule {
     pub carries: bool,
     /// Whether it reads the entropy of candidates.
     pub entropy: bool,
+    /// Whether it takes positions from left to right, whatever the model says of them.
+    pub ordered: bool,
     /// Appends the changes of a pass.
     pub reveal: fn(&Pass<'_>, &mut Vec<Change>),
 }
 
 /// A rule that is neither random nor carries and reads no entropy, for the rows of the table.
-const RULE: RevealRule =
-    RevealRule { name: "", doc: "", params: &[], random: false, carries: false, entropy: false, reveal: static_quota };
+const RULE: RevealRule = RevealRule {
+    name: "",
+    doc: "",
+    params: &[],
+    random: false,
+    carries: false,
+    entropy: false,
+    ordered: false,
+    reveal: static_quota,
+};
 
 /// All reveal rules, alphabetical.
 pub static REVEAL_RULES: &[RevealRule] = &[
@@ -134,6 +144,7 @@ pub static REVEAL_RULES: &[RevealRule] = &[
         name: "sequential",
         doc: "the first masked position and those after it, as many as the schedule gives (SDAR `sequential`)",
         reveal: sequential,
+        ordered: true,
         ..RULE
     },
     RevealRule {

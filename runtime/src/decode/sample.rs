@@ -7,12 +7,14 @@
 
 mod draw;
 mod kept;
+mod law;
 mod tail;
 mod weights;
 
 use self::draw::Choices;
 pub use self::kept::filter;
 use self::kept::{Kept, Left};
+pub use self::law::Law;
 use self::tail::Tail;
 use self::weights::{Distribution, prob, sum_listed, weigh};
 use super::noise::{Noise, NoiseRow};

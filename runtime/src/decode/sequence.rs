@@ -323,7 +323,7 @@ impl Sequence {
         }
         let cells = &pass.window.cells;
         // Counted before the lead is decided, which may decide a hidden token.
-        let fed = pass.pos.len();
+        let fed = pass.fed[0].ids.len();
         self.stored = cells.end;
         self.lead(pass, rows, observer)?;
         self.hidden += cells.len() - fed;

@@ -76,6 +76,24 @@ pub enum Moment<'a> {
         /// Why they were changed.
         decision: Decision<'a>,
     },
+    /// A drafter has proposed tokens.
+    Drafted {
+        /// The sequence before them.
+        ids: &'a [i32],
+        /// The tokens that will be verified.
+        tokens: &'a [i32],
+    },
+    /// A verifier has decided.
+    Judged {
+        /// The sequence before what it decided.
+        ids: &'a [i32],
+        /// What was proposed.
+        drafted: &'a [i32],
+        /// How many of those, from the first, are part of the text.
+        accepted: usize,
+        /// All tokens that it decided.
+        tokens: &'a [i32],
+    },
     /// No position before `end` will change any more.
     Settled {
         /// The whole sequence.

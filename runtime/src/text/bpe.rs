@@ -10,6 +10,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::{Model, Result, Token};
@@ -156,6 +157,16 @@ impl Bpe {
         Some((*self.tables.ranks.get(at)?, *self.tables.merged.get(at)?))
     }
 
+    /// Left and right token of each merge, first the one that comes first.
+    fn spelled_merges(&self) -> Vec<[&str; 2]> {
+        let lefts =
+            self.tables.starts.windows(2).zip(0u32..).flat_map(|(pair, left)| (pair[0]..pair[1]).map(move |_| left));
+        let mut merges: Vec<_> = self.tables.ranks.iter().zip(lefts.zip(&self.tables.rights)).collect();
+        merges.sort_unstable();
+        let text = |id| self.text_of(id).unwrap_or_default();
+        merges.into_iter().map(|(_, (left, right))| [text(left), text(*right)]).collect()
+    }
+
     /// A word's characters as tokens.
     fn letters(&self, word: &str) -> Vec<Symbol> {
         let mut symbols: Vec<Symbol> = Vec::with_capacity(word.len());
@@ -299,6 +310,34 @@ impl Words {
             Words::Tables(bpe) => &**bpe,
             Words::Library(model) => &**model,
         }
+    }
+}
+
+impl Words {
+    /// Whether both have the same tables and options, by id.
+    pub(super) fn merges_like(&self, other: &Words) -> bool {
+        let (Words::Tables(a), Words::Tables(b)) = (self, other) else { return false };
+        let merges =
+            |bpe: &Bpe| [&bpe.tables.starts, &bpe.tables.rights, &bpe.tables.ranks, &bpe.tables.merged].map(Vec::clone);
+        a.options == b.options && merges(a) == merges(b)
+    }
+
+    /// What a `tokenizer.json` says of it but for the vocabulary and what is not set.
+    pub(super) fn meaning(&self) -> serde_json::Result<Value> {
+        let mut model = match self {
+            Words::Library(model) => serde_json::to_value(model)?,
+            Words::Tables(bpe) => {
+                let mut model = serde_json::to_value(&bpe.options)?;
+                model["type"] = "BPE".into();
+                model["merges"] = serde_json::to_value(bpe.spelled_merges())?;
+                model
+            }
+        };
+        if let Some(model) = model.as_object_mut() {
+            model.remove("vocab");
+            model.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
+        }
+        Ok(model)
     }
 }
 

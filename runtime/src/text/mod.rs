@@ -7,6 +7,7 @@ mod bpe;
 mod compiled;
 mod growth;
 pub mod literal;
+mod meaning;
 mod size;
 pub mod stop;
 pub mod stream;

@@ -87,7 +87,7 @@ impl Tokenizer {
         &self.prefix
     }
 
-    fn inner(&self) -> RwLockReadGuard<'_, Library> {
+    pub(super) fn inner(&self) -> RwLockReadGuard<'_, Library> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -57,6 +57,7 @@ impl<W: Write> Recorder<W> {
                 self.write(&Line::Decision(decided))
             }
             Event::Text(_) | Event::Committed { .. } => Ok(()),
+            Event::Drafted { .. } | Event::Judged { .. } => Err(TraceError::Speculative),
         }
     }
 

@@ -126,7 +126,9 @@ pub fn rerun(
                 }
                 Ok(ControlFlow::Continue(()))
             }
-            Moment::Settled { .. } | Moment::Committed { .. } => Ok(ControlFlow::Continue(())),
+            Moment::Settled { .. } | Moment::Committed { .. } | Moment::Drafted { .. } | Moment::Judged { .. } => {
+                Ok(ControlFlow::Continue(()))
+            }
         }
     };
     let mut observe = |moment: Moment<'_>| {

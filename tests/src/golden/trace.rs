@@ -52,6 +52,8 @@ pub(super) fn kind_name(kind: ForwardKind) -> &'static str {
         ForwardKind::BlockRefresh => "block_refresh",
         ForwardKind::SubBlock => "subblock",
         ForwardKind::Commit => "commit",
+        ForwardKind::Draft => "draft",
+        ForwardKind::Verify => "verify",
     }
 }
 

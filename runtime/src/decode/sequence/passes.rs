@@ -54,10 +54,15 @@ impl Sequence {
             if lane > 0 && position < self.prompt.len() { mask } else { self.ids[position] }
         };
         let lanes = self.slots.iter().enumerate();
-        let fed = lanes.map(|(lane, &slot)| Fed { slot, ids: cells.iter().map(|&cell| id(lane, cell)).collect() });
+        let fed = lanes.map(|(lane, &slot)| Fed {
+            slot,
+            ids: cells.iter().map(|&cell| id(lane, cell)).collect(),
+            pos: (0..).skip(at).take(cells.len()).collect(),
+            at,
+            visible,
+        });
         let reads = if self.policy.needs_logits { Reads::Logits } else { Reads::Stats };
-        let (fed, pos) = (fed.collect(), (0..).skip(at).take(cells.len()).collect());
-        Pass { window, fed, pos, at, visible, rows, reads, positions }
+        Pass { window, fed: fed.collect(), rows, reads, positions }
     }
 
     /// The positions that a pass which fills the caches feeds.

@@ -142,6 +142,7 @@ fn a_rule_that_never_reveals_is_overruled() {
         random: false,
         carries: false,
         entropy: false,
+        ordered: false,
         reveal: |_, _| {},
     };
     let (mut mock, policy) = (Mock::new(16, 32, &[8]), DecodePolicy { steps: 2, ..greedy() });

@@ -1,0 +1,315 @@
+//! The drafting side: which rows a diffusion model feeds to propose the tokens behind a sequence, and what it proposes.
+//!
+//! A draft is a canvas of masks behind the sequence. A block-causal model redraws its open block with it and keeps the rows
+//! of whole blocks, which cost no pass of their own; a model with full attention feeds everything, or with a prefix or dual
+//! cache the rows behind what it has seen – an approximation, which costs acceptance and never exactness.
+//!
+//! Invariant: rows that are kept were made of tokens that stay. What is said of a proposal's origin is true: drawn from a law
+//! only in one pass, or in several that reveal from left to right whatever they say.
+
+use super::accept::{Origin, Proposal};
+use super::verifier::Verifier;
+use crate::decode::error::{DecodeError, PolicyError};
+use crate::decode::noise::{Noise, NoiseRow, Stream};
+use crate::decode::pass::{Fed, ForwardKind, Pass, Reads, Rows, Window};
+use crate::decode::policy::{Attention, CacheMode, DecodePolicy, Reveal};
+use crate::decode::resolve::Resolved;
+use crate::decode::reveal::{self, Candidate};
+use crate::decode::sample::{Choice, Needs, Sampler};
+use crate::exec::Executor;
+
+/// Confidence above which a pass of several reveals a position, unless the request says otherwise.
+const THRESHOLD: f32 = 0.9;
+/// Passes of a draft of several, unless the request says otherwise.
+const PASSES: usize = 4;
+
+/// How a draft is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// In one pass, all tokens independent of each other (DEER, 2512.15176; linear self-speculation).
+    OnePass,
+    /// In several passes, each of which sees what those before revealed (SpecDiff, 2408.05636).
+    Several,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Drafter {
+    policy: Resolved,
+    method: Method,
+    slot: usize,
+    /// Rows of so many first positions are in the slot for good.
+    pub(super) stored: usize,
+    largest: usize,
+    /// Rows that a pass may look at.
+    logits_rows: usize,
+    max_seq: usize,
+    vocab: usize,
+    /// Tokens that both sides know.
+    shared: usize,
+    draft: Draft,
+}
+
+/// A draft on its way.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    /// Position of its first token.
+    pub(super) start: usize,
+    /// What was proposed, with the entropy that it was chosen with; `None` where nothing is yet.
+    proposals: Vec<Option<(Proposal, f32)>>,
+    passes: usize,
+}
+
+impl Draft {
+    /// Whether every token is proposed.
+    pub(super) fn is_complete(&self) -> bool {
+        self.proposals.iter().all(Option::is_some)
+    }
+
+    /// The proposals in order, up to the first position that has none.
+    pub(super) fn proposals(&self) -> impl Iterator<Item = &Proposal> {
+        self.proposals.iter().map_while(|proposal| proposal.as_ref().map(|(p, _)| p))
+    }
+
+    /// The tokens in order.
+    pub(super) fn tokens(&self) -> Vec<i32> {
+        self.proposals().map(|proposal| proposal.token).collect()
+    }
+
+    /// The entropies that they were chosen with.
+    pub(super) fn entropies(&self) -> Vec<f32> {
+        self.proposals.iter().map_while(|p| p.as_ref().map(|(_, entropy)| *entropy)).collect()
+    }
+
+    /// Cuts it short.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.proposals.truncate(length);
+    }
+}
+
+impl Drafter {
+    /// A drafter with this policy for a verifier: drawing is the request's, how masks are treated the model's own.
+    ///
+    /// # Errors
+    /// A model that cannot draft.
+    pub(super) fn new(
+        own: &DecodePolicy,
+        verifier: &Verifier,
+        executor: &dyn Executor,
+        method: Method,
+        reveal: Option<Reveal>,
+        slot: usize,
+    ) -> Result<Self, DecodeError> {
+        let conflict = |field, value, why| Err(PolicyError::Conflict { field, value, why }.into());
+        if own.attention == Attention::Causal || own.mask_id < 0 {
+            return conflict("attention", "causal", "a drafter fills in masks: draft with a diffusion model");
+        }
+        let asked = &verifier.policy.policy;
+        let shared = verifier.vocab.min(executor.vocab());
+        let beyond = (shared..executor.vocab()).filter_map(|id| i32::try_from(id).ok());
+        let policy = DecodePolicy {
+            temperature: asked.temperature,
+            top_k: asked.top_k,
+            top_p: asked.top_p,
+            filter_order: asked.filter_order,
+            seed: asked.seed,
+            // Tokens that only the drafter has, and those that the verifier never takes.
+            suppress_ids: asked.suppress_ids.iter().copied().filter(|&id| id != own.mask_id).chain(beyond).collect(),
+            cfg_scale: 0.0,
+            unsure_ids: Vec::new(),
+            reveal: reveal.unwrap_or_else(|| Reveal::new("threshold").with("threshold", THRESHOLD)),
+            steps: if method == Method::Several && asked.steps > 1 { asked.steps } else { PASSES },
+            stop_strings: Vec::new(),
+            ..own.clone()
+        };
+        let policy = policy.resolve(executor)?;
+        if method == Method::Several && policy.rule.random {
+            return conflict(
+                "reveal",
+                "random",
+                "a draft of several passes reveals by confidence or from left to right",
+            );
+        }
+        let largest = executor.step_buckets().last().copied().unwrap_or(0);
+        let (max_seq, vocab, draft) = (executor.max_seq(), executor.vocab(), Draft::default());
+        let logits_rows = usize::MAX;
+        let mut made = Self { policy, method, slot, stored: 0, largest, logits_rows, max_seq, vocab, shared, draft };
+        if made.is_drawn() {
+            made.logits_rows = executor.logits_rows();
+        }
+        Ok(made)
+    }
+
+    /// The first token of a prompt that it would not read as the token it is: its mask, or one beyond its vocabulary.
+    pub(super) fn refuses(&self, prompt: &[i32]) -> Option<(usize, i32)> {
+        let mask = self.policy.policy.mask_id;
+        let strange = |id: i32| id == mask || usize::try_from(id).map_or(true, |id| id >= self.shared);
+        prompt.iter().copied().enumerate().find(|(_, id)| strange(*id))
+    }
+
+    /// The longest draft that its steps can hold.
+    pub(super) fn step(&self) -> usize {
+        self.largest.min(self.logits_rows)
+    }
+
+    /// Takes over the rows of `held` positions of a prompt of `prompt` tokens that the slot has already.
+    pub(super) fn keep(&mut self, held: usize, prompt: usize) {
+        self.stored = self.policy.reusable(held, prompt);
+    }
+
+    fn block(&self) -> Option<usize> {
+        (self.policy.policy.attention == Attention::BlockCausal).then_some(self.policy.policy.block)
+    }
+
+    /// Position of the first row of a pass behind `n` tokens of which `stored` have their rows.
+    fn first_fed(&self, n: usize, stored: usize) -> usize {
+        let first = n - self.policy.policy.logit_shift.min(n);
+        match (self.block(), self.policy.policy.cache) {
+            (Some(block), _) => stored.min(first / block * block),
+            (None, CacheMode::None) => 0,
+            (None, _) => stored.min(first),
+        }
+    }
+
+    /// Position behind the canvas of `k` tokens behind `n`: a block-causal model has only seen whole sub-blocks.
+    fn canvas_end(&self, n: usize, k: usize) -> usize {
+        let unit = self.block().map_or(1, |block| self.policy.policy.sub_block.map_or(block, |sub| sub.length));
+        (n + k).next_multiple_of(unit)
+    }
+
+    /// Rows of a pass that drafts `k` tokens behind `n`, once everything before has been fed.
+    pub(super) fn rows(&self, n: usize, k: usize) -> usize {
+        self.canvas_end(n, k) - self.first_fed(n, n)
+    }
+
+    /// The longest draft behind `n` tokens, up to `k`, that its caches and steps can hold.
+    pub(super) fn longest(&self, n: usize, k: usize) -> usize {
+        let fits = |k: &usize| self.canvas_end(n, *k) <= self.max_seq && self.rows(n, *k) <= self.largest;
+        (1..=k.min(self.step())).rev().find(fits).unwrap_or(0)
+    }
+
+    /// Begins a draft of `k` tokens behind `n`.
+    pub(super) fn begin(&mut self, n: usize, k: usize) {
+        self.draft = Draft { start: n, proposals: vec![None; k], passes: 0 };
+    }
+
+    /// The draft.
+    pub(super) fn draft(&mut self) -> &mut Draft {
+        &mut self.draft
+    }
+
+    /// Whether the law of a token is known that it was drawn from.
+    fn is_drawn(&self) -> bool {
+        !self.policy.policy.is_greedy() && (self.method == Method::OnePass || self.policy.rule.ordered)
+    }
+
+    /// The pass that comes next behind `ids`: one that only catches up where too much is new for one step, or a denoising
+    /// pass.
+    pub(super) fn pass(&self, ids: &[i32]) -> Pass {
+        let n = ids.len();
+        let end = self.canvas_end(n, self.draft.proposals.len());
+        let from = self.first_fed(n, self.stored);
+        if end - from > self.largest {
+            let unit = self.block().unwrap_or(1);
+            let to = (from + self.largest / unit * unit).min(n / unit * unit);
+            return self.feed(Window::stores(ForwardKind::Prefill, from..to), ids[from..to].to_vec(), Vec::new());
+        }
+        let mask = self.policy.policy.mask_id;
+        let at = |position: usize| self.draft.proposals.get(position - n).and_then(Option::as_ref);
+        let canvas = (n..end).map(|position| at(position).map_or(mask, |(proposal, _)| proposal.token));
+        let fed = ids[from..].iter().copied().chain(canvas).collect();
+        let masked = (n..n + self.draft.proposals.len()).filter(|&position| at(position).is_none()).collect();
+        let window = Window { kind: ForwardKind::Draft, cells: from..end, past_len: from, visible: end };
+        self.feed(window, fed, masked)
+    }
+
+    fn feed(&self, window: Window, ids: Vec<i32>, positions: Vec<usize>) -> Pass {
+        let at = window.cells.start;
+        let rows = positions.iter().map(|position| position - at - self.policy.policy.logit_shift).collect();
+        let reads = if self.is_drawn() { Reads::Logits } else { Reads::Stats };
+        let pos = (0..).skip(at).take(ids.len()).collect();
+        let fed = vec![Fed { slot: self.slot, ids, pos, at, visible: window.visible }];
+        Pass { window, fed, rows, reads, positions }
+    }
+
+    /// Takes in what a pass said; `round` is what its random numbers are for.
+    pub(super) fn took(
+        &mut self,
+        pass: &Pass,
+        rows: &Rows<'_>,
+        sampler: &mut Sampler,
+        round: usize,
+    ) -> Result<(), DecodeError> {
+        let n = self.draft.start;
+        if pass.kind() == ForwardKind::Prefill {
+            self.stored = pass.window.cells.end;
+            return Ok(());
+        }
+        self.stored = self.block().map_or(n, |block| n / block * block);
+        self.draft.passes += 1;
+        let found = pass.positions.iter().enumerate().map(|(row, &position)| {
+            let bad = || DecodeError::BadRow { position };
+            self.propose(rows, row, sampler, NoiseRow { pass: round, position }).ok_or_else(bad)
+        });
+        let found: Vec<(Proposal, f32, f32)> = found.collect::<Result<_, _>>()?;
+        let taken = self.taken(pass, &found);
+        for ((position, taken), (proposal, _, entropy)) in pass.positions.iter().zip(taken).zip(found) {
+            if taken {
+                self.draft.proposals[position - n] = Some((proposal, entropy));
+            }
+        }
+        if self.draft.is_complete() && !self.is_drawn() {
+            // What only the drafter has is no draft, nor is what stands behind it; tokens that are drawn are none of these.
+            let usable = |token: i32| usize::try_from(token).is_ok_and(|token| token < self.shared);
+            let length = self.draft.proposals().take_while(|p| usable(p.token)).count();
+            self.draft.truncate(length);
+        }
+        Ok(())
+    }
+
+    /// Which of the positions that a pass looked at get their tokens.
+    fn taken(&self, pass: &Pass, found: &[(Proposal, f32, f32)]) -> Vec<bool> {
+        let passes = self.policy.policy.steps;
+        if self.method == Method::OnePass || self.draft.passes >= passes {
+            return vec![true; found.len()];
+        }
+        let candidates = pass.positions.iter().zip(found).map(|(&position, (proposal, confidence, entropy))| {
+            Candidate { position, token: proposal.token, confidence: *confidence, entropy: *entropy, noise: 1.0 }
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let quota = if self.policy.rule.ordered { self.draft.proposals.len().div_ceil(passes) } else { 1 };
+        let part = quota as f32;
+        let mut changes = Vec::new();
+        let seen = reveal::Pass { candidates: &candidates, quota, part, params: &self.policy.params };
+        (self.policy.rule.reveal)(&seen, &mut changes);
+        pass.positions.iter().map(|position| changes.iter().any(|change| change.position == *position)).collect()
+    }
+
+    /// The token that a row proposes, how sure it is, and its entropy.
+    fn propose(
+        &self,
+        rows: &Rows<'_>,
+        row: usize,
+        sampler: &mut Sampler,
+        at: NoiseRow,
+    ) -> Option<(Proposal, f32, f32)> {
+        let policy = &self.policy.policy;
+        match rows {
+            Rows::Stats(stats) => {
+                let stats = stats.get(row)?;
+                let proposal = Proposal { token: stats.best, origin: Origin::Given };
+                Some((proposal, (self.policy.confidence.of)(stats, 1.0), stats.entropy))
+            }
+            Rows::Logits(logits) => {
+                let logits = logits.chunks_exact(self.vocab).nth(row)?;
+                let law = sampler.law(logits, policy)?;
+                let noise = Noise::Stream(policy.seed, Stream::Draft);
+                let drawn = sampler.choose(logits, policy, Choice::AsPolicy, Needs::NOTHING, &noise, at)?;
+                let token = drawn.stats.best;
+                let (confidence, entropy) = (law.prob(token) as f32, law.entropy() as f32);
+                Some((Proposal { token, origin: Origin::Drawn(law) }, confidence, entropy))
+            }
+            Rows::Chosen(_) => unreachable!("passes that are no sequence's have no chooser"),
+        }
+    }
+}
