@@ -24,6 +24,7 @@ pub mod opt;
 pub mod report;
 pub mod run;
 pub mod run_graph;
+pub mod serve;
 pub mod synth;
 pub mod table;
 pub mod terminal;
@@ -99,6 +100,7 @@ enum Command {
     Diff(diff::Args),
     Lint(lint::Args),
     Report(report::Args),
+    Serve(serve::Args),
     Synth(synth::Args),
     Trace(trace::Args),
     /// List the passes that pipelines are made of
@@ -141,6 +143,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Passes => lists::run(lists::List::Passes),
