@@ -26,6 +26,7 @@ mod questions;
 pub mod report;
 pub mod run;
 pub mod run_graph;
+pub mod serve;
 pub mod synth;
 pub mod table;
 pub mod terminal;
@@ -105,6 +106,7 @@ enum Command {
     Diff(diff::Args),
     Lint(lint::Args),
     Report(report::Args),
+    Serve(serve::Args),
     Synth(synth::Args),
     Trace(trace::Args),
     Tune(tune::Args),
@@ -148,6 +150,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Tune(args) => tune::run(&args),

@@ -4,6 +4,7 @@
 
 mod agree;
 pub mod artifact;
+pub mod batch;
 pub mod cpu;
 pub mod decode;
 pub mod exec;

@@ -6,7 +6,7 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::decode::{
@@ -16,14 +16,16 @@ use crate::decode::{
 use crate::exec::Executor;
 use crate::model::Model;
 use crate::policies::{Aim, Chosen, Policies};
-use crate::text::{ChatTemplate, Controls, Detokenizer, Message, StopStrings, TextError, Tokenizer};
-use speculator::{Call, Speculator, common};
-use stream::Stream;
+use crate::text::{ChatTemplate, Message, TextError, Tokenizer};
+use speculator::{Job, Speculator, common};
 
 pub use crate::decode::hybrid::{CostTable, Length, Verdict};
+pub(crate) use call::Call;
+pub use prompt::TextSide;
 pub use speculator::{Drafting, Speculate, Speculation};
 
 mod aim;
+mod call;
 mod prompt;
 mod speculator;
 mod stream;
@@ -46,7 +48,7 @@ pub enum Prompt {
     Ids(Vec<i32>),
 }
 
-/// A call of [`Session::generate`].
+/// A call of [`Session::generate`], or one of many side by side in a [`Batch`](crate::batch::Batch).
 #[derive(Clone, Debug)]
 pub struct Request {
     /// What to continue.
@@ -256,10 +258,7 @@ impl SessionError {
 /// See the module.
 pub struct Session {
     executor: Box<dyn Executor + Send>,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
-    policy: DecodePolicy,
-    controls: Controls,
+    text: TextSide,
     /// Tokens whose rows the first slot of the caches holds for good.
     held: Vec<i32>,
     policies: Option<Policies>,
@@ -291,19 +290,8 @@ impl Session {
         policy: DecodePolicy,
     ) -> Result<Self, SessionError> {
         policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
-        let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
-        let controls = Controls::new(&tokenizer, others);
-        Ok(Self {
-            executor,
-            tokenizer: Arc::new(tokenizer),
-            template,
-            policy,
-            controls,
-            held: Vec::new(),
-            policies: None,
-            pace: None,
-            speculator: Speculator::default(),
-        })
+        let (text, speculator) = (TextSide::new(tokenizer, template, policy), Speculator::default());
+        Ok(Self { executor, text, held: Vec::new(), policies: None, pace: None, speculator })
     }
 
     /// Lets `drafter` draft for requests that ask for it.
@@ -311,7 +299,7 @@ impl Session {
     /// # Errors
     /// [`SessionError::Incompatible`] with the first id, or part of the tokenizers, in which both models differ.
     pub fn draft_with(&mut self, drafter: Model) -> Result<(), SessionError> {
-        self.speculator.take_on(drafter, &self.tokenizer, self.executor.vocab())
+        self.speculator.take_on(drafter, &self.text.tokenizer(), self.executor.vocab())
     }
 
     /// Chooses lengths of drafts by recorded costs, so that they repeat themselves; by measured ones if there are none.
@@ -326,12 +314,20 @@ impl Session {
 
     /// The tokenizer, to be kept while a call runs: an observer decodes the canvas with it.
     pub fn tokenizer(&self) -> Arc<Tokenizer> {
-        Arc::clone(&self.tokenizer)
+        self.text.tokenizer()
     }
 
     /// The model's own decode policy.
     pub fn policy(&self) -> &DecodePolicy {
-        &self.policy
+        self.text.policy()
+    }
+
+    /// Token ids of a request's prompt.
+    ///
+    /// # Errors
+    /// As [`TextSide::encode`].
+    pub fn encode(&self, request: &Request) -> Result<Vec<i32>, SessionError> {
+        self.text.encode(request)
     }
 
     /// Whether a request with these changes to the policy can be answered.
@@ -344,9 +340,7 @@ impl Session {
 
     /// The policy of a request.
     fn resolve(&self, overrides: &Overrides) -> Result<Resolved, SessionError> {
-        let mut policy = self.policy.with(overrides).map_err(DecodeError::from)?;
-        self.split_stops(&mut policy)?;
-        Ok(policy.resolve(&*self.executor).map_err(DecodeError::from)?)
+        Ok(self.text.policy_of(overrides)?.resolve(&*self.executor).map_err(DecodeError::from)?)
     }
 
     /// Answers a request. `events` is called as things happen; breaking cancels the call, which then reports the
@@ -360,73 +354,26 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let prefix = self.prefix(request)?;
-        let prompt = self.encode(request)?;
-        let chosen = self.choose(request, prompt.len())?;
+        let chosen = match request.aim {
+            Some(_) => self.choose(request, self.text.encode(request)?.len())?,
+            None => None,
+        };
         let resolved = match &chosen {
             Some(chosen) => self.resolve(&chosen.settings.over(&request.overrides))?,
             None => self.resolve(&request.overrides)?,
         };
-        let policy = resolved.policy.clone();
-        let deadline = Self::end(request, begin, chosen.as_ref());
+        let mut call = Call::new(&self.text, request, resolved.policy.clone(), begin)?;
+        call.end_by(Self::end(request, begin, chosen.as_ref()));
+        let prompt = Arc::clone(call.prompt());
         // Whatever ends this call early leaves caches that nothing is known of.
         let held = std::mem::take(&mut self.held);
         let held = if request.keep { common(&held, &prompt) } else { 0 };
-        let mut stream = Stream {
-            tokenizer: &self.tokenizer,
-            detokenizer: Detokenizer::default(),
-            stops: StopStrings::new(policy.stop_strings.iter().cloned()),
-            next: prompt.iter().position(|&id| id == policy.mask_id).unwrap_or(prompt.len()),
-            prompt: &prompt,
-            mask_id: policy.mask_id,
-            end: prompt.len().saturating_add(request.max_new),
-            ids: Vec::new(),
-            text: String::new(),
-            stopped: None,
-        };
-        let begun = events(Event::Begin { prompt: &prompt, policy: &policy, max_new: request.max_new });
-        let (mut failure, mut hung_up) = (None, begun.is_break());
-        let mut tell = |event: Event<'_>| {
-            hung_up = hung_up || events(event).is_break();
-            if hung_up { ControlFlow::Break(FinishReason::Cancelled) } else { ControlFlow::Continue(()) }
-        };
-        let mut observe = |moment: Moment<'_>| match moment {
-            Moment::Forward(forward) => {
-                if request.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-                    return ControlFlow::Break(FinishReason::Cancelled);
-                }
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return ControlFlow::Break(FinishReason::Deadline);
-                }
-                tell(Event::Forward(forward))
-            }
-            Moment::Revealed { ids, start, end, decision } => {
-                let masked: Vec<usize> = (start..end).filter(|&at| ids[at] == policy.mask_id).collect();
-                tell(Event::Canvas { ids, masked: &masked, block: start..end, decision })
-            }
-            Moment::Settled { ids, end } => {
-                let piece = match stream.settle(&ids[..end], &policy.stop_ids) {
-                    Ok(piece) => piece,
-                    Err(error) => {
-                        failure = Some(error);
-                        return ControlFlow::Break(FinishReason::Cancelled);
-                    }
-                };
-                if !piece.is_empty() {
-                    tell(Event::Text(&piece))?;
-                }
-                match stream.stopped {
-                    Some(FinishReason::StopString) => ControlFlow::Break(FinishReason::StopString),
-                    _ => ControlFlow::Continue(()),
-                }
-            }
-            Moment::Committed { start, end } => tell(Event::Committed { block: start..end }),
-            Moment::Drafted { tokens, .. } => tell(Event::Drafted { tokens }),
-            Moment::Judged { drafted, accepted, tokens, .. } => tell(Event::Judged { drafted, accepted, tokens }),
-        };
+        let mut events = |event: Event<'_>, _: usize| events(event);
+        call.begin(&mut events);
+        let mut observe = |moment: Moment<'_>| call.observe(moment, &mut events);
         let (decoded, speculation) = match request.speculate {
             None => {
-                let noise = Noise::Seeded(policy.seed);
+                let noise = Noise::Seeded(resolved.policy.seed);
                 let executor = &mut *self.executor;
                 let decoded = decode(executor, resolved, &prompt, request.max_new, held, noise, &mut observe)?;
                 self.held = decoded.ids[..decoded.stored].to_vec();
@@ -435,43 +382,15 @@ impl Session {
             Some(speculate) => {
                 let (reveal, max_new) = (request.overrides.reveal.clone(), request.max_new);
                 let observer = &mut observe;
-                let call = Call { speculate, policy: resolved, reveal, prompt: &prompt, max_new, held, observer };
-                let made = self.speculator.run(&mut *self.executor, call)?;
+                let job = Job { speculate, policy: resolved, reveal, prompt: &prompt, max_new, held, observer };
+                let made = self.speculator.run(&mut *self.executor, job)?;
                 let stored =
                     if speculate.drafting == Drafting::Itself { made.drafter_stored } else { made.decoded.stored };
                 self.held = made.decoded.ids[..stored].to_vec();
                 (made.decoded, Some(Speculation::new(speculate, made.counts, made.banned)))
             }
         };
-        if let Some(error) = failure {
-            return Err(error.into());
-        }
-        if !hung_up {
-            let tail = stream.finish()?;
-            if !tail.is_empty() {
-                // The call is over: there is nothing left to cancel.
-                let _ = events(Event::Text(&tail));
-            }
-        }
-        let finish = match (stream.stopped, decoded.finish) {
-            (Some(reason), _) => reason,
-            // The stop token stands beyond the tokens that were asked for.
-            (None, FinishReason::StopId) => FinishReason::MaxTokens,
-            (None, reason) => reason,
-        };
-        let report = Report {
-            text: stream.text,
-            ids: stream.ids,
-            prefix,
-            prompt_tokens: prompt.len(),
-            held_tokens: decoded.held,
-            chosen,
-            finish,
-            passes: decoded.passes,
-            times: decoded.times,
-            total: begin.elapsed(),
-            speculation,
-        };
+        let report = Report { chosen, speculation, ..call.finish(decoded, &mut events)? };
         self.learn(&report);
         Ok(report)
     }

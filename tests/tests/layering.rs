@@ -9,14 +9,16 @@ const LAYERS: &[(&str, &str, &[&str])] = &[
     ("passes", "dlx-passes", &["dlx-ir"]),
     ("runtime", "dlx-runtime", &["dlx-ir"]),
     ("targets", "dlx-targets", &["dlx-ir", "dlx-runtime"]),
-    ("compiler", "dlxc", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-targets"]),
-    ("tests", "dlx-tests", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-targets", "dlxc"]),
+    ("serve", "dlx-serve", &["dlx-runtime"]),
+    ("compiler", "dlxc", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-serve", "dlx-targets"]),
+    ("tests", "dlx-tests", &["dlx-ir", "dlx-passes", "dlx-runtime", "dlx-serve", "dlx-targets", "dlxc"]),
     ("tests/oracle", "dlx-oracle", &["dlx-ir", "dlx-runtime", "dlx-tests", "dlxc"]),
     ("examples", "dlx-examples", &["dlx-runtime"]),
 ];
 
 /// Crates from outside that an app which embeds the runtime must never be given, by the start of their names.
-const KEPT_OUT: &[&str] = &["burn", "candle", "clap", "onnx", "ort", "prost", "protobuf", "pyo3", "safetensors", "tch"];
+const KEPT_OUT: &[&str] =
+    &["axum", "burn", "candle", "clap", "hyper", "onnx", "ort", "prost", "protobuf", "pyo3", "safetensors", "tch"];
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

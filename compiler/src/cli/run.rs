@@ -320,7 +320,10 @@ fn temperature(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|t| (0.0..=100.0).contains(t)).ok_or_else(|| "use a number from 0 to 100".into())
 }
 
-/// A time, as flags take it.
+/// A time such as 30s.
+///
+/// # Errors
+/// What to write instead.
 pub fn time(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

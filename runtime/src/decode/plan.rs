@@ -75,7 +75,7 @@ impl Plan {
         }
         let prefilled = blocks.first().map_or(0, |block| if policy.commits() { block.fed_from } else { 0 });
         let kept = resolved.reusable(held, prefilled);
-        let prefill = prefill_cuts(policy, &grid, kept..prefilled, largest);
+        let prefill = prefill_cuts(policy, &grid, kept..prefilled, largest.min(resolved.prefill_rows));
         Ok(Self { blocks, end, prefill, finish })
     }
 }

@@ -39,6 +39,8 @@ pub struct Resolved {
     pub needs_logits: bool,
     /// What the rule and the confidence measure read of a chosen token.
     pub needs: Needs,
+    /// Most rows of a pass over the prompt, where whole blocks of the mask are no more; without a bound, what a step holds.
+    pub prefill_rows: usize,
 }
 
 impl DecodePolicy {
@@ -81,6 +83,7 @@ impl DecodePolicy {
                 || self.cfg_scale > 0.0
                 || self.first_row == FirstRow::Before,
             needs: Needs { row_entropy: rule.entropy, ..confidence.reads },
+            prefill_rows: usize::MAX,
             policy: self,
         };
         let (rows, counted) = (resolved.policy.block.saturating_mul(resolved.slots()), executor.logits_rows());

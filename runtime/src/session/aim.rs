@@ -43,7 +43,7 @@ impl Session {
     pub fn probe(&mut self) -> Result<Duration, SessionError> {
         self.held.clear();
         let largest = self.executor.step_buckets().last().copied().unwrap_or(1);
-        let rows = self.policy.block.min(largest).min(self.executor.max_seq()).max(1);
+        let rows = self.text.policy().block.min(largest).min(self.executor.max_seq()).max(1);
         let pos: Vec<i32> = (0..).take(rows).collect();
         let (ids, all) = (vec![0; rows], (0..rows).collect::<Vec<_>>());
         let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];

@@ -1,12 +1,50 @@
-//! What a request asks for, in tokens: its prompt and what ends the answer.
+//! The text side of a model, and what a request asks for in tokens: its prompt and what ends the answer.
 //!
 //! Invariant: a raw text and ids may hold control tokens, a conversation holds those of its template only, unless the
 //! request says otherwise. A stop string that could never match is an error.
 
-use super::{Prompt, Request, Session, SessionError};
-use crate::decode::DecodePolicy;
+use std::sync::Arc;
 
-impl Session {
+use super::{Prompt, Request, SessionError};
+use crate::decode::{DecodeError, DecodePolicy, Overrides};
+use crate::text::{ChatTemplate, Controls, Tokenizer};
+
+/// What turns requests into tokens and tokens into text; it runs nothing, so any thread may ask it.
+pub struct TextSide {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Option<ChatTemplate>,
+    policy: DecodePolicy,
+    controls: Controls,
+}
+
+impl TextSide {
+    /// The text side of a model with this policy.
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, policy: DecodePolicy) -> Self {
+        let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
+        let controls = Controls::new(&tokenizer, others);
+        Self { tokenizer: Arc::new(tokenizer), template, policy, controls }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
+    /// The model's own decode policy.
+    pub fn policy(&self) -> &DecodePolicy {
+        &self.policy
+    }
+
+    /// The model's policy with a request's changes, its stop strings told apart from stop tokens.
+    ///
+    /// # Errors
+    /// A stop string that could never match, or a change that the model does not allow.
+    pub fn policy_of(&self, overrides: &Overrides) -> Result<DecodePolicy, SessionError> {
+        let mut policy = self.policy.with(overrides).map_err(DecodeError::from)?;
+        self.split_stops(&mut policy)?;
+        Ok(policy)
+    }
+
     /// Token ids of a request's prompt.
     ///
     /// # Errors
@@ -39,7 +77,7 @@ impl Session {
     }
 
     /// Adds the tokens whose text is a stop string: special tokens are no part of the answer's text.
-    pub(super) fn split_stops(&self, policy: &mut DecodePolicy) -> Result<(), SessionError> {
+    fn split_stops(&self, policy: &mut DecodePolicy) -> Result<(), SessionError> {
         let special = self.tokenizer.special_tokens();
         for stop in &policy.stop_strings {
             if stop.is_empty() {

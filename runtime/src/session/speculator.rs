@@ -126,16 +126,9 @@ impl Speculator {
     }
 
     /// Decodes speculatively. `held` first tokens of the prompt have their rows in the model's own first slot.
-    pub(super) fn run(&mut self, executor: &mut dyn Executor, call: Call<'_>) -> Result<Speculated, SessionError> {
-        let Call {
-            speculate: Speculate { drafting, length, verdict },
-            policy,
-            reveal,
-            prompt,
-            max_new,
-            held,
-            observer,
-        } = call;
+    pub(super) fn run(&mut self, executor: &mut dyn Executor, job: Job<'_>) -> Result<Speculated, SessionError> {
+        let Job { speculate: Speculate { drafting, length, verdict }, policy, reveal, prompt, max_new, held, observer } =
+            job;
         let method = if drafting == Drafting::SpecDiff { Method::Several } else { Method::OnePass };
         let plan = Plan { method, length, reveal, verdict };
         if self.controller.as_ref().is_none_or(|(of, _)| *of != drafting) {
@@ -165,7 +158,7 @@ pub(super) fn common(a: &[i32], b: &[i32]) -> usize {
 }
 
 /// What is asked of a [`Speculator`].
-pub(super) struct Call<'c> {
+pub(super) struct Job<'c> {
     pub(super) speculate: Speculate,
     pub(super) policy: Resolved,
     pub(super) reveal: Option<Reveal>,

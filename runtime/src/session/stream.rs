@@ -3,15 +3,17 @@
 //! Invariant: text only grows, and nothing is added after what ended it: a stop token, which is left out, or a stop
 //! string. It does not know blocks or passes.
 
+use std::sync::Arc;
+
 use crate::decode::FinishReason;
 use crate::text::{Detokenizer, StopStrings, TextError, Tokenizer};
 
 /// Turns settled tokens into text.
-pub(super) struct Stream<'a> {
-    pub(super) tokenizer: &'a Tokenizer,
+pub(super) struct Stream {
+    pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) detokenizer: Detokenizer,
     pub(super) stops: StopStrings,
-    pub(super) prompt: &'a [i32],
+    pub(super) prompt: Arc<[i32]>,
     pub(super) mask_id: i32,
     /// First position that is not yet text.
     pub(super) next: usize,
@@ -22,7 +24,7 @@ pub(super) struct Stream<'a> {
     pub(super) stopped: Option<FinishReason>,
 }
 
-impl Stream<'_> {
+impl Stream {
     /// Adds the settled sequence and returns the text that became certain.
     pub(super) fn settle(&mut self, ids: &[i32], stop_ids: &[i32]) -> Result<String, TextError> {
         let from = self.text.len();
@@ -35,7 +37,7 @@ impl Stream<'_> {
                 break;
             }
             self.ids.push(id);
-            let piece = self.detokenizer.push(self.tokenizer, id)?;
+            let piece = self.detokenizer.push(&self.tokenizer, id)?;
             self.show(&piece);
         }
         Ok(self.text[from..].to_owned())
@@ -45,7 +47,7 @@ impl Stream<'_> {
     pub(super) fn finish(&mut self) -> Result<String, TextError> {
         let from = self.text.len();
         if self.stopped != Some(FinishReason::StopString) {
-            let piece = std::mem::take(&mut self.detokenizer).finish(self.tokenizer)?;
+            let piece = std::mem::take(&mut self.detokenizer).finish(&self.tokenizer)?;
             self.show(&piece);
         }
         if self.stopped != Some(FinishReason::StopString) {

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::decode::mock::Mock;
 use crate::decode::{ForwardKind, PolicyError};
@@ -223,7 +225,9 @@ proptest! {
 fn chatting(prompt: usize, answer: &[u8]) -> Session {
     let source = "<stop>{{ messages[-1].content }}<stop>";
     let template = ChatTemplate::new(source, std::collections::BTreeMap::new()).unwrap();
-    Session { template: Some(template), ..session(prompt, answer) }
+    let mut session = session(prompt, answer);
+    session.text.template = Some(template);
+    session
 }
 
 fn chat(content: &str) -> Request {
@@ -240,7 +244,7 @@ fn a_mask_in_a_message_is_text_unless_asked_for() {
     request.allow_special = true;
     assert_eq!(chatting.encode(&request).unwrap(), [STOP, 97, MASK, 98, STOP]);
     let source = "{{ messages[-1].content }}<mask>";
-    chatting.template = Some(ChatTemplate::new(source, std::collections::BTreeMap::new()).unwrap());
+    chatting.text.template = Some(ChatTemplate::new(source, std::collections::BTreeMap::new()).unwrap());
     assert!(matches!(chatting.encode(&chat("a")), Err(SessionError::MaskInChat)));
     assert!(SessionError::MaskInChat.is_about_prompt());
 }

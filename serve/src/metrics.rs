@@ -1,0 +1,74 @@
+//! What the server counts, for Prometheus.
+//!
+//! Invariant: labels are endpoints, statuses and the names of models, never what a client sent.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::App;
+use crate::answer::Used;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    requests: Family<Labels, Counter>,
+    prompt_tokens: Family<Labels, Counter>,
+    completion_tokens: Family<Labels, Counter>,
+}
+
+impl Metrics {
+    /// Counts an answered request.
+    pub(crate) fn request(&self, path: &'static str, status: u16) {
+        self.requests.get_or_create(&vec![("path", path.to_owned()), ("status", status.to_string())]).inc();
+    }
+
+    /// Counts tokens.
+    pub(crate) fn used(&self, model: &str, used: &Used, n: usize) {
+        let labels = vec![("model", model.to_owned())];
+        let tokens = used.json(n);
+        let count = |name: &str| tokens[name].as_u64().unwrap_or(0);
+        self.prompt_tokens.get_or_create(&labels).inc_by(count("prompt_tokens"));
+        self.completion_tokens.get_or_create(&labels).inc_by(count("completion_tokens"));
+    }
+
+    /// Everything, with what the batches say of themselves now.
+    pub(crate) fn text(app: &App) -> String {
+        let Self { requests, prompt_tokens, completion_tokens } = &app.metrics;
+        let mut registry = Registry::with_prefix("dlxc");
+        registry.register("requests", "Answered HTTP requests", requests.clone());
+        registry.register("prompt_tokens", "Tokens of answered prompts", prompt_tokens.clone());
+        registry.register("completion_tokens", "Tokens of answers", completion_tokens.clone());
+        let gauge = |registry: &mut Registry, name: &str, help: &str| {
+            let family = Family::<Labels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let running = gauge(&mut registry, "requests_running", "Requests in slots of the caches");
+        let waiting = gauge(&mut registry, "requests_waiting", "Requests that wait for a slot");
+        let taken = gauge(&mut registry, "cache_slots_taken", "Cache slots of running requests");
+        let slots = gauge(&mut registry, "cache_slots", "Cache slots");
+        let (steps, rows) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+        registry.register("steps", "Forward passes over all sequences at once", steps.clone());
+        registry.register("step_rows", "Rows of these passes", rows.clone());
+        let set = |family: &Family<Labels, Gauge>, labels: &Labels, value: usize| {
+            family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        for (name, served) in app.models.get().into_iter().flatten() {
+            let (labels, load) = (vec![("model", name.clone())], served.batch.load());
+            set(&running, &labels, load.running);
+            set(&waiting, &labels, load.waiting);
+            set(&taken, &labels, load.slots_taken);
+            set(&slots, &labels, load.slots);
+            steps.get_or_create(&labels).inc_by(load.steps);
+            rows.get_or_create(&labels).inc_by(load.rows);
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("a string takes everything");
+        text
+    }
+}

@@ -1,0 +1,212 @@
+//! The parameters of a request body, taken out one by one.
+//!
+//! Invariant: a null is as good as nothing, a value of the wrong type or range is refused by name, and what nobody has taken
+//! in the end is unknown and refused by name too.
+
+use std::ops::RangeInclusive;
+
+use axum::http::StatusCode;
+use dlx_runtime::decode::Overrides;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// Most stop strings, and most stop tokens, of a request.
+const MAX_STOPS: usize = 64;
+
+/// See the module.
+pub(crate) struct Params(Map<String, Value>);
+
+impl Params {
+    /// The parameters of a body.
+    pub(crate) fn read(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(_) => Err(ApiError::request(StatusCode::BAD_REQUEST, "the body is no JSON object", "invalid_json")),
+            Err(e) => {
+                let (line, column) = (e.line(), e.column());
+                // The message of the parser may quote what was sent; where it is, is enough.
+                let what = if e.is_eof() { "ends too early" } else { "is not valid, or nested too deeply," };
+                let message = format!("the JSON of the body {what} at line {line} column {column}");
+                Err(ApiError::request(StatusCode::BAD_REQUEST, message, "invalid_json"))
+            }
+        }
+    }
+
+    /// Parameters inside another one.
+    pub(crate) fn inside(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+
+    /// A value that is not null.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.shift_remove(name).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        let value = self.take(name);
+        value.map(|v| v.as_bool().ok_or_else(|| wrong(name, "true or false"))).transpose()
+    }
+
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(wrong(name, "a string")),
+        }
+    }
+
+    pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let what = || wrong(name, &format!("a whole number from {} to {}", range.start(), range.end()));
+        let value = self.take(name);
+        value.map(|v| v.as_i64().filter(|n| range.contains(n)).ok_or_else(what)).transpose()
+    }
+
+    /// A number of things.
+    pub(crate) fn count(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<usize>, ApiError> {
+        Ok(self.integer(name, range)?.and_then(|n| usize::try_from(n).ok()))
+    }
+
+    pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        let what = || wrong(name, &format!("a number from {} to {}", range.start(), range.end()));
+        let value = self.take(name);
+        value.map(|v| v.as_f64().filter(|x| range.contains(x)).ok_or_else(what)).transpose()
+    }
+
+    /// A parameter that may be there, but only with a value that changes nothing.
+    pub(crate) fn neutral(&mut self, name: &str, neutral: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
+        match self.take(name) {
+            Some(value) if !neutral(&value) => Err(ApiError::unsupported(name, " with this value")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what is left.
+    pub(crate) fn finish(self, inside: &str) -> Result<(), ApiError> {
+        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
+            None => Ok(()),
+            Some((name, _)) => {
+                // A name is as long as the client likes.
+                let name: String = inside.chars().chain(name.chars()).take(64).collect();
+                let message = format!("unknown parameter `{name}`: leave it out");
+                Err(ApiError { code: Some("unknown_parameter"), ..ApiError::invalid(name, message) })
+            }
+        }
+    }
+}
+
+/// A value of another type or range.
+pub(crate) fn wrong(name: &str, what: &str) -> ApiError {
+    ApiError::invalid(name, format!("`{name}` must be {what}"))
+}
+
+/// When a stream tells what was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Never,
+    AtEnd,
+    /// Also in every chunk so far.
+    Running,
+}
+
+/// What chat and text completions both take.
+pub(crate) struct Sampling {
+    pub(crate) overrides: Overrides,
+    pub(crate) seed: Option<u64>,
+    pub(crate) n: usize,
+    pub(crate) stream: Option<Usage>,
+}
+
+impl Sampling {
+    /// Takes the parameters; the model's own `stop_ids` are what others are added to.
+    pub(crate) fn take(params: &mut Params, stop_ids: &[i32]) -> Result<Self, ApiError> {
+        let zero = |value: &Value| value.as_f64() == Some(0.0);
+        let one = |value: &Value| value.as_f64() == Some(1.0);
+        for penalty in ["presence_penalty", "frequency_penalty"] {
+            if params.number(penalty, -2.0..=2.0)?.is_some_and(|x| x != 0.0) {
+                return Err(ApiError::unsupported(penalty, " other than 0"));
+            }
+        }
+        params.neutral("repetition_penalty", one)?;
+        params.neutral("min_p", zero)?;
+        params.neutral("logit_bias", |v| v.as_object().is_some_and(Map::is_empty))?;
+        for text in ["user", "safety_identifier", "prompt_cache_key"] {
+            params.string(text)?;
+        }
+        let top_p = params.number("top_p", 0.0..=1.0)?;
+        let top_k = params.integer("top_k", -1..=i64::from(i32::MAX))?;
+        let ignore_eos = params.boolean("ignore_eos")?.unwrap_or(false);
+        if params.integer("min_tokens", 0..=i64::from(i32::MAX))?.is_some_and(|n| n > 0) && !ignore_eos {
+            return Err(ApiError::unsupported("min_tokens", " without `ignore_eos`"));
+        }
+        let more = stop_tokens(params)?;
+        let own = if ignore_eos { &[] } else { stop_ids };
+        let overrides = Overrides {
+            #[allow(clippy::cast_possible_truncation, reason = "0 to 2 is close enough in single precision")]
+            temperature: params.number("temperature", 0.0..=2.0)?.map(|t| t as f32),
+            #[allow(clippy::cast_possible_truncation, reason = "above 0, at most 1, and no smaller than can be said")]
+            top_p: top_p.filter(|p| *p > 0.0).map(|p| (p as f32).max(f32::MIN_POSITIVE)),
+            // With nothing left of the distribution but its head, the most likely token is taken.
+            top_k: if top_p == Some(0.0) { Some(1) } else { top_k.map(|k| usize::try_from(k).unwrap_or(0)) },
+            stop_strings: stop_strings(params)?,
+            stop_ids: (ignore_eos || !more.is_empty()).then(|| [own, &more].concat()),
+            ..Overrides::default()
+        };
+        let stream = params.boolean("stream")?.unwrap_or(false);
+        let usage = stream_options(params, stream)?;
+        Ok(Self {
+            overrides,
+            seed: params.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
+            n: params.count("n", 1..=128)?.unwrap_or(1),
+            stream: stream.then_some(usage),
+        })
+    }
+}
+
+fn stop_strings(params: &mut Params) -> Result<Option<Vec<String>>, ApiError> {
+    let what = "a string or a list of up to 64 strings, none of them empty";
+    let stops = match params.take("stop") {
+        None => return Ok(None),
+        Some(Value::String(stop)) => vec![stop],
+        Some(Value::Array(stops)) if stops.len() <= MAX_STOPS => {
+            let texts = stops.into_iter().map(|s| s.as_str().map(str::to_owned).ok_or_else(|| wrong("stop", what)));
+            texts.collect::<Result<_, _>>()?
+        }
+        Some(_) => return Err(wrong("stop", what)),
+    };
+    if stops.iter().any(String::is_empty) {
+        return Err(wrong("stop", what));
+    }
+    Ok((!stops.is_empty()).then_some(stops))
+}
+
+fn stop_tokens(params: &mut Params) -> Result<Vec<i32>, ApiError> {
+    let what = || wrong("stop_token_ids", "a list of up to 64 token ids");
+    match params.take("stop_token_ids") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(ids)) if ids.len() <= MAX_STOPS => {
+            ids.iter().map(|id| id.as_i64().and_then(|id| i32::try_from(id).ok()).ok_or_else(what)).collect()
+        }
+        Some(_) => Err(what()),
+    }
+}
+
+fn stream_options(params: &mut Params, stream: bool) -> Result<Usage, ApiError> {
+    match params.take("stream_options") {
+        None => Ok(Usage::Never),
+        Some(_) if !stream => Err(ApiError::invalid("stream_options", "`stream_options` needs `stream`: true")),
+        Some(Value::Object(map)) => {
+            let mut options = Params::inside(map);
+            let at_end = options.boolean("include_usage")?.unwrap_or(false);
+            let running = options.boolean("continuous_usage_stats")?.unwrap_or(false);
+            options.neutral("include_obfuscation", |v| v == &Value::Bool(false))?;
+            options.finish("stream_options.")?;
+            Ok(match (at_end, running) {
+                (true, true) => Usage::Running,
+                (true, false) => Usage::AtEnd,
+                (false, _) => Usage::Never,
+            })
+        }
+        Some(_) => Err(wrong("stream_options", "an object")),
+    }
+}

@@ -1,0 +1,144 @@
+//! Answers as server-sent events.
+//!
+//! Invariant: every event is a line `data: JSON` and an empty line, and nothing but comments stands between them. The first
+//! chunk of every choice comes before all text, in order, and names the role; a choice ends exactly once; usage stands alone
+//! in the last chunk; what fails after the first byte is an event with an error, after which the stream ends.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{HeaderValue, Response, header};
+use http_body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::App;
+use crate::answer::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
+use crate::error::ApiError;
+use crate::params::Usage;
+
+/// Time without an event after which a comment shows that the stream is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Events that wait to be written.
+const FRAMES: usize = 16;
+
+/// A body that is written as it comes.
+struct Frames(mpsc::Receiver<Bytes>);
+
+impl HttpBody for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// Streams the choices.
+pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<Body> {
+    let (send, receive) = mpsc::channel(FRAMES);
+    tokio::spawn(async move {
+        // Nobody is there to be told when the client is gone.
+        let _ = write(&app, &head, choices, &send).await;
+    });
+    let mut response = Response::new(Body::new(Frames(receive)));
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The client is gone.
+struct Gone;
+
+async fn send(to: &mpsc::Sender<Bytes>, value: &Value) -> Result<(), Gone> {
+    to.send(Bytes::from(format!("data: {value}\n\n"))).await.map_err(|_| Gone)
+}
+
+async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<Bytes>) -> Result<(), Gone> {
+    let mut used = Used::new(head.count);
+    for index in 0..head.count {
+        send(to, &chunk(head, first(head, index), &used)).await?;
+    }
+    let mut open = head.count;
+    while open > 0 {
+        let note = tokio::select! {
+            note = tokio::time::timeout(KEEP_ALIVE, choices.next()) => note,
+            () = to.closed() => return Err(Gone),
+        };
+        match note {
+            Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
+            Ok(Some((_, Note::Waiting))) => {}
+            Ok(Some((index, Note::Begin { prompt_tokens }))) => used.prompt[index] = prompt_tokens,
+            Ok(Some((index, Note::Text { piece, tokens }))) => {
+                used.completion[index] = tokens;
+                send(to, &chunk(head, delta(head, index, &piece), &used)).await?;
+            }
+            Ok(Some((index, Note::End(result)))) => match *result {
+                Ok(report) => {
+                    (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
+                    open -= 1;
+                    let mut last = delta(head, index, "");
+                    if head.kind == Kind::Chat {
+                        last["delta"] = json!({});
+                    }
+                    last["finish_reason"] = finish_reason(report.finish).into();
+                    last["finish_detail"] = json!(report.finish);
+                    send(to, &chunk(head, last, &used)).await?;
+                }
+                Err(error) => return send(to, &ApiError::server(error.to_string()).body()).await,
+            },
+            Ok(None) => return send(to, &cut_off().body()).await,
+        }
+    }
+    app.metrics.used(&head.model, &used, head.n);
+    if head.usage != Usage::Never {
+        let mut last = head.object(name(head), json!([]));
+        last["usage"] = used.json(head.n);
+        send(to, &last).await?;
+    }
+    to.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| Gone)
+}
+
+fn name(head: &Head) -> &'static str {
+    if head.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" }
+}
+
+/// A chunk with one choice.
+fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
+    let mut chunk = head.object(name(head), json!([choice]));
+    match head.usage {
+        Usage::Never => {}
+        Usage::AtEnd => chunk["usage"] = Value::Null,
+        Usage::Running => chunk["usage"] = used.json(head.n),
+    }
+    chunk
+}
+
+/// The first chunk of a choice.
+fn first(head: &Head, index: usize) -> Value {
+    let mut choice = delta(head, index, head.echoed(index));
+    if head.kind == Kind::Chat {
+        choice["delta"] = json!({"role": "assistant", "content": ""});
+    }
+    choice
+}
+
+fn delta(head: &Head, index: usize, text: &str) -> Value {
+    match head.kind {
+        Kind::Chat => json!({"index": index, "delta": {"content": text}, "logprobs": null, "finish_reason": null}),
+        Kind::Text => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
+    }
+}

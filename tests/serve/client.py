@@ -1,0 +1,100 @@
+"""What openai-python does with the server: client.py URL. Prints a line per case and fails with the first that is wrong."""
+
+import sys
+import threading
+import time
+import urllib.request
+
+import openai
+
+url = sys.argv[1]
+client = openai.OpenAI(base_url=url + "/v1", api_key="secret", max_retries=0)
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+ANSWER = "The capital of France is Paris."
+
+
+def case(name):
+    print(f"openai-python {openai.__version__}: {name}", flush=True)
+
+
+def chat(**parameters):
+    return client.chat.completions.create(**({"model": "tiny", "messages": MESSAGES} | parameters))
+
+
+def fails(error, call):
+    try:
+        call()
+    except error as e:
+        return e
+    raise AssertionError(f"{error.__name__} was not raised")
+
+
+answer = chat()
+assert answer.choices[0].message.content == ANSWER and answer.choices[0].finish_reason == "stop"
+assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+case("chat")
+
+chunks = list(chat(stream=True, stream_options={"include_usage": True}))
+assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == ANSWER
+assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens and not chunks[-1].choices
+case("stream")
+
+with client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
+    kinds = [event.type for event in stream]
+    final = stream.get_final_completion()
+assert final.choices[0].message.content == ANSWER and "content.delta" in kinds and "content.done" in kinds
+case("stream helper")
+
+several = chat(n=3, stream=True, temperature=1.0, seed=1)
+assert {c.choices[0].index for c in several if c.choices} == {0, 1, 2}
+case("n")
+
+text = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=8)
+pieces = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=8, stream=True)
+assert "".join(p.choices[0].text for p in pieces if p.choices) == text.choices[0].text
+case("completions")
+
+assert [m.id for m in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+case("models")
+
+assert fails(openai.NotFoundError, lambda: chat(model="gpt")).code == "model_not_found"
+assert fails(openai.BadRequestError, lambda: chat(temperature=3)).param == "temperature"
+long = [{"role": "user", "content": "word " * 9000}]
+assert fails(openai.BadRequestError, lambda: chat(messages=long)).code == "context_length_exceeded"
+fails(openai.AuthenticationError, lambda: openai.OpenAI(base_url=url + "/v1", api_key="x").models.list())
+tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+assert fails(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools"
+case("errors")
+
+
+def running():
+    request = urllib.request.Request(url + "/metrics", headers={"authorization": "Bearer secret"})
+    lines = urllib.request.urlopen(request).read().decode().splitlines()
+    return sum(int(l.split()[-1]) for l in lines if l.startswith(("dlxc_requests_running{", "dlxc_requests_waiting{")))
+
+
+def idle():
+    for _ in range(500):
+        if running() == 0:
+            return
+        time.sleep(0.01)
+    raise AssertionError("an answer runs on for nobody")
+
+
+forever = {"extra_body": {"ignore_eos": True}, "max_tokens": 4000}
+stream = chat(stream=True, **forever)
+next(iter(stream))
+stream.close()
+idle()
+hasty = openai.OpenAI(base_url=url + "/v1", api_key="secret", max_retries=0, timeout=0.05)
+fails(openai.APITimeoutError, lambda: hasty.chat.completions.create(model="tiny", messages=MESSAGES, **forever))
+idle()
+case("cancellation")
+
+busy = [chat(stream=True, **forever) for _ in range(3)]
+refused = fails(openai.RateLimitError, chat)
+assert 1 <= int(refused.response.headers["retry-after"]) <= 60 and refused.request_id
+threading.Timer(0.3, lambda: [b.close() for b in busy]).start()
+patient = openai.OpenAI(base_url=url + "/v1", api_key="secret", max_retries=2)
+assert patient.chat.completions.create(model="tiny", messages=MESSAGES).choices[0].message.content == ANSWER
+case("retries")

@@ -1,0 +1,7 @@
+//! The server, spoken to over a socket: what clients send, what they accept, and what must not hurt others.
+#![allow(clippy::unwrap_used, reason = "test program")]
+
+mod client;
+mod faults;
+mod streams;
+mod tables;
