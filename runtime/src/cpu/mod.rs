@@ -30,6 +30,7 @@ pub use kernels::attention::{AttentionShape, attention, attention_scratch_words}
 use kernels::caches::kv_row_parts;
 pub use kernels::caches::{KvShape, k_state_bytes, kv_write, v_state_bytes};
 pub use kernels::elementwise::{Input, Norm, add, embed, mul, rms_norm, rope, rope_table, scale, silu, silu_mul};
+pub(crate) use kernels::exp;
 use kernels::head::head_words;
 pub use kernels::head::{head_logits, head_stats, head_stats_scratch_words};
 pub use kernels::limits::{f32_peak, int8_peak, read_once};

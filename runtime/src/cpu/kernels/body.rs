@@ -13,6 +13,7 @@ mod stats;
 mod store;
 
 pub(super) use cache::{NewRows, SCALE_BYTES};
+pub(crate) use lanes::exp;
 pub(super) use quantize::IntAct;
 pub(super) use stats::{ChunkStats, STATS_WORDS};
 pub(super) use store::{Store, StoreMode};

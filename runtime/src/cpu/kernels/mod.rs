@@ -50,6 +50,7 @@ pub(crate) mod vectorized;
 use super::isa::Isa;
 use super::pack::{BLOCK, TILE_COLUMNS};
 use body::Portable;
+pub(crate) use body::exp;
 use dlx_ir::quant::codebook;
 use dlx_ir::{DType, QuantFormat};
 use parallel::Ctx;

@@ -1,6 +1,6 @@
 //! The exponentials of a row, and what is read of a distribution made of them.
 //!
-//! Invariant: an exponential is the very number that `libm::expf` gives, and sums are f64 over sixteen lanes, one for the
+//! Invariant: an exponential is the same number on every instruction set, and sums are f64 over sixteen lanes, one for the
 //! tokens of each remainder, so a probability does not depend on the instruction set, nor on whether tokens without
 //! any weight are listed, nor on whether it was computed here or by [`softmax`](super::softmax). Nothing here knows
 //! policies.
@@ -91,51 +91,11 @@ pub(super) fn largest(values: &[f32]) -> (f32, bool) {
     (lanes.into_iter().fold(f32::NEG_INFINITY, f32::max), broken.contains(&true))
 }
 
-// From FreeBSD's e_expf.c, by way of libm: Copyright (C) 1993 by Sun Microsystems, Inc. All rights reserved. Developed at
-// SunPro, a Sun Microsystems, Inc. business. Permission to use, copy, modify, and distribute this software is freely
-// granted, provided that this notice is preserved.
-const LN2_HI: f32 = f32::from_bits(0x3f31_7200);
-const LN2_LO: f32 = f32::from_bits(0x35bf_be8e);
-const INV_LN2: f32 = f32::from_bits(0x3fb8_aa3b);
-const P1: f32 = f32::from_bits(0x3e2a_aa8f);
-const P2: f32 = f32::from_bits(0xbb35_5215);
-/// Half of ln 2, one and a half of it, and what is too far below zero, as libm compares them.
-const HALF_LN2: f32 = f32::from_bits(0x3eb1_7218);
-const THREE_HALVES_LN2: f32 = f32::from_bits(0x3f85_1592);
-const TOO_SMALL: f32 = f32::from_bits(0x42cf_f1b5);
-const TINY: f32 = f32::from_bits(0x3900_0000);
-/// Added to a number whose magnitude is below 2²², it leaves an integer, in the lowest bits.
-const INTEGER: f32 = 12_582_912.0;
-
-/// `libm::expf` of a number that is not above 0, without its branches, so that many are computed at once; 0 for others.
+/// e^x of a number that is not above 0; 0 for others.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    let counts = x <= 0.0 && x > -TOO_SMALL;
-    let x = if counts { x } else { 0.0 };
-    // Towards zero, which for these numbers is upwards.
-    let quotient = INV_LN2 * x - 0.5;
-    let near = (quotient + INTEGER) - INTEGER;
-    let far = if near < quotient { near + 1.0 } else { near };
-    let k = if x < -THREE_HALVES_LN2 { far } else { -1.0 };
-    let k = if x < -HALF_LN2 { k } else { 0.0 };
-    let hi = x - k * LN2_HI;
-    let lo = k * LN2_LO;
-    let r = hi - lo;
-    let rr = r * r;
-    let c = r - rr * (P1 + rr * P2);
-    let y = 1.0 + (r * c / (2.0 - c) - lo + hi);
-    let y = if x < -TINY { y } else { 1.0 + x };
-    // Two factors, of which only the last may round: 2^k itself need not be a normal number.
-    let k = (k + INTEGER).to_bits() as i32 - INTEGER.to_bits() as i32;
-    let half = k >> 1;
-    let y = y * power(half) * power(k - half);
-    if counts { y } else { 0.0 }
-}
-
-/// 2^k for -126 <= k <= 127.
-#[inline(always)]
-fn power(k: i32) -> f32 {
-    f32::from_bits(((k + 127) as u32) << 23)
+    let power = crate::cpu::exp(x);
+    if x <= 0.0 { power } else { 0.0 }
 }
 
 /// A distribution made of weights.
@@ -191,24 +151,4 @@ impl Distribution<'_> {
 #[inline(always)]
 pub(super) fn prob(weight: f32, sum: f64) -> f32 {
     (f64::from(weight) / sum) as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exponentials_are_those_of_libm() {
-        let near = |bits: u32| bits.saturating_sub(300)..=bits + 300;
-        let edges = [TINY, HALF_LN2, THREE_HALVES_LN2, TOO_SMALL, 87.336_55, 1.0, f32::MIN_POSITIVE, f32::MAX, 0.0];
-        // With all numbers the test holds as well, and takes two minutes.
-        let all = (0..=f32::INFINITY.to_bits()).step_by(101);
-        for bits in all.chain(edges.into_iter().flat_map(|edge| near(edge.to_bits()))) {
-            let x = -f32::from_bits(bits);
-            if !x.is_nan() {
-                assert_eq!(exp(x).to_bits(), libm::expf(x).to_bits(), "{x:e}");
-            }
-        }
-        assert_eq!([exp(f32::NAN), exp(f32::INFINITY), exp(1e-3)], [0.0; 3]);
-    }
 }

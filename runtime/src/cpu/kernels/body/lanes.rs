@@ -71,7 +71,7 @@ pub(super) fn round(x: f32) -> u32 {
 
 /// e^x within two units in the last place; exactly 0 below -87.3 and infinite above 88.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let c = x.clamp(EXP_MIN, EXP_MAX);
     let t = c.mul_add(LOG2_E, ROUND);
     let n = t - ROUND;
