@@ -221,7 +221,7 @@ impl Bpe {
         let mut queue: BinaryHeap<_> = (0..symbols.len()).filter_map(|at| pair(symbols, at)).collect();
         while let Some(Reverse((_, at, merged))) = queue.pop() {
             // What was queued may have become part of something else.
-            if symbols[at].len == 0 || !pair(symbols, at).is_some_and(|Reverse((_, _, now))| now == merged) {
+            if symbols[at].len == 0 || pair(symbols, at).is_none_or(|Reverse((_, _, now))| now != merged) {
                 continue;
             }
             let Some(right) = symbols[at].behind else { continue };
