@@ -116,17 +116,19 @@ impl Tokenizer {
     /// Why this tokenizer has none and is read from its file at every start.
     pub fn compile(json: &[u8], texts: &[&str]) -> Result<Vec<u8>, String> {
         let said = |e: TextError| e.to_string();
-        let library = Self::from_bytes(json).map_err(said)?;
         let file: File = serde_json::from_slice(json).map_err(|e| format!("its model is of another kind: {e}"))?;
-        let (tables, options) = tables(&file.model)?;
-        let tokens = file.added_tokens.iter().map(|token| token.content.as_str());
+        let File { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } = file;
+        let (tables, options) = tables(&model)?;
+        // As large as the library's own, which takes its place.
+        drop(model);
+        let library = Self::from_bytes(json).map_err(said)?;
+        let tokens = added_tokens.iter().map(|token| token.content.as_str());
         let mut corpus = corpus::texts();
         corpus.extend(texts.iter().map(|text| (*text).to_owned()));
         corpus.extend(tokens.flat_map(corpus::around));
         corpus.extend(corpus::tokens(&library, &tables.ids));
         let recorded = corpus.iter().take(RECORDED);
         let recorded = recorded.filter_map(|text| Some((text.clone(), library.encode(text).ok()?))).collect();
-        let File { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, .. } = file;
         let settings = Settings { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, options, recorded };
         let settings = serde_json::to_vec(&settings).map_err(|e| e.to_string())?;
         let section = write(json, &settings, &tables)?;
