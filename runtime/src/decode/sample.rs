@@ -270,7 +270,7 @@ fn argmax(entries: impl Iterator<Item = Entry>) -> Option<i32> {
 /// Probabilities of `(id, logit)` entries, in the same order.
 pub fn softmax(entries: &[Entry]) -> Vec<Entry> {
     let max = entries.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
-    let mut probs: Vec<Entry> = entries.iter().map(|&(id, logit)| (id, weights::exp(logit - max))).collect();
+    let mut probs: Vec<Entry> = entries.iter().map(|&(id, logit)| (id, crate::cpu::exp(logit - max))).collect();
     let sum = sum_listed(probs.iter().copied());
     for entry in &mut probs {
         entry.1 = prob(entry.1, sum);

@@ -4,8 +4,13 @@ use super::*;
 use crate::decode::Reveal;
 
 fn point(threshold: f32, agreement: f64, seconds: f64, passes: f64) -> Point {
-    let around =
-        |mean: f64| Interval { mean, low: 0.9 * mean, high: (1.1 * mean).min(if mean <= 1.0 { 1.0 } else { 1e3 }) };
+    // Numbers with few digits, which JSON gives back to the last bit.
+    let short = |x: f64| (1e3 * x).round() / 1e3;
+    let around = |mean: f64| Interval {
+        mean,
+        low: short(0.9 * mean),
+        high: short((1.1 * mean).min(if mean <= 1.0 { 1.0 } else { 1e3 })),
+    };
     let reveal = Reveal::new("threshold").with("threshold", threshold);
     Point {
         settings: Settings { reveal, steps: 4, block: 4, cache: CacheMode::CommitBlock },

@@ -4,6 +4,7 @@
 //! it. Invariant: features change the speed of such code and never its results, since Rust fuses and reorders nothing.
 
 use super::Kernels;
+#[cfg(target_arch = "x86_64")]
 use crate::cpu::Isa;
 
 /// Something to do on many numbers. `run` and what it spends its time in must be `#[inline(always)]`: a function that is

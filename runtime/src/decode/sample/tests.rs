@@ -220,7 +220,7 @@ proptest! {
         top_p in 0.01f32..0.999,
     ) {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sorted: Vec<Entry> = (0..).zip(logits.iter().map(|logit| super::weights::exp(logit - max))).collect();
+        let mut sorted: Vec<Entry> = (0..).zip(logits.iter().map(|logit| crate::cpu::exp(logit - max))).collect();
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
         let all: f64 = sorted.iter().map(|entry| f64::from(entry.1)).sum();
         let mut sum = 0.0f64;

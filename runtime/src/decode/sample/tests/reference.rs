@@ -98,7 +98,7 @@ fn keep_top_p(entries: &mut Vec<Entry>, top_p: f32) {
         return;
     }
     let max = entries.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = entries.iter().map(|entry| super::super::weights::exp(entry.1 - max)).collect();
+    let weights: Vec<f32> = entries.iter().map(|entry| crate::cpu::exp(entry.1 - max)).collect();
     let aim = f64::from(top_p) * weights.iter().copied().map(f64::from).sum::<f64>();
     let mut order: Vec<usize> = (0..weights.len()).collect();
     let by_weight = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
