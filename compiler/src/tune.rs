@@ -118,11 +118,11 @@ impl Race<'_> {
             }
             racing = self.better_half(&racing, &trials);
         }
-        let points = self.points(&racing, &trials);
-        let on_fronts = [front(&points, |p| p.seconds.mean), front(&points, |p| p.passes.mean)].concat();
-        let mut points: Vec<_> =
-            points.into_iter().enumerate().filter(|(i, _)| on_fronts.contains(i)).map(|(_, p)| p).collect();
+        let mut points = self.points(&racing, &trials);
+        // Of equals the first lies on a front, so the order comes first.
         points.sort_by(|a, b| a.seconds.mean.total_cmp(&b.seconds.mean));
+        let on_fronts = [front(&points, |p| p.seconds.mean), front(&points, |p| p.passes.mean)].concat();
+        let points = points.into_iter().enumerate().filter(|(i, _)| on_fronts.contains(i)).map(|(_, p)| p).collect();
         Ok(Outcome { rounds, trials, points })
     }
 

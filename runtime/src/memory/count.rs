@@ -16,8 +16,8 @@ use dlx_ir::Module;
 
 /// Threads that a manifest's certificate is for.
 pub const THREADS: usize = 16;
-/// Code, constants and the heap of a program that links this crate and does nothing, as `dlxc` does.
-const BASE: u64 = 16 << 20;
+/// Code, constants and the heap of a program that links this crate, as `dlxc` does, beside what is counted below.
+const BASE: u64 = 20 << 20;
 /// What a thread of the executor or of a load touches of its stack and of its allocator.
 const STACK: u64 = 128 << 10;
 /// Bytes of a program in memory for each of its text, once it runs and while it is read and verified.

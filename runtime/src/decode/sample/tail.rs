@@ -31,11 +31,13 @@ pub(super) struct Tail {
 impl Tail {
     /// Makes room for rows of this length, whatever they hold.
     pub(super) fn reserve(&mut self, row: usize, top_k: usize, top_p: f32) {
-        let Self { values, keys, .. } = self;
+        let Self { values, keys, masses } = self;
         values.clear();
         values.reserve(if top_k > 0 { enough(top_k).saturating_add(CHUNK).min(row) } else { 0 });
         keys.clear();
         keys.reserve(if top_p < 1.0 { row } else { 0 });
+        masses.clear();
+        masses.reserve(if top_p < 1.0 { CLASSES } else { 0 });
     }
 
     /// The `top_k`th largest of the finite values; -∞ when there are not as many.
