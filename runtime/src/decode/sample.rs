@@ -140,7 +140,11 @@ impl Work for Choose<'_> {
         let scaled = if greedy { all } else { at_temperature(all, policy.temperature, scaled) };
         let (left, mut whole) = kept.filter(scaled, policy, weights, tail);
         let choices = if left == Left::All {
-            let sum = whole.get_or_insert_with(|| weigh(scaled, weights)).sum;
+            // No closure: it would be compiled without the features of this function.
+            let sum = match whole {
+                Some(mass) => mass.sum,
+                None => whole.insert(weigh(scaled, weights)).sum,
+            };
             Choices { ids: None, values: scaled, weights, sum, mask_id: policy.mask_id }
         } else {
             kept.choices(left, policy.mask_id)

@@ -7,6 +7,7 @@ use super::draw::Choices;
 use super::kept::Left;
 use super::weights::weigh;
 use super::{Room, Sampler, at_temperature, first_largest, without};
+use crate::cpu::Work;
 use crate::decode::noise::{Noise, NoiseRow};
 use crate::decode::policy::DecodePolicy;
 
@@ -64,7 +65,24 @@ impl Law {
 impl Sampler {
     /// The law that [`Sampler::choose`] draws from, given a policy that draws. `None` when no finite logit is left.
     pub fn law(&mut self, logits: &[f32], policy: &DecodePolicy) -> Option<Law> {
-        let Room { row, scaled, weights, kept, tail, .. } = &mut self.room;
+        self.kernels.run(LawOf { room: &mut self.room, logits, policy })
+    }
+}
+
+/// The law of a row.
+struct LawOf<'a> {
+    room: &'a mut Room,
+    logits: &'a [f32],
+    policy: &'a DecodePolicy,
+}
+
+impl Work for LawOf<'_> {
+    type Output = Option<Law>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Law> {
+        let LawOf { room, logits, policy } = self;
+        let Room { row, scaled, weights, kept, tail, .. } = room;
         let all = without(logits, &policy.suppress_ids, row);
         let scaled = at_temperature(all, policy.temperature, scaled);
         let (left, _) = kept.filter(scaled, policy, weights, tail);
