@@ -77,6 +77,6 @@ pub struct ModelInfo {
     pub max_seq: usize,
     /// BLAKE3 of the checkpoint's `config.json`.
     pub config_hash: String,
-    /// BLAKE3 of `tokenizer.json`; a draft and its verifier must agree in it.
+    /// BLAKE3 of `tokenizer.json`.
     pub tokenizer_hash: String,
 }

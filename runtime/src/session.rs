@@ -354,10 +354,7 @@ impl Session {
         events: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Report, SessionError> {
         let begin = Instant::now();
-        let chosen = match request.aim {
-            Some(_) => self.choose(request, self.text.encode(request)?.len())?,
-            None => None,
-        };
+        let chosen = self.choose(request)?;
         let resolved = match &chosen {
             Some(chosen) => self.resolve(&chosen.settings.over(&request.overrides))?,
             None => self.resolve(&request.overrides)?,

@@ -26,8 +26,8 @@ const PROGRAM: (u64, u64) = (4, 16);
 const GOLDEN: u64 = 4;
 /// Bytes for each token of a sequence: ids, texts, offsets and masks of an encoded prompt, and of an answer.
 const TOKEN: u64 = 1024;
-/// Bytes of a sampler, of which each thread has one, for each token of the vocabulary: four rows, what filters keep of them, and their sort keys; and a row
-/// that a shifted model remembers.
+/// Bytes of a sampler, of which each thread has one, for each token of the vocabulary: four rows, what filters keep of them,
+/// and their sort keys; and a row that a shifted model remembers.
 const SAMPLER: u64 = 48;
 /// Bytes of a page, which rounds a buffer up.
 const PAGE: u64 = 4096;

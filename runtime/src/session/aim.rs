@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// The setting for a request that aims at something.
-    pub(super) fn choose(&mut self, request: &Request, prompt: usize) -> Result<Option<Chosen>, SessionError> {
+    pub(super) fn choose(&mut self, request: &Request) -> Result<Option<Chosen>, SessionError> {
         let Some(aim) = request.aim else { return Ok(None) };
         let Overrides { block, cache, steps, schedule, reveal, confidence, .. } = &request.overrides;
         let given = [
@@ -90,7 +90,7 @@ impl Session {
         }
         let untuned = "nothing was measured of this model: run `dlxc tune` on its artifact";
         let policies = self.policies.as_ref().ok_or_else(|| SessionError::Aim { why: untuned.into() })?;
-        let call = Call { prompt, max_new: request.max_new };
+        let call = Call { prompt: self.text.encode(request)?.len(), max_new: request.max_new };
         let chosen = policies.pick(aim, &call, self.pace.unwrap_or(1.0));
         chosen.map(Some).map_err(|why| SessionError::Aim { why })
     }

@@ -317,9 +317,9 @@ impl Words {
     /// Whether both have the same tables and options, by id.
     pub(super) fn merges_like(&self, other: &Words) -> bool {
         let (Words::Tables(a), Words::Tables(b)) = (self, other) else { return false };
-        let merges =
-            |bpe: &Bpe| [&bpe.tables.starts, &bpe.tables.rights, &bpe.tables.ranks, &bpe.tables.merged].map(Vec::clone);
-        a.options == b.options && merges(a) == merges(b)
+        let (x, y) = (&a.tables, &b.tables);
+        a.options == b.options
+            && (&x.starts, &x.rights, &x.ranks, &x.merged) == (&y.starts, &y.rights, &y.ranks, &y.merged)
     }
 
     /// What a `tokenizer.json` says of it but for the vocabulary and what is not set.
