@@ -34,6 +34,9 @@ pub struct Settings {
     pub block: usize,
     /// See [`crate::decode::DecodePolicy::cache`].
     pub cache: CacheMode,
+    /// Tokens per draft of the session's drafter, in one pass; nothing is drafted if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<usize>,
 }
 
 impl Settings {
@@ -57,7 +60,8 @@ impl std::fmt::Display for Settings {
         }
         let cache = serde_json::to_value(self.cache).unwrap_or_default();
         let cache = cache.as_str().unwrap_or_default();
-        write!(f, ", {} steps per block of {}, cache {cache}", self.steps, self.block)
+        write!(f, ", {} steps per block of {}, cache {cache}", self.steps, self.block)?;
+        self.draft.map_or(Ok(()), |draft| write!(f, ", drafts of {draft}"))
     }
 }
 
@@ -292,7 +296,7 @@ pub fn positions(tokens: usize, block: usize) -> usize {
 
 impl Point {
     fn check(&self) -> Result<(), String> {
-        let Settings { reveal, steps, block, .. } = &self.settings;
+        let Settings { reveal, steps, block, draft, .. } = &self.settings;
         let rule = reveal::find(&reveal.rule);
         let rule = rule.ok_or_else(|| format!("there is no rule `{}`: {}", reveal.rule, reveal::names()))?;
         if let Some(name) = reveal.params.keys().find(|name| !rule.params.iter().any(|p| p.name == *name)) {
@@ -300,6 +304,9 @@ impl Point {
         }
         if *steps == 0 || *block == 0 {
             return Err("its steps and its block must be at least 1".into());
+        }
+        if *draft == Some(0) {
+            return Err("its drafts must have at least one token".into());
         }
         self.agreement.check("agreement", 1.0)?;
         self.seconds.check("seconds", MAX_SECONDS)?;

@@ -368,7 +368,8 @@ impl Session {
         let mut events = |event: Event<'_>, _: usize| events(event);
         call.begin(&mut events);
         let mut observe = |moment: Moment<'_>| call.observe(moment, &mut events);
-        let (decoded, speculation) = match request.speculate {
+        let drafts = chosen.as_ref().and_then(|chosen| chosen.settings.draft);
+        let (decoded, speculation) = match request.speculate.or(drafts.map(Speculate::fixed)) {
             None => {
                 let noise = Noise::Seeded(resolved.policy.seed);
                 let executor = &mut *self.executor;

@@ -210,7 +210,9 @@ impl<'a> Conversation<'a> {
         let mut request = Request::new(prompt, self.decode.max_new(self.session.policy()));
         request.overrides = self.decode.overrides(self.session.policy());
         request.aim = args.aim();
-        request.speculate = self.speculate;
+        // A measured setting says how much is drafted, unless the command line does.
+        let measured = args.aim().is_some() && args.hybrid.speculate.is_none();
+        request.speculate = self.speculate.filter(|_| !measured);
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         (request.allow_special, request.no_prefix, request.keep) = (args.allow_special, args.no_bos, args.chat);
         request

@@ -18,12 +18,18 @@ pub struct Hybrid {
     #[arg(long, value_name = "ARTIFACT|MODEL")]
     pub draft: Option<PathBuf>,
     /// How tokens are drafted: deer (one pass of the drafter; the default with --draft), specdiff (several passes, as many as
-    /// --steps says), self (the model drafts for its own causal mode), off.
+    /// --steps says), auto (the one of these that makes most tokens per second), self (the model drafts for its own causal
+    /// mode), off.
     #[arg(long, value_name = "HOW", value_parser = how)]
     pub speculate: Option<How>,
     /// Tokens per draft; auto takes as many as make most tokens per second here, also none.
     #[arg(long, value_name = "K|auto", default_value = "auto", value_parser = length)]
     pub draft_length: Length,
+    /// Give up the verifier's text for speed: skip=P (tokens that the drafter is that sure of are not verified), semi-ar=P (the
+    /// verifier only overwrites tokens that it is less sure of), s2d2=P (behind a rejected token, those it is that sure of
+    /// stay).
+    #[arg(long, value_name = "RULE=P", value_parser = lossy)]
+    pub lossy: Option<Verdict>,
     /// Choose lengths by the costs in this file and not by measured ones, so that they repeat themselves; `dlxc bench MODEL
     /// --draft DRAFT --json` records them.
     #[arg(long, value_name = "FILE")]
@@ -46,6 +52,10 @@ impl Hybrid {
     /// Flags that contradict each other.
     pub fn speculate(&self) -> Result<Option<Speculate>, Error> {
         let drafting = match (self.speculate, &self.draft) {
+            (Some(How::Off), _) | (None, None) if self.lossy.is_some() => {
+                let error = Error::new("--lossy", "is about drafted tokens, and nothing drafts");
+                return Err(error.help("name a drafter with --draft, or leave it out"));
+            }
             (Some(How::Off), _) | (None, None) => return Ok(None),
             (None, Some(_)) => Drafting::Deer,
             (Some(How::On(Drafting::Itself)), Some(_)) => {
@@ -60,7 +70,12 @@ impl Hybrid {
                 drafting
             }
         };
-        Ok(Some(Speculate { drafting, length: self.draft_length, verdict: Verdict::Verifier }))
+        if drafting == Drafting::Auto && self.draft_length != Length::Auto {
+            let error = Error::new("--speculate auto", "chooses the length with the way of drafting");
+            return Err(error.help("leave --draft-length out, or use --speculate deer or specdiff"));
+        }
+        let verdict = self.lossy.unwrap_or(Verdict::Verifier);
+        Ok(Some(Speculate { drafting, length: self.draft_length, verdict }))
     }
 
     /// Loads the drafter, if there is one, and the costs.
@@ -95,8 +110,9 @@ fn how(text: &str) -> Result<How, String> {
         "self" => Ok(How::On(Drafting::Itself)),
         "deer" => Ok(How::On(Drafting::Deer)),
         "specdiff" => Ok(How::On(Drafting::SpecDiff)),
+        "auto" => Ok(How::On(Drafting::Auto)),
         "off" => Ok(How::Off),
-        _ => Err("use self, deer, specdiff or off".into()),
+        _ => Err("use self, deer, specdiff, auto or off".into()),
     }
 }
 
@@ -104,6 +120,17 @@ fn length(text: &str) -> Result<Length, String> {
     let fixed = || text.parse().ok().filter(|k| (1..=1024).contains(k)).map(Length::Fixed);
     let parsed = if text == "auto" { Some(Length::Auto) } else { fixed() };
     parsed.ok_or_else(|| "use a number from 1 to 1024, or auto".into())
+}
+
+fn lossy(text: &str) -> Result<Verdict, String> {
+    let (rule, least) = text.split_once('=').unwrap_or((text, ""));
+    let least = least.parse::<f32>().ok().filter(|least| (0.0..=1.0).contains(least));
+    match (rule, least) {
+        ("skip", Some(least)) => Ok(Verdict::Sure(least)),
+        ("semi-ar", Some(least)) => Ok(Verdict::Overwrite(least)),
+        ("s2d2", Some(least)) => Ok(Verdict::TopUp(least)),
+        _ => Err("use skip=P, semi-ar=P or s2d2=P with a confidence P from 0 to 1".into()),
+    }
 }
 
 /// What speculation made, for programs.
@@ -120,8 +147,11 @@ pub fn as_json(speculation: &Speculation) -> Value {
 /// The same for people.
 pub fn statistics(speculation: &Speculation) -> String {
     let how = speculation.drafting.name();
-    let against = speculation.lossless_against.unwrap_or("nothing: acceptance was a coin's");
-    format!("{how}, lossless against {against}: {}", summary(&speculation.counts))
+    let kept = speculation.lossless_against.map_or_else(
+        || format!("lossy ({}): not the verifier's text", speculation.verdict),
+        |against| format!("lossless against {against}"),
+    );
+    format!("{how}, {kept}: {}", summary(&speculation.counts))
 }
 
 /// Counts in a line.
@@ -129,13 +159,14 @@ pub fn summary(counts: &Counts) -> String {
     let rate = |p: &dlx_runtime::decode::hybrid::Tried| format!("{:.2}", p.accepted as f64 / p.tried.max(1) as f64);
     let positions: Vec<_> = counts.by_position.iter().take_while(|p| p.tried > 0).map(rate).collect();
     format!(
-        "{} of {} drafted tokens accepted, {:.2} tokens per round ({} rounds, {} without a draft), {:.2} per pass of either \
+        "{} of {} drafted tokens accepted, {:.2} tokens per round ({} rounds, {} without a draft{}), {:.2} per pass of either \
          side; by position {}; drafting {} in {} passes, verifying {} in {}",
         counts.accepted,
         counts.drafted,
         counts.tokens_per_round(),
         counts.rounds,
         counts.undrafted,
+        if counts.unverified > 0 { format!(", {} not verified", counts.unverified) } else { String::new() },
         counts.tokens_per_pass(),
         if positions.is_empty() { "-".into() } else { positions.join(" ") },
         table::duration(counts.draft),

@@ -32,6 +32,10 @@ pub struct Args {
     /// One JSON object per line: prompt, and optionally answer and system.
     #[arg(value_name = "PROMPTS.jsonl")]
     pub prompts: PathBuf,
+    /// A diffusion model that drafts what the artifact's verifies: an artifact, or a directory to compile first. Swept are then
+    /// the lengths of drafts; the text stays the same.
+    #[arg(long, value_name = "ARTIFACT|MODEL")]
+    pub draft: Option<PathBuf>,
     /// What answers are compared with: those of the file, or the model's own most careful setting, one token per step; the
     /// former if every prompt has one.
     #[arg(long, value_name = "REFERENCE", value_enum)]
@@ -71,6 +75,7 @@ Examples:
   dlxc tune sdar.dlxa prompts.jsonl --budget 10m -o tuned.dlxa
   dlxc tune sdar.dlxa questions.jsonl --dry-run --json > costs.json
   dlxc tune sdar.dlxa questions.jsonl --costs costs.json   the same choice, without running
+  dlxc tune qwen.dlxa questions.jsonl --draft sdar.dlxa    how much to draft
   dlxc run sdar.dlxa \"What is 27 + 45?\" --quality balanced
   dlxc run sdar.dlxa \"What is 27 + 45?\" --deadline 50ms";
 
@@ -115,11 +120,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let device = loaded.executor.device();
     let mut session = Session::new(loaded).map_err(|e| Error::new(args.artifact.display(), e.to_string()))?;
     let max_new = run::max_new(args.max_new, session.policy());
-    let mut settings = grid::settings(session.policy(), max_new);
+    if let Some(path) = &args.draft {
+        let drafter = super::model(path, QuantSpec::None, &args.place, args.threads)?;
+        session.draft_with(drafter).map_err(|e| Error::new(path.display(), e.to_string()))?;
+    }
+    let mut settings = grid::settings(session.policy(), max_new, args.draft.is_some());
     live::runnable(args, &questions, &mut session, &mut settings, max_new)?;
     if settings.len() < 2 {
         let error = Error::new(args.artifact.display(), "has one way of decoding only, so there is nothing to tune");
-        return Err(error.help("models that decode one token after the other are as fast as they are").into());
+        let help = "models that decode one token after the other are as fast as they are, or have a drafter: --draft";
+        return Err(error.help(help).into());
     }
     let mut measured = Measured {
         model: identity(&artifact),

@@ -1,4 +1,5 @@
-//! The settings that a sweep tries for a model: reveal rules with their numbers, steps, blocks and caches.
+//! The settings that a sweep tries for a model: reveal rules with their numbers, steps, blocks and caches; for a model that
+//! verifies what another drafts, lengths of drafts.
 //!
 //! Deliberately absent: rules that draw positions at random, whose agreement is that of one seed; `at-least`, which differs
 //! from `threshold` only in what a confidence equal to the threshold does; what the model fixes (grid, shift, lead).
@@ -24,15 +25,23 @@ const SWEEPS: &[Sweep] = &[
     Sweep { rule: "capped-threshold", param: Some(("threshold", &[0.8])), due: &[2, 4] },
 ];
 
+/// Lengths of drafts.
+const DRAFTS: [usize; 6] = [2, 3, 4, 6, 8, 16];
+
 /// The most careful setting: one token per step, in the model's own blocks, without approximate caches.
 pub fn careful(policy: &DecodePolicy) -> Settings {
     let cache = if policy.commits() { policy.cache } else { CacheMode::None };
-    Settings { reveal: Reveal::new("static"), steps: policy.block, block: policy.block, cache }
+    Settings { reveal: Reveal::new("static"), steps: policy.block, block: policy.block, cache, draft: None }
 }
 
-/// All settings for answers of at most `max_new` tokens, the careful one first and none twice.
-pub fn settings(policy: &DecodePolicy, max_new: usize) -> Vec<Settings> {
+/// All settings for answers of at most `max_new` tokens, with a drafter or without, the careful one first and none twice.
+pub fn settings(policy: &DecodePolicy, max_new: usize, drafts: bool) -> Vec<Settings> {
     let mut all = vec![careful(policy)];
+    if drafts {
+        // What is verified is decoded token by token.
+        all.extend(DRAFTS.map(|draft| Settings { draft: Some(draft), ..careful(policy) }));
+        return all;
+    }
     for block in blocks(policy, max_new) {
         for cache in caches(policy) {
             for sweep in SWEEPS {
@@ -42,7 +51,13 @@ pub fn settings(policy: &DecodePolicy, max_new: usize) -> Vec<Settings> {
                         Some((name, values)) => values.iter().map(|&v| rule.clone().with(name, v)).collect(),
                         None => vec![rule],
                     };
-                    all.extend(reveals.into_iter().map(|reveal| Settings { reveal, steps: block / due, block, cache }));
+                    all.extend(reveals.into_iter().map(|reveal| Settings {
+                        reveal,
+                        steps: block / due,
+                        block,
+                        cache,
+                        draft: None,
+                    }));
                 }
             }
         }

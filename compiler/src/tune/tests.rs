@@ -9,8 +9,13 @@ use super::*;
 
 /// Settings of which number i answers `right(i)` of ten prompts in `i + 1` passes of a millisecond.
 fn race(count: usize, budget: Option<Duration>, right: fn(usize) -> usize) -> Outcome {
-    let setting =
-        |i: usize| Settings { reveal: Reveal::new("static"), steps: i + 1, block: 64, cache: CacheMode::CommitBlock };
+    let setting = |i: usize| Settings {
+        reveal: Reveal::new("static"),
+        steps: i + 1,
+        block: 64,
+        cache: CacheMode::CommitBlock,
+        draft: None,
+    };
     let settings: Vec<_> = (0..count).map(setting).collect();
     let race = Race { settings: &settings, prompts: 200, max_new: 64, seed: 7, budget };
     let mut run = |setting: usize, prompt: usize| {
@@ -94,16 +99,24 @@ fn intervals_are_those_of_the_books() {
 
 #[test]
 fn grids_hold_what_a_family_can_change() {
-    let causal = grid::settings(&DecodePolicy::autoregressive(), 256);
+    let causal = grid::settings(&DecodePolicy::autoregressive(), 256, false);
     assert_eq!(causal, [grid::careful(&DecodePolicy::autoregressive())]);
-    let sdar = grid::settings(&DecodePolicy::greedy(9, 4), 256);
+    let sdar = grid::settings(&DecodePolicy::greedy(9, 4), 256, false);
     assert!(sdar.iter().all(|s| s.block == 4 && s.cache == CacheMode::CommitBlock));
     assert!(sdar.len() > 12, "{}", sdar.len());
-    let llada = grid::settings(&DecodePolicy::llada(9), 64);
+    let llada = grid::settings(&DecodePolicy::llada(9), 64, false);
     for block in [16, 32, 64] {
         for cache in [CacheMode::None, CacheMode::Prefix, CacheMode::Dual] {
             assert!(llada.iter().any(|s| (s.block, s.cache) == (block, cache)), "{block} {cache:?}");
         }
     }
     assert!(llada[1..].iter().all(|s| *s != llada[0]), "none twice");
+}
+
+#[test]
+fn a_drafter_makes_lengths_of_drafts_what_is_swept() {
+    let causal = DecodePolicy::autoregressive();
+    let swept = grid::settings(&causal, 256, true);
+    assert_eq!((&swept[0], swept.len() > 4), (&grid::careful(&causal), true));
+    assert!(swept[1..].iter().all(|s| s.draft.is_some_and(|draft| draft > 1) && s.block == swept[0].block));
 }

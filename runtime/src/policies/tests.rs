@@ -13,7 +13,7 @@ fn point(threshold: f32, agreement: f64, seconds: f64, passes: f64) -> Point {
     };
     let reveal = Reveal::new("threshold").with("threshold", threshold);
     Point {
-        settings: Settings { reveal, steps: 4, block: 4, cache: CacheMode::CommitBlock },
+        settings: Settings { reveal, steps: 4, block: 4, cache: CacheMode::CommitBlock, draft: None },
         agreement: around(agreement),
         seconds: around(seconds),
         passes: around(passes),

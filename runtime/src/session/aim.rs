@@ -91,8 +91,12 @@ impl Session {
         let untuned = "nothing was measured of this model: run `dlxc tune` on its artifact";
         let policies = self.policies.as_ref().ok_or_else(|| SessionError::Aim { why: untuned.into() })?;
         let call = Call { prompt: self.text.encode(request)?.len(), max_new: request.max_new };
-        let chosen = policies.pick(aim, &call, self.pace.unwrap_or(1.0));
-        chosen.map(Some).map_err(|why| SessionError::Aim { why })
+        let chosen = policies.pick(aim, &call, self.pace.unwrap_or(1.0)).map_err(|why| SessionError::Aim { why })?;
+        if chosen.settings.draft.is_some() && request.speculate.is_none() && !self.speculator.has_drafter() {
+            let why = "the measured setting drafts with another model: give the one it was tuned with (`--draft`)";
+            return Err(SessionError::Aim { why: why.into() });
+        }
+        Ok(Some(chosen))
     }
 
     /// When a call ends in any case. A pass that has begun is not broken off, so the last one must begin in time.

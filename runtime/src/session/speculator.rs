@@ -25,6 +25,8 @@ pub enum Drafting {
     /// The session's drafter, in several passes (SpecDiff, 2408.05636).
     #[serde(rename = "specdiff")]
     SpecDiff,
+    /// The session's drafter, in one pass or in several: what makes most tokens per second.
+    Auto,
 }
 
 impl Drafting {
@@ -34,6 +36,15 @@ impl Drafting {
             Self::Itself => "self",
             Self::Deer => "deer",
             Self::SpecDiff => "specdiff",
+            Self::Auto => "auto",
+        }
+    }
+
+    fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Itself | Self::Deer => &[Method::OnePass],
+            Self::SpecDiff => &[Method::Several],
+            Self::Auto => &[Method::OnePass, Method::Several],
         }
     }
 
@@ -41,7 +52,7 @@ impl Drafting {
     pub fn lossless_against(self) -> &'static str {
         match self {
             Self::Itself => "the model's own causal mode, which is not its block decoding",
-            Self::Deer | Self::SpecDiff => "the verifier",
+            Self::Deer | Self::SpecDiff | Self::Auto => "the verifier",
         }
     }
 }
@@ -62,6 +73,11 @@ impl Speculate {
     pub fn new(drafting: Drafting) -> Self {
         Self { drafting, length: Length::Auto, verdict: Verdict::Verifier }
     }
+
+    /// In one pass of the session's drafter, always so many tokens.
+    pub fn fixed(length: usize) -> Self {
+        Self { length: Length::Fixed(length), ..Self::new(Drafting::Deer) }
+    }
 }
 
 /// What speculation made of a request.
@@ -69,7 +85,10 @@ impl Speculate {
 pub struct Speculation {
     /// How tokens were drafted.
     pub drafting: Drafting,
-    /// What decoding alone would give the same tokens, or tokens of the same law; nothing where the verdict was a coin's.
+    /// Who accepted.
+    pub verdict: &'static str,
+    /// What decoding alone would give the same tokens, or tokens of the same law; nothing where the verdict was not the
+    /// verifier's.
     pub lossless_against: Option<&'static str>,
     /// Tokens that the verifier has and was kept from: the drafter's mask, and what only the verifier knows.
     pub banned: Vec<i32>,
@@ -82,7 +101,7 @@ impl Speculation {
     pub(super) fn new(speculate: Speculate, counts: Counts, banned: Vec<i32>) -> Self {
         let drafting = speculate.drafting;
         let lossless_against = (speculate.verdict == Verdict::Verifier).then(|| drafting.lossless_against());
-        Self { drafting, lossless_against, banned, counts }
+        Self { drafting, verdict: speculate.verdict.name(), lossless_against, banned, counts }
     }
 }
 
@@ -115,6 +134,10 @@ impl Speculator {
         Ok(())
     }
 
+    pub(super) fn has_drafter(&self) -> bool {
+        self.drafter.is_some()
+    }
+
     /// Goes by recorded costs, or measures them.
     pub(super) fn set_costs(&mut self, costs: Option<CostTable>) {
         (self.costs, self.controller) = (costs, None);
@@ -129,8 +152,7 @@ impl Speculator {
     pub(super) fn run(&mut self, executor: &mut dyn Executor, job: Job<'_>) -> Result<Speculated, SessionError> {
         let Job { speculate: Speculate { drafting, length, verdict }, policy, reveal, prompt, max_new, held, observer } =
             job;
-        let method = if drafting == Drafting::SpecDiff { Method::Several } else { Method::OnePass };
-        let plan = Plan { method, length, reveal, verdict };
+        let plan = Plan { methods: drafting.methods(), length, reveal, verdict };
         if self.controller.as_ref().is_none_or(|(of, _)| *of != drafting) {
             self.controller = Some((drafting, Controller::new(self.costs.clone())));
         }

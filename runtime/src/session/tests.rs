@@ -310,6 +310,7 @@ fn tuned() -> Session {
             steps,
             block: 4,
             cache: crate::decode::policy::CacheMode::CommitBlock,
+            draft: None,
         },
         agreement: interval(agreement),
         seconds: interval(seconds),

@@ -5,6 +5,7 @@
 //! sample of that.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "test program")]
 
+mod controller;
 mod greedy;
 mod law;
 mod refused;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use dlx_ir::Error;
 use dlx_runtime::decode::{Overrides, policy::CacheMode};
 use dlx_runtime::policies::{Reference, Settings};
-use dlx_runtime::session::{Report, Request, Session};
+use dlx_runtime::session::{Report, Request, Session, Speculate};
 use similar::Algorithm;
 
 use super::record::{Measured, nanoseconds};
@@ -78,39 +78,43 @@ pub(super) fn runnable(
     max_new: usize,
 ) -> Result<(), Error> {
     settings.retain(|s| session.check(&s.over(&Overrides::default())).is_ok());
-    let mut refused: Vec<(usize, CacheMode)> = Vec::new();
+    // What decides whether a prompt fits.
+    let kind = |s: &Settings| (s.block, s.cache, s.draft);
+    let mut refused: Vec<(usize, CacheMode, Option<usize>)> = Vec::new();
     let kinds: Vec<Settings> = settings.iter().fold(Vec::new(), |mut kinds: Vec<Settings>, s| {
-        if !kinds.iter().any(|k| (k.block, k.cache) == (s.block, s.cache)) {
+        if !kinds.iter().any(|k| kind(k) == kind(s)) {
             kinds.push(s.clone());
         }
         kinds
     });
-    for (i, kind) in kinds.iter().enumerate() {
+    for (i, one) in kinds.iter().enumerate() {
         for (line, question) in questions {
             // It is told to stop before its first pass, so it says only whether there would be one.
-            let mut request = request(question, kind, max_new);
+            let mut request = request(question, one, max_new);
             request.cancel = Some(Arc::new(AtomicBool::new(true)));
             if let Err(e) = session.generate(&request, &mut |_| ControlFlow::Continue(())) {
                 if i == 0 {
                     return Err(at(args, *line, e.to_string()));
                 }
                 let place = format!("{}:{line}", args.prompts.display());
+                let drafts = one.draft.map_or(String::new(), |draft| format!(", drafts of {draft}"));
                 terminal::note(&format!(
-                    "note: left out: blocks of {}, {:?} cache: {place}: {e}",
-                    kind.block, kind.cache
+                    "note: left out: blocks of {}, {:?} cache{drafts}: {place}: {e}",
+                    one.block, one.cache
                 ));
-                refused.push((kind.block, kind.cache));
+                refused.push(kind(one));
                 break;
             }
         }
     }
-    settings.retain(|s| !refused.contains(&(s.block, s.cache)));
+    settings.retain(|s| !refused.contains(&kind(s)));
     Ok(())
 }
 
 fn request(question: &Question, settings: &Settings, max_new: usize) -> Request {
     let mut request = Request::new(questions::chat(&question.prompt, question.system.as_deref()), max_new);
     request.overrides = settings.over(&Overrides::default());
+    request.speculate = settings.draft.map(Speculate::fixed);
     request
 }
 

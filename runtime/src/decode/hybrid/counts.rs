@@ -18,12 +18,14 @@ pub struct Tried {
 /// Counts of a call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Counts {
-    /// Passes of the verifier that decided tokens; each gives at least one.
+    /// Times that tokens were decided, by a pass of the verifier but for [`Counts::unverified`]; each gives at least one.
     pub rounds: usize,
     /// Those of them without a draft.
     pub undrafted: usize,
     /// Those of them that had none because the drafter's caches or steps had no room for one.
     pub no_room: usize,
+    /// Those of them whose draft was taken without a pass of the verifier, as a request may ask for.
+    pub unverified: usize,
     /// Tokens that were proposed to the verifier.
     pub drafted: usize,
     /// Those of them that are part of the text.
@@ -53,18 +55,17 @@ impl Counts {
         self.tokens as f64 / (self.draft_passes + self.verify_passes).max(1) as f64
     }
 
-    /// Counts a round: a draft of which the first `tried` tokens were looked at and `accepted` of them taken, and `tokens` that
-    /// came of it.
-    pub(super) fn round(&mut self, drafted: usize, tried: usize, accepted: usize, tokens: usize) {
+    /// Counts a round: a draft of which the first tokens were looked at and `kept` or not, and `tokens` that came of it.
+    pub(super) fn round(&mut self, drafted: usize, kept: &[bool], tokens: usize) {
         self.rounds += 1;
         self.undrafted += usize::from(drafted == 0);
         self.drafted += drafted;
-        self.accepted += accepted;
+        self.accepted += kept.iter().filter(|kept| **kept).count();
         self.tokens += tokens;
         self.by_position.resize(self.by_position.len().max(drafted), Tried::default());
-        for (i, position) in self.by_position.iter_mut().enumerate().take(tried) {
+        for (position, kept) in self.by_position.iter_mut().zip(kept) {
             position.tried += 1;
-            position.accepted += usize::from(i < accepted);
+            position.accepted += usize::from(*kept);
         }
     }
 
@@ -73,6 +74,7 @@ impl Counts {
         self.rounds += other.rounds;
         self.undrafted += other.undrafted;
         self.no_room += other.no_room;
+        self.unverified += other.unverified;
         self.drafted += other.drafted;
         self.accepted += other.accepted;
         self.tokens += other.tokens;

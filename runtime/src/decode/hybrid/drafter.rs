@@ -36,7 +36,6 @@ pub enum Method {
 #[derive(Debug)]
 pub(super) struct Drafter {
     policy: Resolved,
-    method: Method,
     slot: usize,
     /// Rows of so many first positions are in the slot for good.
     pub(super) stored: usize,
@@ -50,14 +49,27 @@ pub(super) struct Drafter {
     draft: Draft,
 }
 
+/// A drafted token.
+#[derive(Clone, Debug)]
+pub(super) struct Drafted {
+    pub(super) proposal: Proposal,
+    /// How sure the drafter was of it.
+    pub(super) confidence: f32,
+    /// Of the law that it was chosen from, in nats.
+    entropy: f32,
+}
+
 /// A draft on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Draft {
+    /// How it is made.
+    pub(super) method: Method,
     /// Position of its first token.
-    pub(super) start: usize,
-    /// What was proposed, with the entropy that it was chosen with; `None` where nothing is yet.
-    proposals: Vec<Option<(Proposal, f32)>>,
-    passes: usize,
+    start: usize,
+    /// What was proposed; `None` where nothing is yet.
+    proposals: Vec<Option<Drafted>>,
+    /// Passes so far.
+    pub(super) passes: usize,
 }
 
 impl Draft {
@@ -66,19 +78,24 @@ impl Draft {
         self.proposals.iter().all(Option::is_some)
     }
 
-    /// The proposals in order, up to the first position that has none.
-    pub(super) fn proposals(&self) -> impl Iterator<Item = &Proposal> {
-        self.proposals.iter().map_while(|proposal| proposal.as_ref().map(|(p, _)| p))
+    /// What was drafted, in order, up to the first position that has nothing.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Drafted> {
+        self.proposals.iter().map_while(Option::as_ref)
     }
 
     /// The tokens in order.
     pub(super) fn tokens(&self) -> Vec<i32> {
-        self.proposals().map(|proposal| proposal.token).collect()
+        self.iter().map(|drafted| drafted.proposal.token).collect()
     }
 
     /// The entropies that they were chosen with.
     pub(super) fn entropies(&self) -> Vec<f32> {
-        self.proposals.iter().map_while(|p| p.as_ref().map(|(_, entropy)| *entropy)).collect()
+        self.iter().map(|drafted| drafted.entropy).collect()
+    }
+
+    /// How many first tokens the drafter was at least so sure of.
+    pub(super) fn sure(&self, least: f32) -> usize {
+        self.iter().take_while(|drafted| drafted.confidence >= least).count()
     }
 
     /// Cuts it short.
@@ -96,7 +113,7 @@ impl Drafter {
         own: &DecodePolicy,
         verifier: &Verifier,
         executor: &dyn Executor,
-        method: Method,
+        methods: &[Method],
         reveal: Option<Reveal>,
         slot: usize,
     ) -> Result<Self, DecodeError> {
@@ -118,12 +135,12 @@ impl Drafter {
             cfg_scale: 0.0,
             unsure_ids: Vec::new(),
             reveal: reveal.unwrap_or_else(|| Reveal::new("threshold").with("threshold", THRESHOLD)),
-            steps: if method == Method::Several && asked.steps > 1 { asked.steps } else { PASSES },
+            steps: if asked.steps > 1 { asked.steps } else { PASSES },
             stop_strings: Vec::new(),
             ..own.clone()
         };
         let policy = policy.resolve(executor)?;
-        if method == Method::Several && policy.rule.random {
+        if methods.contains(&Method::Several) && policy.rule.random {
             return conflict(
                 "reveal",
                 "random",
@@ -131,13 +148,11 @@ impl Drafter {
             );
         }
         let largest = executor.step_buckets().last().copied().unwrap_or(0);
-        let (max_seq, vocab, draft) = (executor.max_seq(), executor.vocab(), Draft::default());
-        let logits_rows = usize::MAX;
-        let mut made = Self { policy, method, slot, stored: 0, largest, logits_rows, max_seq, vocab, shared, draft };
-        if made.is_drawn() {
-            made.logits_rows = executor.logits_rows();
-        }
-        Ok(made)
+        let (max_seq, vocab) = (executor.max_seq(), executor.vocab());
+        let drawn = methods.iter().any(|method| draws(&policy, *method));
+        let logits_rows = if drawn { executor.logits_rows() } else { usize::MAX };
+        let draft = Draft { method: Method::OnePass, start: 0, proposals: Vec::new(), passes: 0 };
+        Ok(Self { policy, slot, stored: 0, largest, logits_rows, max_seq, vocab, shared, draft })
     }
 
     /// The first token of a prompt that it would not read as the token it is: its mask, or one beyond its vocabulary.
@@ -189,8 +204,8 @@ impl Drafter {
     }
 
     /// Begins a draft of `k` tokens behind `n`.
-    pub(super) fn begin(&mut self, n: usize, k: usize) {
-        self.draft = Draft { start: n, proposals: vec![None; k], passes: 0 };
+    pub(super) fn begin(&mut self, n: usize, method: Method, k: usize) {
+        self.draft = Draft { method, start: n, proposals: vec![None; k], passes: 0 };
     }
 
     /// The draft.
@@ -198,9 +213,8 @@ impl Drafter {
         &mut self.draft
     }
 
-    /// Whether the law of a token is known that it was drawn from.
     fn is_drawn(&self) -> bool {
-        !self.policy.policy.is_greedy() && (self.method == Method::OnePass || self.policy.rule.ordered)
+        draws(&self.policy, self.draft.method)
     }
 
     /// The pass that comes next behind `ids`: one that only catches up where too much is new for one step, or a denoising
@@ -216,7 +230,7 @@ impl Drafter {
         }
         let mask = self.policy.policy.mask_id;
         let at = |position: usize| self.draft.proposals.get(position - n).and_then(Option::as_ref);
-        let canvas = (n..end).map(|position| at(position).map_or(mask, |(proposal, _)| proposal.token));
+        let canvas = (n..end).map(|position| at(position).map_or(mask, |drafted| drafted.proposal.token));
         let fed = ids[from..].iter().copied().chain(canvas).collect();
         let masked = (n..n + self.draft.proposals.len()).filter(|&position| at(position).is_none()).collect();
         let window = Window { kind: ForwardKind::Draft, cells: from..end, past_len: from, visible: end };
@@ -251,29 +265,30 @@ impl Drafter {
             let bad = || DecodeError::BadRow { position };
             self.propose(rows, row, sampler, NoiseRow { pass: round, position }).ok_or_else(bad)
         });
-        let found: Vec<(Proposal, f32, f32)> = found.collect::<Result<_, _>>()?;
+        let found: Vec<Drafted> = found.collect::<Result<_, _>>()?;
         let taken = self.taken(pass, &found);
-        for ((position, taken), (proposal, _, entropy)) in pass.positions.iter().zip(taken).zip(found) {
+        for ((position, taken), drafted) in pass.positions.iter().zip(taken).zip(found) {
             if taken {
-                self.draft.proposals[position - n] = Some((proposal, entropy));
+                self.draft.proposals[position - n] = Some(drafted);
             }
         }
         if self.draft.is_complete() && !self.is_drawn() {
             // What only the drafter has is no draft, nor is what stands behind it; tokens that are drawn are none of these.
             let usable = |token: i32| usize::try_from(token).is_ok_and(|token| token < self.shared);
-            let length = self.draft.proposals().take_while(|p| usable(p.token)).count();
+            let length = self.draft.iter().take_while(|drafted| usable(drafted.proposal.token)).count();
             self.draft.truncate(length);
         }
         Ok(())
     }
 
     /// Which of the positions that a pass looked at get their tokens.
-    fn taken(&self, pass: &Pass, found: &[(Proposal, f32, f32)]) -> Vec<bool> {
+    fn taken(&self, pass: &Pass, found: &[Drafted]) -> Vec<bool> {
         let passes = self.policy.policy.steps;
-        if self.method == Method::OnePass || self.draft.passes >= passes {
+        if self.draft.method == Method::OnePass || self.draft.passes >= passes {
             return vec![true; found.len()];
         }
-        let candidates = pass.positions.iter().zip(found).map(|(&position, (proposal, confidence, entropy))| {
+        let candidates = pass.positions.iter().zip(found).map(|(&position, drafted)| {
+            let Drafted { proposal, confidence, entropy } = drafted;
             Candidate { position, token: proposal.token, confidence: *confidence, entropy: *entropy, noise: 1.0 }
         });
         let candidates: Vec<_> = candidates.collect();
@@ -285,20 +300,15 @@ impl Drafter {
         pass.positions.iter().map(|position| changes.iter().any(|change| change.position == *position)).collect()
     }
 
-    /// The token that a row proposes, how sure it is, and its entropy.
-    fn propose(
-        &self,
-        rows: &Rows<'_>,
-        row: usize,
-        sampler: &mut Sampler,
-        at: NoiseRow,
-    ) -> Option<(Proposal, f32, f32)> {
+    /// The token that a row proposes.
+    fn propose(&self, rows: &Rows<'_>, row: usize, sampler: &mut Sampler, at: NoiseRow) -> Option<Drafted> {
         let policy = &self.policy.policy;
         match rows {
             Rows::Stats(stats) => {
                 let stats = stats.get(row)?;
                 let proposal = Proposal { token: stats.best, origin: Origin::Given };
-                Some((proposal, (self.policy.confidence.of)(stats, 1.0), stats.entropy))
+                let confidence = (self.policy.confidence.of)(stats, 1.0);
+                Some(Drafted { proposal, confidence, entropy: stats.entropy })
             }
             Rows::Logits(logits) => {
                 let logits = logits.chunks_exact(self.vocab).nth(row)?;
@@ -307,9 +317,14 @@ impl Drafter {
                 let drawn = sampler.choose(logits, policy, Choice::AsPolicy, Needs::NOTHING, &noise, at)?;
                 let token = drawn.stats.best;
                 let (confidence, entropy) = (law.prob(token) as f32, law.entropy() as f32);
-                Some((Proposal { token, origin: Origin::Drawn(law) }, confidence, entropy))
+                Some(Drafted { proposal: Proposal { token, origin: Origin::Drawn(law) }, confidence, entropy })
             }
             Rows::Chosen(_) => unreachable!("passes that are no sequence's have no chooser"),
         }
     }
+}
+
+/// Whether the law of a token is known that it was drawn from.
+fn draws(policy: &Resolved, method: Method) -> bool {
+    !policy.policy.is_greedy() && (method == Method::OnePass || policy.rule.ordered)
 }

@@ -2,13 +2,16 @@
 
 use std::ops::ControlFlow;
 
+use crate::decode::trace::Moment;
+use crate::exec::Span;
+
 use dlx_ir::Mask;
 use proptest::prelude::*;
 
 use super::super::mock::Mock;
 use super::super::{Noise, Observer, Overrides, decode};
 use super::*;
-use crate::decode::sample::Law;
+use crate::decode::sample::{Law, Sampler};
 
 /// Tokens of the mocks. The last one is never likely unless scripted.
 const VOCAB: usize = 12;
@@ -38,7 +41,8 @@ fn drafters() -> Vec<(Mock, DecodePolicy)> {
 }
 
 fn plan(method: Method, k: usize) -> Plan {
-    Plan { method, length: Length::Fixed(k), reveal: None, verdict: Verdict::Verifier }
+    let methods: &[Method] = if method == Method::Several { &[Method::Several] } else { &[Method::OnePass] };
+    Plan { methods, length: Length::Fixed(k), reveal: None, verdict: Verdict::Verifier }
 }
 
 fn hybrid(
@@ -276,4 +280,79 @@ fn a_full_drafter_leaves_the_rest_to_the_verifier() {
     assert!(made.counts.no_room > 0 && made.counts.drafted > 0);
     let wanted = alone(&mut verify, &own, &[4, 7, 2], 30);
     assert_eq!(text(&made.decoded, 3, 30), text(&wanted, 3, 30));
+}
+
+/// The verifier's most likely token behind these, but for the drafter's mask.
+fn next(ids: &[i32]) -> i32 {
+    let mut mock = Mock::new(96, VOCAB, &[96]).masked(Mask::Causal);
+    let pos: Vec<i32> = (0..).take(ids.len()).collect();
+    mock.step(&[Span::new(ids, &pos, 0)]).unwrap();
+    let mut logits = vec![0.0; VOCAB];
+    mock.logits(&[ids.len() - 1], &mut logits).unwrap();
+    // Of equal ones, the first.
+    let best = (0..VOCAB).rev().filter(|id| *id != MASK as usize).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    i32::try_from(best.unwrap()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What each rule leaves to the verifier is the verifier's, whatever was taken without a look before.
+    #[test]
+    fn lossy_rules_do_as_they_say(
+        prompt in proptest::collection::vec(1i32..11, 1..20),
+        max_new in 1usize..60,
+        k in 1usize..12,
+        which in 0usize..4,
+        least in 0.0f32..1.0,
+        rule in 0usize..3,
+    ) {
+        let verdict = [Verdict::Sure(least), Verdict::Overwrite(least), Verdict::TopUp(least)][rule];
+        let (mut drafter, mut verify) = (drafters().remove(which), verifier());
+        let own = policy(&Overrides::default());
+        let resolved = own.resolve(&verify).unwrap();
+        let models = Models::Two { draft: &mut drafter.0, policy: &drafter.1, held: 0, verify: &mut verify };
+        let plan = Plan { verdict, ..plan(Method::OnePass, k) };
+        let mut rounds = Vec::new();
+        let mut observer = |moment: Moment<'_>| {
+            if let Moment::Judged { ids, drafted, tokens, .. } = moment {
+                rounds.push((ids.to_vec(), drafted.to_vec(), tokens.to_vec()));
+            }
+            ControlFlow::Continue(())
+        };
+        let made =
+            speculate(models, resolved, &plan, &mut Controller::new(None), &prompt, max_new, 0, &mut observer).unwrap();
+        for (ids, drafted, tokens) in rounds {
+            let mut replaced = false;
+            for (i, token) in tokens.iter().enumerate() {
+                let kept = drafted.get(i) == Some(token);
+                let before: &[i32] = if rule == 1 { &drafted } else { &tokens };
+                let own = next(&[&ids[..], &before[..i]].concat());
+                match rule {
+                    0 | 1 => prop_assert!(kept || *token == own, "{verdict:?} {i} of {tokens:?}, drafted {drafted:?}"),
+                    _ if replaced => prop_assert!(kept),
+                    _ => prop_assert_eq!(*token, own, "{} of {:?} behind {:?}, drafted {:?}", i, tokens, ids, drafted),
+                }
+                replaced |= !kept;
+            }
+        }
+        prop_assert!(rule == 0 || made.counts.unverified == 0);
+    }
+}
+
+#[test]
+fn a_drafter_that_is_sure_takes_no_pass_of_the_verifier() {
+    for (least, verified) in [(0.0, false), (1.1, true)] {
+        let (mut drafter, mut verify) = (drafters().remove(0), verifier());
+        let own = policy(&Overrides::default());
+        let plan = Plan { verdict: Verdict::Sure(least), ..plan(Method::OnePass, 4) };
+        let made = hybrid(&mut drafter, &mut verify, &own, &plan, &[4, 7, 2], 45).unwrap();
+        // 45 tokens are nine drafts of four and a bonus, or eleven drafts and one token that needs none.
+        let counts = &made.counts;
+        assert_eq!((counts.unverified == 0, counts.verify_passes <= 1), (verified, !verified), "{counts:?}");
+        if verified {
+            let wanted = alone(&mut verify, &own, &[4, 7, 2], 45);
+            assert_eq!(text(&made.decoded, 3, 45), text(&wanted, 3, 45));
+        }
+    }
 }

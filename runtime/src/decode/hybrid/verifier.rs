@@ -1,7 +1,7 @@
 //! The verifying side: one causal pass over the last token and a draft, which says what the model itself would put there.
 //!
-//! Invariant: the slot holds the rows of all tokens but the last, which leads the next pass. Rows behind them are those of
-//! rejected tokens; they are never seen before they are written again. A model whose mask is not causal verifies by spans of
+//! Invariant: the slot holds the rows of all tokens but the last, which leads the next pass, and those that were taken without
+//! a look, which come before it. Rows behind them are those of rejected tokens; they are never seen before they are written again. A model whose mask is not causal verifies by spans of
 //! one row, each of which sees what comes before it: its causal mode.
 
 use super::accept::bonus;
@@ -90,17 +90,23 @@ impl Verifier {
         let end = ids.len() - 1;
         let cells = self.stored..end.min(self.stored + self.largest);
         let fed = ids[cells.clone()].to_vec();
-        (!cells.is_empty()).then(|| self.feed(Window::stores(ForwardKind::Prefill, cells), fed, Looks::Nowhere))
+        (!cells.is_empty()).then(|| self.feed(Window::stores(ForwardKind::Prefill, cells), fed, 0))
     }
 
-    /// The pass over the last token and a draft.
+    /// The pass over the last token and a draft, and what was taken without a look before them; or one that only catches up
+    /// with that, where one is not enough.
     pub(super) fn pass(&self, ids: &[i32], draft: &[i32]) -> Pass {
-        let from = ids.len() - 1;
+        let from = self.stored;
         let fed: Vec<i32> = ids[from..].iter().chain(draft).copied().collect();
-        self.feed(Window::stores(ForwardKind::Verify, from..from + fed.len()), fed, Looks::Everywhere)
+        let alone = !self.is_causal() || fed.len() > self.largest;
+        if let Some(pass) = self.prefill(ids).filter(|_| alone) {
+            return pass;
+        }
+        self.feed(Window::stores(ForwardKind::Verify, from..from + fed.len()), fed, draft.len() + 1)
     }
 
-    fn feed(&self, window: Window, ids: Vec<i32>, looks: Looks) -> Pass {
+    /// A pass that looks at its last `looks` rows.
+    fn feed(&self, window: Window, ids: Vec<i32>, looks: usize) -> Pass {
         let at = window.cells.start;
         let length = if self.is_causal() { ids.len() } else { 1 };
         let spans = ids.chunks(length).enumerate().map(|(nth, ids)| {
@@ -109,11 +115,11 @@ impl Verifier {
             Fed { slot: self.slot, ids: ids.to_vec(), pos, at, visible: at + ids.len() }
         });
         let fed = spans.collect();
-        let rows = if looks == Looks::Everywhere { (0..length).collect() } else { Vec::new() };
+        let rows = if looks == 0 { Vec::new() } else { (length - looks.min(length)..length).collect() };
         let logits = self.policy.needs_logits || self.looks_closer;
         let reads = if logits { Reads::Logits } else { Reads::Stats };
         // A row says what comes behind it.
-        let positions = if looks == Looks::Everywhere { window.cells.clone().map(|p| p + 1).collect() } else { vec![] };
+        let positions = (window.cells.end - looks..window.cells.end).map(|position| position + 1).collect();
         Pass { window, fed, rows, reads, positions }
     }
 
@@ -177,11 +183,4 @@ impl Verifier {
         policy.suppress_ids.extend(&self.banned);
         policy
     }
-}
-
-/// Which rows of a pass are looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Looks {
-    Nowhere,
-    Everywhere,
 }
