@@ -6,7 +6,8 @@
 //! took and of verifying k + 1 rows; no draft gives one token for one row. Once a draft is there, the entropies that its
 //! tokens were chosen with say once more how far it is worth verifying: as long as the next token is expected to come faster
 //! than tokens do anyway. Where nothing is expected to pay, a draft is tried only if it would pay at rates that what was seen
-//! does not rule out, and the more rarely the longer it has not.
+//! does not rule out, and the more rarely the longer it has not. A drafter that has rows to catch up with – the prompt, at
+//! first – must gain that time too, over an answer that is expected to be as long as those before.
 //!
 //! Invariant: it changes how much is drafted and verified, never what is accepted, and it looks at entropies and earlier
 //! rounds, never at a drafted token. With recorded costs it is a function of these alone.
@@ -23,9 +24,11 @@ const DECAY: f64 = 0.99;
 /// What it keeps when a pause ends.
 const AGED: f64 = 0.25;
 /// The rate of a first position before anything is known, and how many trials the position before counts for.
-const PRIOR: (f64, f64) = (0.8, 4.0);
+const PRIOR: (f64, f64) = (0.85, 4.0);
 /// A rate that is hoped for, and how many trials that counts for.
 const HOPE: (f64, f64) = (0.85, 2.0);
+/// Tokens of an answer before there was any, what that counts for, and what the mean keeps of itself with every answer.
+const ANSWER: (f64, f64, f64) = (16.0, 1.0, 0.97);
 /// How many trials the rate of a position counts for in that of a class of entropies.
 const OVERALL: f64 = 8.0;
 /// Upper ends of the classes of entropies, in nats.
@@ -110,13 +113,27 @@ pub struct Controller {
     tries: bool,
     /// Tokens per second that are expected anyway.
     pace: f64,
+    /// Tokens of answers, and answers.
+    answers: (f64, f64),
+}
+
+/// Where a decode stands when a draft is to be chosen.
+pub(super) struct Standing<'s> {
+    /// The longest draft that there is room for.
+    pub(super) limit: usize,
+    /// How many rows a pass of the drafter takes for a draft of so many tokens.
+    pub(super) rows: &'s dyn Fn(usize) -> usize,
+    /// Further rows that the drafter has to catch up with first.
+    pub(super) behind: usize,
+    /// Tokens until the length limit.
+    pub(super) remaining: usize,
 }
 
 impl Controller {
     /// One that measures costs, or goes by recorded ones.
     pub fn new(recorded: Option<CostTable>) -> Self {
         let (costs, seen) = (Costs::new(recorded), Default::default());
-        Self { costs, seen, rounds: 0, idle: 0, busy: 0, pause: PAUSES.0, tries: false, pace: 0.0 }
+        Self { costs, seen, rounds: 0, idle: 0, busy: 0, pause: PAUSES.0, tries: false, pace: 0.0, answers: (0.0, 0.0) }
     }
 
     /// What passes cost, as far as it is known.
@@ -139,66 +156,70 @@ impl Controller {
         passes * self.costs.table().seconds(Side::Draft, rows)
     }
 
-    /// The way and the length up to `limit` with most tokens per second, and how many; a length of 0 where there is none.
-    fn best(
-        &self,
-        methods: &[Method],
-        limit: usize,
-        rows: &dyn Fn(usize) -> usize,
-        hoping: bool,
-    ) -> (Method, usize, f64) {
+    /// The way and the length with most tokens per second, and how many; a length of 0 where there is none.
+    fn best(&self, methods: &[Method], at: &Standing<'_>, hoping: bool) -> (Method, usize, f64) {
         let speed = |method: Method, k: usize| {
             let seen = &self.seen[method as usize];
             let tokens = if hoping { expected(seen.hopes(k)) } else { expected(seen.rates(k)) };
-            tokens / (self.drafting(method, rows(k)) + self.verifying(k))
+            tokens / (self.drafting(method, (at.rows)(k)) + self.verifying(k))
         };
-        let lengths = || LENGTHS.into_iter().filter(|k| *k <= limit);
+        let lengths = || LENGTHS.into_iter().filter(|k| *k <= at.limit);
         let ways = methods.iter().flat_map(|&method| lengths().map(move |k| (method, k)));
         let ways = ways.map(|(method, k)| (method, k, speed(method, k)));
         ways.fold((Method::OnePass, 0, 0.0), |best, one| if one.2 > best.2 { one } else { best })
     }
 
-    /// How the next draft is made, of these ways, and its length, up to `limit`; 0 for none. `rows` says how many rows a
-    /// pass of the drafter takes.
-    pub(super) fn choose(
-        &mut self,
-        methods: &[Method],
-        limit: usize,
-        rows: &dyn Fn(usize) -> usize,
-    ) -> (Method, usize) {
+    /// Whether drafts of `k` tokens at this speed gain more on no drafts than catching up takes.
+    fn pays(&self, k: usize, speed: f64, at: &Standing<'_>) -> bool {
+        let plain = self.verifying(0);
+        let (tokens, answers) = (self.answers.0 + ANSWER.0 * ANSWER.1, self.answers.1 + ANSWER.1);
+        let left = (tokens / answers).min(at.remaining as f64);
+        let rows = (at.rows)(k);
+        let pass = |rows| self.costs.table().seconds(Side::Draft, rows);
+        speed > 1.0 / plain && left * (plain - 1.0 / speed) > pass(rows + at.behind) - pass(rows)
+    }
+
+    /// How the next draft is made, of these ways, and its length; 0 for none.
+    pub(super) fn choose(&mut self, methods: &[Method], at: &Standing<'_>) -> (Method, usize) {
         let plain = 1.0 / self.verifying(0);
-        let (method, k, speed) = self.best(methods, limit, rows, false);
-        self.pace = speed.max(plain);
+        let (method, k, speed) = self.best(methods, at, false);
+        let pays = self.pays(k, speed, at);
+        self.pace = if pays { speed } else { plain };
         let first = matches!(self.costs, Costs::Measured { .. }).then(|| FIRST.get(self.rounds)).flatten();
         self.rounds += 1;
         self.tries = first.is_some();
         let chosen = match first {
-            Some(k) => (Method::OnePass, (*k).min(limit)),
-            None if speed > plain && self.busy < RECHECK => {
+            Some(k) => (Method::OnePass, (*k).min(at.limit)),
+            None if pays && self.busy < RECHECK => {
                 self.pause = PAUSES.0;
                 (method, k)
             }
             // The cost of no draft is looked at again, or another way of drafting.
-            None if speed > plain => {
+            None if pays => {
                 (self.tries, self.busy) = (true, 0);
                 let other = methods.iter().copied().find(|other| *other != method && self.rounds.is_multiple_of(2));
                 other.map_or((method, 0), |other| (other, k))
             }
             None => {
                 let new = self.seen.iter().all(|seen| seen.positions.is_empty());
-                if self.idle >= self.pause {
+                let due = self.idle >= self.pause;
+                if due {
                     // What was seen so long ago rules out less.
                     self.seen.iter_mut().for_each(Seen::age);
                     (self.idle, self.pause) = (0, (2 * self.pause).min(PAUSES.1));
-                    self.tries = true;
                 }
-                let (method, k, speed) = self.best(methods, limit, rows, true);
-                self.tries = speed > plain && (new || self.tries);
+                let (method, k, speed) = self.best(methods, at, true);
+                self.tries = (new || due) && self.pays(k, speed, at);
                 (method, if self.tries { k } else { 0 })
             }
         };
         (self.idle, self.busy) = if chosen.1 == 0 { (self.idle + 1, 0) } else { (0, self.busy + 1) };
         chosen
+    }
+
+    /// Learns the length of an answer.
+    pub(super) fn ended(&mut self, tokens: usize) {
+        self.answers = (self.answers.0 * ANSWER.2 + tokens as f64, self.answers.1 * ANSWER.2 + 1.0);
     }
 
     /// How much of a draft is worth verifying, from the entropies that its tokens were chosen with.
@@ -261,6 +282,10 @@ mod tests {
 
     const ONE: [Method; 1] = [Method::OnePass];
 
+    fn at(limit: usize, rows: &dyn Fn(usize) -> usize) -> Standing<'_> {
+        Standing { limit, rows, behind: 0, remaining: 1000 }
+    }
+
     fn table(draft: f64, rows: f64) -> CostTable {
         let line = |of: &dyn Fn(usize) -> f64| (1..=40).map(|r| (r, of(r))).collect();
         CostTable { draft: line(&|_| draft), verify: line(&|r| 1.0 + rows * (r - 1) as f64) }
@@ -270,7 +295,7 @@ mod tests {
     fn play(controller: &mut Controller, rate: f64, rounds: usize) -> (f64, f64, Vec<usize>) {
         let (mut tokens, mut time, mut lengths) = (0.0, 0.0, Vec::new());
         for pass in 0..rounds {
-            let (_, k) = controller.choose(&ONE, 32, &|k| k);
+            let (_, k) = controller.choose(&ONE, &at(32, &|k| k));
             let mut accepted = 0;
             let heads = |position| {
                 let variate = Noise::Seeded(9).of_position(NoiseRow { pass, position }).unwrap();
@@ -328,7 +353,7 @@ mod tests {
         let mut controller = Controller::new(None);
         let mut seen = Vec::new();
         for _ in 0..FIRST.len() {
-            let (method, k) = controller.choose(&ONE, 32, &|k| k + 4);
+            let (method, k) = controller.choose(&ONE, &at(32, &|k| k + 4));
             let k = controller.cut(method, &vec![0.5; k]);
             if k > 0 {
                 controller.spent(Side::Draft, k + 4, Duration::from_millis(5));
@@ -338,7 +363,7 @@ mod tests {
             seen.push(k);
         }
         assert_eq!(seen, FIRST);
-        assert!(controller.choose(&ONE, 32, &|k| k + 4).1 >= 8, "all of it was accepted, and rows cost little");
+        assert!(controller.choose(&ONE, &at(32, &|k| k + 4)).1 >= 8, "all of it was accepted, and rows cost little");
     }
 
     #[test]
@@ -347,7 +372,7 @@ mod tests {
         for _ in 0..60 {
             controller.learn(Method::OnePass, &[0.001, 0.001, 0.001, 3.0], &[true, true, true, false], 1);
         }
-        assert!(controller.choose(&ONE, 8, &|k| k).1 > 0);
+        assert!(controller.choose(&ONE, &at(8, &|k| k)).1 > 0);
         assert_eq!(controller.cut(Method::OnePass, &[0.001, 0.001, 0.001, 3.0, 0.001]), 3);
         assert_eq!(controller.cut(Method::OnePass, &[3.0, 0.001, 0.001]), 0);
         assert_eq!(controller.cut(Method::OnePass, &[0.001; 6]), 6);
@@ -360,7 +385,7 @@ mod tests {
             let mut controller = Controller::new(Some(table(0.4, 0.02)));
             let mut last = Vec::new();
             for round in 0..800u32 {
-                let (method, k) = controller.choose(&[Method::OnePass, Method::Several], 16, &|k| k);
+                let (method, k) = controller.choose(&[Method::OnePass, Method::Several], &at(16, &|k| k));
                 let right = |i: u32| f64::from((round * 31 + i * 17) % 100) < rate * 100.0;
                 let one_pass = (0..32).take_while(|i| right(*i)).count();
                 let accepted = if method == Method::Several { k } else { one_pass.min(k) };
@@ -372,5 +397,19 @@ mod tests {
             let share = last[400..].iter().filter(|method| **method == better).count();
             assert!(share > 360, "{better:?} {share} of 400");
         }
+    }
+
+    #[test]
+    fn reading_the_prompt_must_pay_too() {
+        let mut controller = Controller::new(Some(table(0.5, 0.05)));
+        play(&mut controller, 0.9, 400);
+        let rows = |k: usize| k;
+        let choice =
+            |controller: &mut Controller, behind| controller.choose(&ONE, &Standing { behind, ..at(16, &rows) }).1;
+        assert!(choice(&mut controller, 0) > 0);
+        // The table's costs are those of 40 rows and grow in proportion behind them: 4000 rows take 50 seconds.
+        assert_eq!(choice(&mut controller, 4000), 0, "for answers of 16 tokens");
+        (0..200).for_each(|_| controller.ended(2000));
+        assert!(choice(&mut controller, 4000) > 0, "for answers of 2000 tokens");
     }
 }

@@ -197,6 +197,11 @@ impl Drafter {
         self.canvas_end(n, k) - self.first_fed(n, n)
     }
 
+    /// Rows that the next pass behind `n` tokens feeds besides those, or passes before it.
+    pub(super) fn behind(&self, n: usize) -> usize {
+        self.first_fed(n, n) - self.first_fed(n, self.stored)
+    }
+
     /// The longest draft behind `n` tokens, up to `k`, that its caches and steps can hold.
     pub(super) fn longest(&self, n: usize, k: usize) -> usize {
         let fits = |k: &usize| self.canvas_end(n, *k) <= self.max_seq && self.rows(n, *k) <= self.largest;

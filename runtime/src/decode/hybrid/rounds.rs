@@ -6,6 +6,7 @@
 use std::ops::ControlFlow;
 
 use super::accept::bonus;
+use super::controller::Standing;
 use super::drafter::{Drafted, Drafter, Method};
 use super::verifier::Verifier;
 use super::{Controller, Counts, Length, Plan, Side, Speculated, Verdict};
@@ -152,6 +153,7 @@ impl Hybrid {
                 Err(Halt::Error(error)) => return Err(error),
             }
         }
+        controller.ended(self.counts.tokens);
         Ok(())
     }
 
@@ -206,7 +208,10 @@ impl Hybrid {
         self.counts.no_room += usize::from(room == 0 && wanted > 0);
         match self.length {
             Length::Fixed(_) => (self.methods[0], room),
-            Length::Auto => controller.choose(self.methods, room, &|k| self.drafter.rows(n, k)),
+            Length::Auto => {
+                let (rows, behind) = (|k| self.drafter.rows(n, k), self.drafter.behind(n));
+                controller.choose(self.methods, &Standing { limit: room, rows: &rows, behind, remaining: self.end - n })
+            }
         }
     }
 
