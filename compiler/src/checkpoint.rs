@@ -186,6 +186,13 @@ impl Checkpoint {
         Ok(tensor)
     }
 
+    /// The ways in which weights are stored as codes, for people, and how many weights are.
+    pub fn stored_kinds(&self) -> BTreeMap<&str, usize> {
+        let mut kinds = BTreeMap::new();
+        self.packed.values().for_each(|packed| *kinds.entry(packed.said()).or_default() += 1);
+        kinds
+    }
+
     /// Reads rows (slices along the first dimension) as f32 into `out`, which must have exactly their length.
     ///
     /// # Errors
