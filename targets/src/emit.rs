@@ -227,9 +227,8 @@ pub fn emit(
     }
     let recoded = |(id, loss): (&WeightId, &Loss)| {
         let name = tensor(module, *id).to_owned();
-        let kept = operand(module, *id).is_some_and(|inner| {
-            inner.def == WeightDef::Source && matches!(inner.ty.dtype, DType::Quant(_))
-        });
+        let kept = operand(module, *id)
+            .is_some_and(|inner| inner.def == WeightDef::Source && matches!(inner.ty.dtype, DType::Quant(_)));
         Recoded { name, dtype: module.weights[*id].ty.dtype, kept, squares: loss.squares, error: loss.error }
     };
     let recoded = sums.iter().map(recoded).collect();

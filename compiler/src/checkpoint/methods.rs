@@ -43,15 +43,8 @@ pub(super) fn find(name: &str) -> Option<&'static Method> {
 }
 
 /// Endings of tensors that say how activations or caches were rounded, which the kernels here do in their own way.
-const OF_ACTIVATIONS: &[&str] = &[
-    ".input_global_scale",
-    ".input_scale",
-    ".input_zero_point",
-    ".k_scale",
-    ".output_scale",
-    ".q_scale",
-    ".v_scale",
-];
+const OF_ACTIVATIONS: &[&str] =
+    &[".input_global_scale", ".input_scale", ".input_zero_point", ".k_scale", ".output_scale", ".q_scale", ".v_scale"];
 
 /// Tensor name → shard and entry.
 type Tensors = BTreeMap<String, (usize, Entry)>;
@@ -178,7 +171,8 @@ impl<'a> Loader<'a> {
                 let said = format!("blocks of {rows} × {columns}");
                 return Ok(Grain { groups: Groups::Blocks { rows, columns }, strides: [groups, 1], said });
             }
-            let message = format!("has {shape:?} scales, where blocks of {rows} × {columns} of [{n}, {k}] were expected");
+            let message =
+                format!("has {shape:?} scales, where blocks of {rows} × {columns} of [{n}, {k}] were expected");
             return Err(self.refuse(scales, message));
         }
         if shape.iter().all(|d| *d == 1) {

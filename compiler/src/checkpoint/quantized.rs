@@ -140,7 +140,9 @@ pub(super) fn refuse<'a>(
     if let Some(Declared { place, method, .. }) = declared {
         let message = match methods::find(method) {
             None => format!("the weights are quantized already, with {method}: {stored}"),
-            Some(_) => format!("says that the weights are quantized with {method}, which leaves no such tensor: {stored}"),
+            Some(_) => {
+                format!("says that the weights are quantized with {method}, which leaves no such tensor: {stored}")
+            }
         };
         return Error::new(place, message).help(ORIGINAL);
     }

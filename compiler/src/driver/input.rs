@@ -55,7 +55,9 @@ impl Input<'_> {
         let text = TextFiles::read(model)?;
         let mut imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;
         for (kind, count) in checkpoint.stored_kinds().into_iter().filter(|_| export) {
-            imported.facts.note(format!("{count} weights that came as codes ({kind}) are read as numbers and rounded anew"));
+            imported
+                .facts
+                .note(format!("{count} weights that came as codes ({kind}) are read as numbers and rounded anew"));
         }
         check_text(model, &text, imported.vocab)?;
         let config = std::fs::read(model.join("config.json")).unwrap_or_default();

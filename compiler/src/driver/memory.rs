@@ -184,7 +184,9 @@ impl Search<'_> {
         });
         let quants = ["bf16", "int8", "int4", "int4:64", "int4:128"].into_iter().filter_map(|quant| {
             let spec: QuantSpec = quant.parse().ok()?;
-            (spec != clean.quant).then(|| (format!("--quant {quant}"), CompileOptions { quant: spec, requantize: true, ..clean.clone() }))
+            (spec != clean.quant).then(|| {
+                (format!("--quant {quant}"), CompileOptions { quant: spec, requantize: true, ..clean.clone() })
+            })
         });
         let bucket = now.block;
         let buckets = (!now.whole_sequence)

@@ -10,10 +10,10 @@ use dlx_runtime::{TextSection, artifact};
 use dlx_targets::Settings;
 use dlx_targets::artifact_writer::ArtifactWriter;
 
-use super::{Compile, recoded};
 use super::input::Input;
 use super::memory::Sections;
 use super::programs::{Golden, Program};
+use super::{Compile, recoded};
 use crate::checkpoint::TextFiles;
 
 impl Compile<'_> {

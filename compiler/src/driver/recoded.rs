@@ -35,13 +35,19 @@ pub(super) fn notes<'a>(
         match (kept, error > 0.0) {
             // What an ONNX file holds exactly needs no word.
             (true, false) if came.is_empty() => None,
-            (true, false) => Some(format!("{weights} weights keep the codes and scales that they came with{came}, as {dtype}")),
+            (true, false) => {
+                Some(format!("{weights} weights keep the codes and scales that they came with{came}, as {dtype}"))
+            }
             (true, true) => Some(format!(
                 "{weights} weights keep the codes that they came with{came}, as {dtype}, and their scales rounded to f16: {}",
                 lost()
             )),
-            (false, false) => Some(format!("{weights} weights that came as codes{came} are stored as the same numbers in {dtype}{by}")),
-            (false, true) => Some(format!("{weights} weights that came as codes{came} are rounded to {dtype}{by}: {}", lost())),
+            (false, false) => Some(format!(
+                "{weights} weights that came as codes{came} are stored as the same numbers in {dtype}{by}"
+            )),
+            (false, true) => {
+                Some(format!("{weights} weights that came as codes{came} are rounded to {dtype}{by}: {}", lost()))
+            }
         }
     };
     kinds.iter().filter_map(note).collect()

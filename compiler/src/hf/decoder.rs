@@ -448,7 +448,11 @@ impl Builder<'_> {
         let mut id = self.module.add_weight(&name, ty(tensor.dtype), WeightDef::Source);
         if let Some(format) = tensor.rounded {
             let to = dlx_ir::DType::Quant(format);
-            id = self.module.add_weight(&format!("{name}.{format}"), ty(to), WeightDef::Expr(Op::Quantize { to }, vec![id]));
+            id = self.module.add_weight(
+                &format!("{name}.{format}"),
+                ty(to),
+                WeightDef::Expr(Op::Quantize { to }, vec![id]),
+            );
         }
         self.read.insert(name);
         Ok(Operand::Weight(id))

@@ -114,7 +114,12 @@ fn gptq_weight(loader: &mut Loader<'_>, said: &Said, stem: &str, second: bool) -
         Some(part) => {
             let order = loader.in_groups(&part, k, len)?;
             if order.is_some() && said.ordered == Some(true) {
-                return Err(loader.contradiction("desc_act", false, &part, "puts columns into groups in another order"));
+                return Err(loader.contradiction(
+                    "desc_act",
+                    false,
+                    &part,
+                    "puts columns into groups in another order",
+                ));
             }
             order
         }

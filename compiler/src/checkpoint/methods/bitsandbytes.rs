@@ -96,7 +96,8 @@ fn four_bits(loader: &mut Loader<'_>, stem: &str) -> Result<(), Error> {
     }
     let blocks = elements.unwrap_or(0).div_ceil(block);
     if absmax.entry.shape != [blocks] {
-        let message = format!("has {:?} entries, where {shape:?} in blocks of {block} has {blocks}", absmax.entry.shape);
+        let message =
+            format!("has {:?} entries, where {shape:?} in blocks of {block} has {blocks}", absmax.entry.shape);
         return Err(loader.refuse(&absmax, message));
     }
     let table = floats(loader, stem, &ending(".quant_map"), 16)?;

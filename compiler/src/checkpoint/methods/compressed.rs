@@ -55,9 +55,7 @@ impl Scheme {
     /// Whether weights of it have such scales.
     fn has(&self, [n, k]: [usize; 2], scales: &[usize]) -> bool {
         match (self.strategy.as_str(), self.group, self.block) {
-            ("group" | "tensor_group", Some(len), _) => {
-                len > 0 && k.is_multiple_of(len) && scales == [n, k / len]
-            }
+            ("group" | "tensor_group", Some(len), _) => len > 0 && k.is_multiple_of(len) && scales == [n, k / len],
             ("block", _, Some([rows, columns])) => scales == [n.div_ceil(rows), k.div_ceil(columns)],
             ("tensor", ..) => scales.iter().all(|d| *d == 1),
             _ => scales == [n, 1] || scales == [n],
@@ -152,7 +150,8 @@ fn integers(
     let mut said = format!("compressed-tensors, {bits} bits in {said}");
     if loader.has(stem, ".weight_g_idx") {
         let part = loader.part(stem, ".weight_g_idx", &[DType::I32], &shape[1..])?;
-        if let (Some(of), Groups::Blocks { rows: 1, columns }) = (order_of(loader, &part, shape[1], per_row)?, &groups) {
+        if let (Some(of), Groups::Blocks { rows: 1, columns }) = (order_of(loader, &part, shape[1], per_row)?, &groups)
+        {
             said = format!("compressed-tensors, {bits} bits in groups of {columns} that are not in order");
             (groups, strides) = (Groups::Of(of), [per_row, 1]);
         }
@@ -196,8 +195,7 @@ fn four_bit_floats(loader: &mut Loader<'_>, schemes: &[Scheme], stem: &str) -> R
     let [n, bytes] = dims(&codes);
     let k = bytes.saturating_mul(2);
     let global = loader.has(stem, ".weight_global_scale");
-    let (dtypes, len): (&[DType], _) =
-        if global { (&[DType::F8E4M3], 16) } else { (&[DType::U8, DType::F8E8M0], 32) };
+    let (dtypes, len): (&[DType], _) = if global { (&[DType::F8E4M3], 16) } else { (&[DType::U8, DType::F8E8M0], 32) };
     if !k.is_multiple_of(len) {
         return Err(loader.refuse(&codes, format!("has rows of {k}, which blocks of {len} do not divide")));
     }
@@ -244,7 +242,11 @@ fn agreed<'s>(
         return Ok(found);
     }
     if let Some(len) = schemes.iter().filter_map(|s| s.group).find(|len| !shape[1].is_multiple_of((*len).max(1))) {
-        let message = format!("has groups of {len}, which do not divide the {} columns of {}", shape[1], codes.place(loader.shards));
+        let message = format!(
+            "has groups of {len}, which do not divide the {} columns of {}",
+            shape[1],
+            codes.place(loader.shards)
+        );
         return Err(loader.config().error("config_groups", message).help(RESTORE));
     }
     let kind = if float { "floats" } else { "integers" };

@@ -26,7 +26,8 @@ pub(super) fn read(loader: &mut Loader<'_>) -> Result<(), Error> {
         let ending = if inverse { ".weight_scale_inv" } else { ".weight_scale" };
         let scales = loader.scales(&stem, ending)?;
         if inverse && block.is_none() && scales.entry.shape.iter().any(|d| *d != 1) {
-            let message = format!("is missing, and {} has a scale for each of some blocks", scales.place(loader.shards));
+            let message =
+                format!("is missing, and {} has a scale for each of some blocks", scales.place(loader.shards));
             return Err(config.error("weight_block_size", message).help(RESTORE));
         }
         add(loader, &stem, "FP8", codes, scales, block.filter(|_| inverse))?;
