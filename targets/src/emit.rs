@@ -3,12 +3,14 @@
 //! Invariant: the bytes depend on the module and the source alone, not on the number of threads, and memory does not
 //! grow with the model: work is cut into chunks of whole 16-row tiles, and each thread holds one chunk at a time.
 
+mod loss;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dlx_ir::layout::{TILE_COLUMNS, packed_bytes, tile_bytes};
-use dlx_ir::quant::{QuantizedRow, codebook, dequantize_row};
+use dlx_ir::quant::{QuantizedRow, codebook};
 use dlx_ir::{
     DType, Data, Error, Grid, Id, Module, Op, QuantFormat, Type, VerifiedModule, Weight, WeightDef, WeightId,
 };
@@ -17,6 +19,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::artifact_writer::ArtifactWriter;
+pub use loss::Recoded;
+use loss::{Loss, lost};
 
 /// Where to put rows of codes, as [`dlx_ir::quant`] stores them: unsigned, one to a byte.
 #[derive(Debug)]
@@ -76,42 +80,6 @@ pub struct Emission {
     pub bytes: u64,
     /// What became of weights that came as codes, in the module's order.
     pub recoded: Vec<Recoded>,
-}
-
-/// What became of a weight that came as codes.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Recoded {
-    /// The tensor, the first if there are several.
-    pub name: String,
-    /// Element type that it is stored in.
-    pub dtype: DType,
-    /// Whether the codes are those that it came with; its scales and minima may be rounded.
-    pub kept: bool,
-    /// Sum of the squares of the numbers that it came as.
-    pub squares: f64,
-    /// Sum of the squares of what the stored numbers differ from those by.
-    pub error: f64,
-}
-
-/// Sums of squares over a chunk: of numbers, and of what they differ by once stored.
-#[derive(Clone, Copy, Default)]
-struct Loss {
-    squares: f64,
-    error: f64,
-}
-
-impl Loss {
-    fn of(numbers: &[f32], stored: &[f32]) -> Self {
-        let square = |v: f32| f64::from(v) * f64::from(v);
-        Loss {
-            squares: numbers.iter().map(|v| square(*v)).sum(),
-            error: numbers.iter().zip(stored).map(|(v, s)| square(v - s)).sum(),
-        }
-    }
-
-    fn plus(self, other: Loss) -> Loss {
-        Loss { squares: self.squares + other.squares, error: self.error + other.error }
-    }
 }
 
 /// Values per chunk, about: enough to amortise a task, little enough for the cache.
@@ -368,24 +336,6 @@ fn keep_codes(
         pack_tile_quant(format, codes, &scales[tables(&scales)], &mins[tables(&mins)], k, bytes);
     }
     Ok(loss)
-}
-
-/// What rows of `k` codes lose when their scales and minima are rounded.
-fn lost(format: QuantFormat, codes: &[u8], k: usize, wide: [&[f32]; 2], narrow: [&[f16]; 2]) -> Loss {
-    let (groups, [scales, mins]) = (format.groups(k), narrow.map(|x| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>()));
-    let exact = scales == wide[0] && mins == wide[1];
-    let (mut came, mut stored) = (vec![0.0; k], vec![0.0; k]);
-    let row = |(i, codes): (usize, &[u8])| {
-        // There are no minima of symmetric formats.
-        let [scale, min] = [groups, if format.has_min() { groups } else { 0 }].map(|n| i * n..(i + 1) * n);
-        dequantize_row(format, codes, &wide[0][scale.clone()], &wide[1][min.clone()], &mut came);
-        if exact {
-            return Loss::of(&came, &came);
-        }
-        dequantize_row(format, codes, &scales[scale], &mins[min], &mut stored);
-        Loss::of(&came, &stored)
-    };
-    codes.chunks(k).enumerate().map(row).fold(Loss::default(), Loss::plus)
 }
 
 /// Quantizes and packs tiles of one weight, reusing its buffers.

@@ -100,6 +100,8 @@ pub(super) struct Packed {
     layout: Layout,
     /// The number of each code, by its byte.
     numbers: Vec<f32>,
+    /// Groups of a row that have zero points of their own.
+    groups: usize,
     /// Each number as a multiple of the unit plus 128, where all numbers are multiples of one.
     units: Option<(Vec<u8>, f32)>,
     holder: Holder,
@@ -140,9 +142,16 @@ impl Packed {
                 (numbers, units)
             }
         };
+        let [_, k] = layout.shape;
+        let groups = match &layout.groups {
+            Groups::Blocks { columns, .. } => k.div_ceil(*columns),
+            Groups::Of(groups) => groups.iter().max().map_or(1, |most| usize::try_from(*most).map_or(1, |g| g + 1)),
+            Groups::Flat(_) => 1,
+        };
         let mut packed = Packed {
             layout,
             numbers,
+            groups,
             units,
             holder: Holder::Closest(QuantFormat::symmetric(8, Some(32))),
             released: AtomicUsize::new(0),
@@ -303,22 +312,12 @@ impl Packed {
         match &self.layout.zeros {
             Zeros::Of(zero) => *zero,
             Zeros::Stored { part, order, bits, plus, turned } => {
-                let [n, groups] = [self.layout.shape[0], self.groups()];
+                let [n, groups] = [self.layout.shape[0], self.groups];
                 let shape = if *turned { [groups, n] } else { [n, groups] };
                 let zeros = Codes { bytes: part.bytes(shards), order: *order, bits: *bits, shape };
                 let stored = if *turned { zeros.get(group, row) } else { zeros.get(row, group) };
                 stored.wrapping_add(*plus)
             }
-        }
-    }
-
-    /// Groups of a row that have zero points of their own.
-    fn groups(&self) -> usize {
-        let [_, k] = self.layout.shape;
-        match &self.layout.groups {
-            Groups::Blocks { columns, .. } => k.div_ceil(*columns),
-            Groups::Of(groups) => groups.iter().max().map_or(1, |most| usize::try_from(*most).map_or(1, |g| g + 1)),
-            Groups::Flat(_) => 1,
         }
     }
 
@@ -400,7 +399,7 @@ impl Packed {
         match &self.layout.zeros {
             Zeros::Of(zero) => fits(*zero),
             Zeros::Stored { .. } => {
-                let groups = 0..self.groups();
+                let groups = 0..self.groups;
                 (0..self.layout.shape[0]).all(|row| groups.clone().all(|group| fits(self.zero(shards, row, group))))
             }
         }

@@ -145,7 +145,11 @@ fn integers(
             let part = loader.part(stem, ".weight_zero_point", &[DType::I8], &shape)?;
             (part, Order::Bytes, 8, middle, false)
         };
-        zeros = checked_zeros(loader, stored, [shape[0], per_row], scheme, middle)?;
+        let one = strides == [0, 0];
+        if !one && !matches!(groups, Groups::Blocks { rows: 1, .. }) {
+            return Err(loader.refuse(&stored.0, "has zero points of blocks of several rows, which are not read"));
+        }
+        zeros = checked_zeros(loader, stored, [if one { 1 } else { shape[0] }, per_row], scheme, middle)?;
     }
     let mut said = format!("compressed-tensors, {bits} bits in {said}");
     if loader.has(stem, ".weight_g_idx") {
@@ -186,6 +190,11 @@ fn checked_zeros(
             }
         }
         return Ok(Zeros::Of(middle));
+    }
+    // One for all, as there is one scale for all.
+    if [n, groups] == [1, 1] {
+        let stored = Codes { bytes: part.bytes(loader.shards), order, bits, shape: [1, 1] };
+        return Ok(Zeros::Of(stored.get(0, 0).wrapping_add(plus)));
     }
     Ok(Zeros::Stored { part, order, bits, plus, turned })
 }
