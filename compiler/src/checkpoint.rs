@@ -1,9 +1,10 @@
 //! A Hugging Face model directory: weights, configuration, tokenizer files.
 //!
-//! Invariant: once [`Checkpoint::open`] has returned, every tensor that it names has a supported element type and lies
-//! inside its file, no two overlap, each name stands for one tensor, and the index has every tensor that it lists. What is
-//! in the directory and not read is said in the notes. Values are not read until asked for, a few rows at a time. Which
-//! tensors a model family needs is deliberately not known here.
+//! Invariant: once [`Checkpoint::open`] has returned, every tensor that it names is of floats, or of codes with all that says
+//! what they stand for, and lies inside its file, no two overlap, each name stands for one tensor, and the index has every
+//! tensor that it lists. A weight that several tensors make up has the name that it would have alone. What is in the
+//! directory and not read is said in the notes. Values are not read until asked for, a few rows at a time. Which tensors a
+//! model family needs is deliberately not known here.
 
 mod bpe;
 mod config;
@@ -11,6 +12,8 @@ mod convert;
 mod index;
 mod json;
 mod kinds;
+mod methods;
+mod packed;
 mod quantized;
 mod shard;
 mod special;
@@ -20,11 +23,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dlx_ir::{DType, Error};
+use dlx_ir::{DType, Error, QuantFormat};
+use dlx_targets::CodeRows;
 
 pub use config::Config;
 pub use convert::first_nonfinite;
 pub(crate) use kinds::{by_content, check_is_file, unreadable};
+use packed::Packed;
 use quantized::Declared;
 use shard::{Entry, Shard};
 pub use text::TextFiles;
@@ -39,6 +44,10 @@ pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
     tensors: Tensors,
+    /// Weights that are stored as codes, by the name that they would have alone.
+    packed: BTreeMap<String, Packed>,
+    /// Names of all tensors and weights, sorted.
+    names: Vec<String>,
     /// Tensor name → file, of tensors that the index does not list.
     unlisted: BTreeMap<String, String>,
     notes: Vec<String>,
@@ -47,11 +56,14 @@ pub struct Checkpoint {
 /// One stored tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Element type: f32, f16 or bf16.
+    /// Element type: f32, f16, bf16, or the quantized format that holds the codes as they are stored; f32 for codes that no
+    /// format holds.
     pub dtype: DType,
+    /// The format for codes that no format holds: the closest one, into which their numbers are rounded.
+    pub rounded: Option<QuantFormat>,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Little-endian row-major values, mapped from the file; they may be unaligned.
+    /// Little-endian row-major values, or the codes as they are stored, mapped from the file; they may be unaligned.
     pub bytes: &'a [u8],
     /// The file it is in.
     pub file: &'a Path,
@@ -74,7 +86,7 @@ impl Checkpoint {
         if let Some(error) = kinds::adapter(dir) {
             return Err(error);
         }
-        let declared = quantized::declared(dir, &config);
+        let declared = quantized::declared(dir, &config)?;
         if let Some(declared) = declared.as_ref().filter(|d| !d.while_loading() && !kinds::has_weights(dir)) {
             return Err(quantized::without_weights(declared));
         }
@@ -84,16 +96,47 @@ impl Checkpoint {
             dir: dir.into(),
             shards: Vec::new(),
             tensors: Tensors::new(),
+            packed: BTreeMap::new(),
+            names: Vec::new(),
             unlisted: BTreeMap::new(),
             notes: Vec::new(),
         };
         checkpoint.open_shards(declared.as_ref())?;
-        let names = || checkpoint.names();
-        if let Some(error) = kinds::by_tensors(dir, names()).or_else(|| quantized::cast(dir, names())) {
+        if let Some(error) = kinds::by_tensors(dir, checkpoint.tensors.keys().map(String::as_str)) {
             return Err(error);
         }
-        checkpoint.notes.extend(declared.map(quantized::plain).transpose()?);
+        checkpoint.unpack(declared)?;
         Ok(checkpoint)
+    }
+
+    /// Reads all weights as numbers of f32, whatever they are stored as: for those who know no quantized weights.
+    #[must_use]
+    pub fn as_numbers(mut self) -> Self {
+        self.packed.values_mut().for_each(Packed::as_numbers);
+        self
+    }
+
+    /// Makes weights of the tensors of quantized ones.
+    fn unpack(&mut self, declared: Option<Declared>) -> Result<(), Error> {
+        if let Some((declared, method)) = declared.as_ref().and_then(|d| Some((d, methods::find(&d.method)?))) {
+            let (packed, notes) = methods::unpack(method, &self.shards, declared, &mut self.tensors)?;
+            self.packed = packed;
+            self.notes.extend(notes);
+        }
+        let names = || self.tensors.keys().map(String::as_str);
+        if let Some((name, (shard, entry))) = self.tensors.iter().find(|(_, (_, entry))| !entry.dtype.is_float()) {
+            let path = self.shards.get(*shard).map_or(&*self.dir, Shard::path);
+            return Err(quantized::refuse(path, name, entry.stored, declared.as_ref(), names()));
+        }
+        if let Some(error) = quantized::cast(&self.dir, names()) {
+            return Err(error);
+        }
+        if self.packed.is_empty() {
+            self.notes.extend(declared.map(quantized::plain).transpose()?);
+        }
+        self.names = names().chain(self.packed.keys().map(String::as_str)).map(str::to_owned).collect();
+        self.names.sort_unstable();
+        Ok(())
     }
 
     /// What was found and not read, for the user to know. Artifacts carry it, so it holds no path.
@@ -108,13 +151,23 @@ impl Checkpoint {
 
     /// All tensor names, sorted.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
-        self.tensors.keys().map(String::as_str)
+        self.names.iter().map(String::as_str)
     }
 
     /// A tensor, if the checkpoint has it.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let (shard, entry) = self.entry(name)?;
-        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes: shard.bytes(entry), file: shard.path() })
+        let (bytes, file) = (shard.bytes(entry), shard.path());
+        let Some(packed) = self.packed.get(name) else {
+            return Some(TensorView { dtype: entry.dtype, rounded: None, shape: &entry.shape, bytes, file });
+        };
+        let (dtype, rounded) = packed.types();
+        Some(TensorView { dtype, rounded, shape: packed.shape(), bytes, file })
+    }
+
+    /// How a weight is stored, for people, if as codes.
+    pub fn stored_as(&self, name: &str) -> Option<&str> {
+        self.packed.get(name).map(Packed::said)
     }
 
     /// A tensor that must be there with this shape.
@@ -133,21 +186,54 @@ impl Checkpoint {
         Ok(tensor)
     }
 
+    /// The ways in which weights are stored as codes, for people, and how many weights are.
+    pub fn stored_kinds(&self) -> BTreeMap<&str, usize> {
+        let mut kinds = BTreeMap::new();
+        self.packed.values().for_each(|packed| *kinds.entry(packed.said()).or_default() += 1);
+        kinds
+    }
+
     /// Reads rows (slices along the first dimension) as f32 into `out`, which must have exactly their length.
     ///
     /// # Errors
     /// When there is no such tensor, or the rows or `out` do not fit it.
     pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        if let Some(packed) = self.packed.get(name) {
+            return packed.read_rows(&self.shards, rows, out);
+        }
         let (dtype, bytes) = self.bytes_of(name, &rows, |size| out.len().checked_mul(size))?;
         convert::to_f32(dtype, bytes, out);
         Ok(())
     }
 
-    /// Reads rows of a tensor as the bytes that the file has.
+    /// Reads rows of a weight as the codes of the quantized format that holds them.
+    ///
+    /// # Errors
+    /// When there is no such weight, it is not of that format, the rows or `out` do not fit it, or a scale is none.
+    pub fn read_codes(
+        &self,
+        name: &str,
+        format: QuantFormat,
+        rows: Range<usize>,
+        out: CodeRows<'_>,
+    ) -> Result<(), Error> {
+        match self.packed.get(name) {
+            Some(packed) => packed.read_codes(&self.shards, format, rows, out),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    /// Reads rows of a tensor as the bytes that the file has; those of a weight of codes as the bytes of f32.
     ///
     /// # Errors
     /// When there is no such tensor, or the rows or `out` do not fit it.
     pub fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        if let Some(packed) = self.packed.get(name) {
+            let mut numbers = vec![0.0; out.len() / 4];
+            packed.read_rows(&self.shards, rows, &mut numbers)?;
+            out.chunks_exact_mut(4).zip(numbers).for_each(|(o, v)| o.copy_from_slice(&v.to_le_bytes()));
+            return Ok(());
+        }
         let (_, bytes) = self.bytes_of(name, &rows, |_| Some(out.len()))?;
         out.copy_from_slice(bytes);
         Ok(())
@@ -174,7 +260,8 @@ impl Checkpoint {
 
     /// Asks the system to read rows ahead. Only a hint.
     pub fn prefetch_rows(&self, name: &str, rows: Range<usize>) {
-        if let Some((shard, entry)) = self.entry(name)
+        if !self.packed.contains_key(name)
+            && let Some((shard, entry)) = self.entry(name)
             && let Some(range) = entry.row_bytes(&rows)
         {
             shard.prefetch(entry, range);
@@ -183,7 +270,9 @@ impl Checkpoint {
 
     /// Drops rows from resident memory once they have been used; they can be read again. Only a hint.
     pub fn release_rows(&self, name: &str, rows: Range<usize>) {
-        if let Some((shard, entry)) = self.entry(name)
+        if let Some(packed) = self.packed.get(name) {
+            packed.release(&self.shards, &rows);
+        } else if let Some((shard, entry)) = self.entry(name)
             && let Some(range) = entry.row_bytes(&rows)
         {
             shard.release(entry, range);
@@ -197,8 +286,9 @@ impl Checkpoint {
     pub fn check_finite(&self, name: &str, first_row: usize, values: &[f32]) -> Result<(), Error> {
         let Some(i) = first_nonfinite(values) else { return Ok(()) };
         let (shard, entry) = self.entry(name).ok_or_else(|| self.missing(name))?;
-        let width = entry.width().max(1);
-        let position = match entry.shape.len() {
+        let shape = self.packed.get(name).map_or(&entry.shape[..], |packed| packed.shape());
+        let width = shape.iter().skip(1).product::<usize>().max(1);
+        let position = match shape.len() {
             0 | 1 => format!("[{}]", first_row + i),
             _ => format!("[{}, {}]", first_row + i / width, i % width),
         };
@@ -207,7 +297,12 @@ impl Checkpoint {
             .help("the checkpoint is damaged: download it again"))
     }
 
+    /// File and place of a tensor; of a weight of codes those of the codes.
     fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {
+        if let Some(packed) = self.packed.get(name) {
+            let codes = packed.codes();
+            return Some((self.shards.get(codes.shard)?, &codes.entry));
+        }
         let (shard, entry) = self.tensors.get(name)?;
         Some((self.shards.get(*shard)?, entry))
     }
@@ -283,10 +378,10 @@ impl Checkpoint {
         let (shard, entries) = Shard::open(path, None)?;
         Ok(entries.len() == self.tensors.len()
             && entries.iter().all(|(name, entry)| {
-                let same = |t: TensorView<'_>| {
-                    t.dtype == entry.dtype && t.shape == entry.shape && t.bytes == shard.bytes(entry)
+                let same = |(own, t): (&Shard, &Entry)| {
+                    t.dtype == entry.dtype && t.shape == entry.shape && own.bytes(t) == shard.bytes(entry)
                 };
-                self.tensor(name).is_some_and(same)
+                self.entry(name).is_some_and(same)
             }))
     }
 }

@@ -217,12 +217,12 @@ impl Place {
 }
 
 /// Opens an artifact, or compiles a model directory into the cache and opens that, and says what its manifest notes.
-fn artifact(model: &Path, quant: QuantSpec, place: &Place) -> Result<Artifact, Failure> {
+fn artifact(model: &Path, quant: Option<QuantSpec>, place: &Place) -> Result<Artifact, Failure> {
     opened(artifact_of(model, quant, place)?, place)
 }
 
 /// The artifact itself, or that of a model directory.
-fn artifact_of(model: &Path, quant: QuantSpec, place: &Place) -> Result<PathBuf, Failure> {
+fn artifact_of(model: &Path, quant: Option<QuantSpec>, place: &Place) -> Result<PathBuf, Failure> {
     if model.is_dir() { compiled(model, quant, place.target.as_deref()) } else { Ok(model.to_path_buf()) }
 }
 
@@ -237,7 +237,7 @@ fn opened(path: PathBuf, place: &Place) -> Result<Artifact, Failure> {
 }
 
 /// Loads an artifact, or a model directory that is compiled first.
-fn model(model: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
+fn model(model: &Path, quant: Option<QuantSpec>, place: &Place, threads: Option<u16>) -> Result<Model, Failure> {
     load(&artifact(model, quant, place)?, place, threads)
 }
 
@@ -284,7 +284,7 @@ struct Opened {
 }
 
 /// Opens whatever answers: an artifact, a model directory that is compiled first, or an export, which is emulated.
-fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Opened, Failure> {
+fn open(path: &Path, quant: Option<QuantSpec>, place: &Place, threads: Option<u16>) -> Result<Opened, Failure> {
     let failed = |e: &dyn std::fmt::Display| Error::new(path.display(), e.to_string());
     if path.join("manifest.json").is_file() {
         for (flag, given) in [
@@ -319,12 +319,12 @@ fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> R
 }
 
 /// The cached artifact of a model directory; compiled first unless nothing in the directory has changed since.
-fn compiled(model: &Path, quant: QuantSpec, target: Option<&str>) -> Result<PathBuf, Failure> {
+fn compiled(model: &Path, quant: Option<QuantSpec>, target: Option<&str>) -> Result<PathBuf, Failure> {
     let targets = vec![target.unwrap_or("cpu").to_owned()];
-    let options = CompileOptions { quant, targets, ..CompileOptions::default() };
+    let options = CompileOptions { targets, ..CompileOptions::asked(quant) };
     let path = cache::path(model, &options)?;
     if !path.exists() {
-        terminal::note(&format!("compiling {} ({quant}) into {}", model.display(), path.display()));
+        terminal::note(&format!("compiling {} ({}) into {}", model.display(), options.quant, path.display()));
         let view = compile::View::new("compile");
         let outcome = driver::compile(model, &path, &options, &view, terminal::interrupt_flag());
         view.bar.finish_and_clear();

@@ -11,6 +11,7 @@ mod input;
 mod memory;
 mod output;
 mod programs;
+mod recoded;
 mod settings;
 
 use std::collections::BTreeMap;

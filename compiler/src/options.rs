@@ -192,6 +192,9 @@ pub struct CompileOptions {
     pub allow_fallback: bool,
     /// Format of the matrices.
     pub quant: QuantSpec,
+    /// Whether matrices that come quantized get that format too; else they keep their codes where a format holds them, and
+    /// take the format that comes closest where none does.
+    pub requantize: bool,
     /// Exceptions, later ones winning.
     pub keep: Vec<(String, QuantSpec)>,
     /// Rows of the KV caches; the model's own maximum, within reason, if not given.
@@ -235,6 +238,12 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
+    /// The usual options, but for the format of the matrices if one is asked for.
+    pub fn asked(quant: Option<QuantSpec>) -> Self {
+        let usual = CompileOptions::default();
+        CompileOptions { quant: quant.unwrap_or(usual.quant), requantize: quant.is_some(), ..usual }
+    }
+
     /// What the files of a model say, and what was asked for instead.
     pub fn source<'a>(&'a self, files: Source<'a>) -> Source<'a> {
         Source { mask_id: self.mask_id, block: self.block, sampler: self.sampler.as_deref(), ..files }
@@ -251,6 +260,7 @@ impl Default for CompileOptions {
             soc: None,
             allow_fallback: false,
             quant: QuantSpec::Quant(QuantFormat::symmetric(4, Some(32))),
+            requantize: false,
             keep: Vec::new(),
             max_seq: None,
             block: None,

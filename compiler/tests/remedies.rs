@@ -11,6 +11,10 @@ mod configs;
 mod model;
 #[path = "broken/others.rs"]
 mod others;
+#[path = "broken/packs.rs"]
+mod packs;
+#[path = "broken/quantized.rs"]
+mod quantized;
 #[path = "broken/weights.rs"]
 mod weights;
 
@@ -43,7 +47,8 @@ const ANSWER: &str = "The capital of France is Paris.";
 
 #[test]
 fn advice_leads_to_the_right_answer() {
-    let rows = [configs::CONFIGS, configs::TEXTS, weights::FILES, weights::SETS, others::OTHERS].concat();
+    let rows = [configs::CONFIGS, configs::TEXTS, weights::FILES, weights::SETS, others::OTHERS, quantized::QUANTIZED]
+        .concat();
     let tried: Vec<_> = rows.par_iter().map(try_row).collect();
     let mut advice = BTreeSet::new();
     let (mut table, mut failures) = (String::new(), Vec::new());
@@ -129,6 +134,13 @@ const SOURCES: &[(&str, &str)] = &[
     ("index.rs", include_str!("../src/checkpoint/index.rs")),
     ("json.rs", include_str!("../src/checkpoint/json.rs")),
     ("kinds.rs", include_str!("../src/checkpoint/kinds.rs")),
+    ("methods.rs", include_str!("../src/checkpoint/methods.rs")),
+    ("methods/awq_gptq.rs", include_str!("../src/checkpoint/methods/awq_gptq.rs")),
+    ("methods/bitsandbytes.rs", include_str!("../src/checkpoint/methods/bitsandbytes.rs")),
+    ("methods/compressed.rs", include_str!("../src/checkpoint/methods/compressed.rs")),
+    ("methods/float8.rs", include_str!("../src/checkpoint/methods/float8.rs")),
+    ("methods/torchao.rs", include_str!("../src/checkpoint/methods/torchao.rs")),
+    ("packed.rs", include_str!("../src/checkpoint/packed.rs")),
     ("quantized.rs", include_str!("../src/checkpoint/quantized.rs")),
     ("shard.rs", include_str!("../src/checkpoint/shard.rs")),
     ("text.rs", include_str!("../src/checkpoint/text.rs")),

@@ -8,7 +8,11 @@
 //!
 //! Parameters: `to` (a quantized format or float type; absent = as stored), and any number of `part-of-a-name=format`
 //! overrides (`none` = as stored), of which the last that matches counts; `head` and `embed` name the LM head and the
-//! embedding. Weights that come quantized stay as they are, whatever is asked for.
+//! embedding.
+//!
+//! Weights that come quantized stay as they are unless an override matches them, or `again=true` says that `to` is for them
+//! too. A source of another format is then read as the numbers that its codes stand for, and an expression that was to round
+//! one makes way for its operand.
 
 use crate::pipeline::{Keeps, Params, PassInfo, parse};
 use dlx_ir::{DType, Error, Module, Op, QuantFormat, Type, WeightDef, WeightId};
@@ -16,7 +20,7 @@ use std::collections::BTreeMap;
 
 pub(crate) const PASS: PassInfo = PassInfo {
     name: "quantize",
-    doc: "matrices → quantized weights {to=q4g32|…|f16, NAME-PART|head|embed=FORMAT|none…}",
+    doc: "matrices → quantized weights {to=q4g32|…|f16, again=true, NAME-PART|head|embed=FORMAT|none…}",
     params: &["*"],
     keeps,
     run,
@@ -47,29 +51,50 @@ fn run(module: &mut Module, params: &Params, _: &mut Vec<crate::Note>) -> Result
             roles.entry(w).or_default().push(role);
         }
     }
-    let overrides = params.0.iter().filter(|(k, _)| k != "to");
+    let again = params.optional("again")?.unwrap_or(false);
+    let overrides = params.0.iter().filter(|(k, _)| k != "to" && k != "again");
     let format = |k: &str, v: &str| if v == "none" { Ok(None) } else { parse::<DType>(k, v).map(Some) };
     let overrides = overrides.map(|(k, v)| Ok((k.as_str(), format(k, v)?)));
     let overrides = overrides.collect::<Result<Vec<_>, Error>>()?;
     let mut used = vec![false; overrides.len()];
     let mut map: Vec<WeightId> = module.weights.iter().map(|(id, _)| id).collect();
     let mut changes = 0;
-    for (&id, roles) in &roles {
-        let w = &module.weights[id];
-        let mut format = to;
+    for (&read, roles) in &roles {
+        let w = &module.weights[read];
+        let (mut format, mut asked) = (to, again);
         for (i, (pattern, f)) in overrides.iter().enumerate() {
             if w.name.contains(pattern) || roles.contains(pattern) {
                 used[i] = true;
-                format = *f;
+                (format, asked) = (*f, true);
             }
         }
-        let Some(format) = format.filter(|f| *f != w.ty.dtype && w.ty.dtype.is_float()) else { continue };
+        let comes_quantized = !w.ty.dtype.is_float();
+        if comes_quantized && (!asked || format == Some(w.ty.dtype)) {
+            continue;
+        }
+        let id = match (&w.def, format) {
+            (WeightDef::Expr(Op::Quantize { .. }, from), _) => {
+                let from = from[0];
+                map[dlx_ir::Id::index(read)] = from;
+                changes += 1;
+                from
+            }
+            (WeightDef::Source, Some(_)) if comes_quantized => {
+                module.weights[read].ty.dtype = DType::F32;
+                changes += 1;
+                read
+            }
+            _ if comes_quantized => continue,
+            _ => read,
+        };
+        let w = &module.weights[id];
+        let Some(format) = format.filter(|f| *f != w.ty.dtype) else { continue };
         let op = match format {
             DType::Quant(_) => Op::Quantize { to: format },
             _ => Op::Cast { to: format, wrap: false },
         };
         let (name, ty) = (format!("{}.{format}", w.name), Type { dtype: format, ..w.ty.clone() });
-        map[dlx_ir::Id::index(id)] = module.add_weight(&name, ty, WeightDef::Expr(op, vec![id]));
+        map[dlx_ir::Id::index(read)] = module.add_weight(&name, ty, WeightDef::Expr(op, vec![id]));
         changes += 1;
     }
     if let Some(i) = used.iter().position(|u| !u) {

@@ -3,6 +3,8 @@
 //! Invariant: the bytes depend on the module and the source alone, not on the number of threads, and memory does not
 //! grow with the model: work is cut into chunks of whole 16-row tiles, and each thread holds one chunk at a time.
 
+mod loss;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +19,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::artifact_writer::ArtifactWriter;
+pub use loss::Recoded;
+use loss::{Loss, lost};
 
 /// Where to put rows of codes, as [`dlx_ir::quant`] stores them: unsigned, one to a byte.
 #[derive(Debug)]
@@ -58,6 +62,11 @@ pub trait WeightSource: Sync {
         Err(Error::new(name, format!("has no codes of {format}")))
     }
 
+    /// How a tensor is stored, for people, if it came as codes: what becomes of those is told.
+    fn stored_as(&self, _name: &str) -> Option<&str> {
+        None
+    }
+
     /// Says that rows have been used and their memory may go.
     fn release_rows(&self, name: &str, rows: Range<usize>);
 }
@@ -69,8 +78,8 @@ pub struct Emission {
     pub module: VerifiedModule,
     /// Bytes of weights that were written.
     pub bytes: u64,
-    /// Weights that came quantized and of which a scale or minimum was rounded to f16.
-    pub rounded: usize,
+    /// What became of weights that came as codes, in the module's order.
+    pub recoded: Vec<Recoded>,
 }
 
 /// Values per chunk, about: enough to amortise a task, little enough for the cache.
@@ -166,19 +175,40 @@ pub fn emit(
 ) -> Result<Emission, Error> {
     let Placed { module: stored, bytes: total, tasks } = placed;
     let done = AtomicU64::new(0);
-    let rounded: Vec<AtomicBool> = module.weights.iter().map(|_| AtomicBool::new(false)).collect();
-    tasks.par_iter().try_for_each(|task| {
+    let work = |task: &Task| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new("compile", "was interrupted"));
         }
-        let mark = || rounded[task.weight.index()].store(true, Ordering::Relaxed);
-        let bytes = chunk(module, task, source, &mark)?;
+        let (bytes, loss) = chunk(module, task, source)?;
         writer.write_at(task.offset, &bytes)?;
         progress(done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64, total);
-        Ok(())
-    })?;
-    let rounded = rounded.into_iter().filter(|r| r.load(Ordering::Relaxed)).count();
-    Ok(Emission { module: stored, bytes: total, rounded })
+        Ok((task.weight, loss))
+    };
+    let losses = tasks.par_iter().map(work).collect::<Result<Vec<_>, _>>()?;
+    // In the order of the tasks, so that sums do not depend on the number of threads.
+    let mut sums: BTreeMap<WeightId, Loss> = BTreeMap::new();
+    for (weight, loss) in losses {
+        if let Some(loss) = loss {
+            let sum = sums.entry(weight).or_default();
+            *sum = sum.plus(loss);
+        }
+    }
+    let recoded = |(id, loss): (&WeightId, &Loss)| {
+        let name = tensor(module, *id).to_owned();
+        let kept = operand(module, *id)
+            .is_some_and(|inner| inner.def == WeightDef::Source && matches!(inner.ty.dtype, DType::Quant(_)));
+        Recoded { name, dtype: module.weights[*id].ty.dtype, kept, squares: loss.squares, error: loss.error }
+    };
+    let recoded = sums.iter().map(recoded).collect();
+    Ok(Emission { module: stored, bytes: total, recoded })
+}
+
+/// What a weight packs.
+fn operand(module: &Module, id: WeightId) -> Option<&Weight> {
+    match &module.weights[id].def {
+        WeightDef::Expr(Op::Pack { .. }, inputs) => inputs.first().map(|i| &module.weights[*i]),
+        _ => None,
+    }
 }
 
 /// How a weight lies in the artifact: `n` rows of `k`, in tiles of 16 rows if packed, else row by row as f32.
@@ -214,25 +244,23 @@ impl Layout {
     }
 }
 
-/// The bytes of a chunk of whole tiles. `rounded` is called when scales of the source are not exactly f16.
-fn chunk(module: &Module, task: &Task, source: &dyn WeightSource, rounded: &dyn Fn()) -> Result<Vec<u8>, Error> {
+/// The bytes of a chunk of whole tiles, and what is lost there of numbers that came as codes.
+fn chunk(module: &Module, task: &Task, source: &dyn WeightSource) -> Result<(Vec<u8>, Option<Loss>), Error> {
     let w = &module.weights[task.weight];
     let layout = Layout::of(module, task.weight)?;
     let (k, count) = (layout.k, task.rows.len());
     let WeightDef::Expr(Op::Pack { .. }, inputs) = &w.def else {
         let mut values = vec![0.0; count];
         rows(module, task.weight, task.rows.clone(), source, &mut values)?;
-        return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        return Ok((values.iter().flat_map(|v| v.to_le_bytes()).collect(), None));
     };
     let mut out = vec![0u8; count.div_ceil(TILE_COLUMNS) * layout.tile];
     let inner = &module.weights[inputs[0]];
     if let (WeightDef::Source, DType::Quant(format)) = (&inner.def, inner.ty.dtype) {
-        let exact = keep_codes(&inner.name, format, task.rows.clone(), &layout, source, &mut out)?;
-        if !exact {
-            rounded();
-        }
-        return Ok(out);
+        let loss = keep_codes(&inner.name, format, task.rows.clone(), &layout, source, &mut out)?;
+        return Ok((out, Some(loss)));
     }
+    let mut loss = source.stored_as(tensor(module, inputs[0])).map(|_| Loss::default());
     let mut values = vec![0.0; count * k];
     match (&inner.def, inner.ty.dtype) {
         (WeightDef::Expr(Op::Quantize { .. }, from), DType::Quant(format)) => {
@@ -240,7 +268,7 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource, rounded: &dyn 
             let tiles = values.chunks(TILE_COLUMNS * k).zip(out.chunks_mut(layout.tile));
             let mut packer = Packer::new(format, k);
             for (i, (tile, bytes)) in tiles.enumerate() {
-                if !packer.pack(tile, bytes) {
+                if !packer.pack(tile, bytes, &mut loss) {
                     let name = tensor(module, from[0]);
                     let place = position(tile, task.rows.start + i * TILE_COLUMNS, k);
                     return Err(Error::new(name, format!("a scale of {format} does not fit f16: {place}"))
@@ -250,6 +278,11 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource, rounded: &dyn 
         }
         (_, dtype) => {
             rows(module, inputs[0], task.rows.clone(), source, &mut values)?;
+            if let (Some(loss), WeightDef::Expr(Op::Cast { .. }, from)) = (&mut loss, &inner.def) {
+                let mut before = vec![0.0; values.len()];
+                rows(module, from[0], task.rows.clone(), source, &mut before)?;
+                *loss = Loss::of(&before, &values);
+            }
             let size = dtype.size().expect("unquantized types have a size");
             let elements = float_bytes(dtype, &values);
             for (tile, bytes) in elements.chunks(TILE_COLUMNS * k * size).zip(out.chunks_mut(layout.tile)) {
@@ -257,10 +290,10 @@ fn chunk(module: &Module, task: &Task, source: &dyn WeightSource, rounded: &dyn 
             }
         }
     }
-    Ok(out)
+    Ok((out, loss))
 }
 
-/// Packs rows of a source weight that is quantized already. Says whether all its scales and minima are exactly f16.
+/// Packs rows of a source weight that is quantized already; scales and minima that are not f16 are rounded.
 fn keep_codes(
     name: &str,
     format: QuantFormat,
@@ -268,7 +301,7 @@ fn keep_codes(
     layout: &Layout,
     source: &dyn WeightSource,
     out: &mut [u8],
-) -> Result<bool, Error> {
+) -> Result<Loss, Error> {
     let (k, groups) = (layout.k, format.groups(layout.k));
     let mut codes = vec![0; rows.len() * k];
     let mut scales = vec![0.0; rows.len() * groups];
@@ -283,18 +316,18 @@ fn keep_codes(
         )
         .help("start from the float model"));
     }
-    let mut exact = true;
-    let mut narrow = |wide: &[f32], what: &str| {
+    let narrow = |wide: &[f32], what: &str| {
         let narrow: Vec<f16> = wide.iter().map(|v| f16::from_f32(*v)).collect();
         if let Some(i) = narrow.iter().position(|v| !v.is_finite()) {
             let (value, row) = (wide[i], rows.start + i / groups);
             return Err(Error::new(name, format!("{what} {value:e} of row {row} does not fit f16"))
                 .help("weights that come quantized are stored with f16 scales: start from the float model"));
         }
-        exact &= narrow.iter().zip(wide).all(|(n, w)| n.to_f32() == *w);
         Ok(narrow)
     };
-    let (scales, mins) = (narrow(&scales, "scale")?, narrow(&mins, "minimum")?);
+    let wide = (scales, mins);
+    let (scales, mins) = (narrow(&wide.0, "scale")?, narrow(&wide.1, "minimum")?);
+    let loss = lost(format, &codes, k, [&wide.0, &wide.1], [&scales, &mins]);
     for (i, (codes, bytes)) in codes.chunks(TILE_COLUMNS * k).zip(out.chunks_mut(layout.tile)).enumerate() {
         let tables = |x: &[f16]| {
             let first = (i * TILE_COLUMNS * groups).min(x.len());
@@ -302,7 +335,7 @@ fn keep_codes(
         };
         pack_tile_quant(format, codes, &scales[tables(&scales)], &mins[tables(&mins)], k, bytes);
     }
-    Ok(exact)
+    Ok(loss)
 }
 
 /// Quantizes and packs tiles of one weight, reusing its buffers.
@@ -321,14 +354,17 @@ impl Packer {
         Packer { format, k, row, codes: Vec::new(), scales: Vec::new(), mins: Vec::new() }
     }
 
-    /// False when a scale does not fit f16.
-    fn pack(&mut self, tile: &[f32], out: &mut [u8]) -> bool {
+    /// False when a scale does not fit f16. What is lost is added up where that is asked for.
+    fn pack(&mut self, tile: &[f32], out: &mut [u8], loss: &mut Option<Loss>) -> bool {
         self.codes.clear();
         self.scales.clear();
         self.mins.clear();
         let mut fits = true;
         for row in tile.chunks(self.k) {
             fits &= quantize_row(self.format, row, &mut self.row);
+            if let Some(loss) = loss {
+                *loss = loss.plus(Loss::of(row, &self.row.dequantize(self.format)));
+            }
             self.codes.extend_from_slice(&self.row.codes);
             self.scales.extend_from_slice(&self.row.scales);
             if self.format.has_min() {

@@ -76,7 +76,7 @@ pub fn emit_plain(
         }
     }
     let stored = VerifiedModule::new(stored).map_err(Error::first_of)?;
-    Ok(Emission { module: stored, bytes: total, rounded: 0 })
+    Ok(Emission { module: stored, bytes: total, recoded: Vec::new() })
 }
 
 fn plain_bytes(module: &Module, w: &Weight) -> Result<u64, Error> {

@@ -18,7 +18,7 @@ use dlx_runtime::memory::Certificate;
 use dlx_runtime::memory::count::{Held, Usage};
 use dlx_runtime::wgpu::plan::Plan;
 
-pub use emit::{CodeRows, Emission, Placed, WeightSource, emit, place};
+pub use emit::{CodeRows, Emission, Placed, Recoded, WeightSource, emit, place};
 pub use emit_plain::{LITERAL_IN_TEXT, emit_plain, weight};
 pub use pipeline::Settings;
 

@@ -23,6 +23,8 @@ pub struct Settings {
     pub ban: Option<i32>,
     /// Element type of matrices; that of the checkpoint if there is none.
     pub quant: Option<DType>,
+    /// Whether matrices that come quantized are converted to it too.
+    pub requantize: bool,
     /// Element types of matrices by name or part of it, later ones winning.
     pub keep: Vec<(String, Option<DType>)>,
     /// Name of the limits of devices, for targets that plan for some.
@@ -55,6 +57,9 @@ pub(crate) fn entries(settings: &Settings, lowering: &str, piece: Option<u64>) -
     let ban = settings.ban.map_or_else(String::new, |id| format!(", ban={id}"));
     let join = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(":");
     let mut quantize: Vec<String> = settings.quant.map(|d| format!("to={d}")).into_iter().collect();
+    if settings.requantize {
+        quantize.push("again=true".into());
+    }
     for (name, dtype) in &settings.keep {
         quantize.push(format!("{name}={}", dtype.map_or("none".into(), |d| d.to_string())));
     }
@@ -116,6 +121,7 @@ mod tests {
             buckets: Vec::new(),
             ban: Some(7),
             quant: Some(DType::BF16),
+            requantize: false,
             keep: vec![("head".into(), None)],
             profile: "plain".into(),
         }
@@ -158,5 +164,7 @@ mod tests {
         let text = entries(&bare, "pack=n16", None).unwrap();
         assert!(text.contains("split-head{rows=512},") && text.contains("quantize{},"), "{text}");
         assert!(!text.contains("shard-weights") && !text.contains(",,"), "{text}");
+        let again = entries(&Settings { requantize: true, ..settings() }, "pack=n16", None).unwrap();
+        assert!(again.contains("quantize{to=bf16, again=true, head=none}"), "{again}");
     }
 }

@@ -1,7 +1,8 @@
 //! Checkpoints whose weights are quantized already: which method, by what the config says or the tensors show.
 //!
-//! Invariant: a quantized checkpoint is refused by the name of its method, and the way on is the checkpoint that it was made
-//! from. Nothing is advised that could lose its scales: codes without scales compile and answer nonsense.
+//! Invariant: codes that are not read as what they are (`methods.rs`) are refused by the name of their method, and the way on
+//! is the checkpoint that this one was made from. Nothing is advised that could lose scales: codes without scales compile and
+//! answer nonsense.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use dlx_ir::Error;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, methods};
 
 /// Endings of tensor names and the method that writes them; the first that matches counts.
 const NAMES: &[(&str, &str)] = &[
@@ -36,6 +37,9 @@ const NAMES: &[(&str, &str)] = &[
 const ORIGINAL: &str =
     "use the unquantized checkpoint that this one was made from; dlxc quantizes it (--quant int4, int8)";
 
+/// What brings back a config that a quantizer wrote.
+const CONFIG: &str = "download config.json from the model's repository: its `quantization_config` says how the weights are quantized; or use the unquantized checkpoint that this one was made from";
+
 /// Files that quantizers leave beside the weights.
 const FILES: &[(&str, &str)] = &[
     ("hf_quant_config.json", "ModelOpt"),
@@ -51,6 +55,8 @@ pub(super) struct Declared {
     pub(super) place: String,
     /// The method's name.
     pub(super) method: String,
+    /// What is said besides.
+    pub(super) config: Config,
 }
 
 impl Declared {
@@ -61,7 +67,10 @@ impl Declared {
 }
 
 /// The method that the config or a file beside it names.
-pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
+///
+/// # Errors
+/// A file of a quantizer that cannot be read.
+pub(super) fn declared(dir: &Path, config: &Config) -> Result<Option<Declared>, Error> {
     for key in ["quantization_config", "quantization", "compression_config"] {
         let Some(value) = config.get(key).filter(|v| v.as_object().is_none_or(|o| !o.is_empty())) else { continue };
         let text = |k: &str| value.get(k).and_then(Value::as_str).map(str::to_owned);
@@ -74,10 +83,15 @@ pub(super) fn declared(dir: &Path, config: &Config) -> Option<Declared> {
             _ => "a method that it does not name".into(),
         });
         let method = method.chars().filter(|c| !c.is_control()).take(40).collect();
-        return Some(Declared { place: format!("{}: `{key}`", dir.join("config.json").display()), method });
+        let place = format!("{}: `{key}`", dir.join("config.json").display());
+        // A config that is no object says nothing but its name.
+        let config = config.object(key).ok().flatten().map_or_else(|| Config::from_json(dir, b"{}"), Ok)?;
+        return Ok(Some(Declared { place, method, config }));
     }
-    let (file, method) = FILES.iter().find(|(file, _)| dir.join(file).exists())?;
-    Some(Declared { place: dir.join(file).display().to_string(), method: (*method).into() })
+    let Some((file, method)) = FILES.iter().find(|(file, _)| dir.join(file).exists()) else { return Ok(None) };
+    let path = dir.join(file);
+    let config = Config::read_optional(&path)?.map_or_else(|| Config::from_json(&path, b"{}"), Ok)?;
+    Ok(Some(Declared { place: path.display().to_string(), method: (*method).into(), config }))
 }
 
 /// What to say of weights that are plain floating point in spite of what was declared.
@@ -89,7 +103,7 @@ pub(super) fn plain(declared: Declared) -> Result<String, Error> {
         let method = declared.method;
         return Ok(format!("the config asks to quantize with {method} while loading; the plain weights are compiled"));
     }
-    let Declared { place, method } = declared;
+    let Declared { place, method, .. } = declared;
     Err(Error::new(
         place,
         format!("says that the weights are quantized with {method}, but no tensor is: a cast alone loses the scales"),
@@ -112,7 +126,8 @@ pub(super) fn cast<'a>(dir: &Path, mut names: impl Iterator<Item = &'a str>) -> 
     Some(Error::new(format!("{}: `{name}`", dir.display()), message).help(ORIGINAL))
 }
 
-/// The error for a tensor whose element type is no float that the compiler reads; `names` are all tensors of its file.
+/// The error for a tensor whose element type is no float, and that belongs to no weight that is read; `names` are all tensors
+/// that were found beside it.
 pub(super) fn refuse<'a>(
     path: &Path,
     tensor: &str,
@@ -122,16 +137,23 @@ pub(super) fn refuse<'a>(
 ) -> Error {
     let shown = || NAMES.iter().find(|(end, _)| names.clone().any(|n| n.ends_with(end))).map(|(_, method)| *method);
     let stored = format!("tensor `{tensor}` of {} is {dtype:?}", path.display());
-    if let Some(d) = declared {
-        return Error::new(&d.place, format!("the weights are quantized already, with {}: {stored}", d.method))
-            .help(ORIGINAL);
+    if let Some(Declared { place, method, .. }) = declared {
+        let message = match methods::find(method) {
+            None => format!("the weights are quantized already, with {method}: {stored}"),
+            Some(_) => {
+                format!("says that the weights are quantized with {method}, which leaves no such tensor: {stored}")
+            }
+        };
+        return Error::new(place, message).help(ORIGINAL);
     }
     let place = format!("{}: `{tensor}`", path.display());
     let float8 = matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 | Dtype::F4);
     match shown().or(if float8 { Some("FP8 or FP4") } else { None }) {
         Some(method) => {
-            Error::new(place, format!("has element type {dtype:?}: the weights are quantized already, with {method}"))
-                .help(ORIGINAL)
+            let message = format!(
+                "has element type {dtype:?}: the weights are quantized already, with {method}, and config.json does not say how"
+            );
+            Error::new(place, message).help(CONFIG)
         }
         None if dtype == Dtype::F64 => Error::new(place, "has element type F64; F32, F16 and BF16 can be compiled")
             .help("store the checkpoint as float32: every value of F64 weights has one close to it there"),

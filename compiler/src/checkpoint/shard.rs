@@ -1,9 +1,11 @@
 //! One `.safetensors` file, mapped, with its header checked.
 //!
 //! Layout: a little-endian `u64` header length, a JSON header `name → {dtype, shape, data_offsets}`, the data. Invariant:
-//! every entry of an open shard has an element type that the compiler reads, a byte range that lies in the data and has
-//! exactly the length that dtype and shape ask for, and the ranges tile the data without overlap or hole.
+//! every entry of an open shard has an element type of weights or of codes, a byte range that lies in the data and has
+//! exactly the length that dtype and shape ask for, and the ranges tile the data without overlap or hole. What codes stand
+//! for, and whether anything does, is not known here.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -29,12 +31,16 @@ pub(super) struct Shard {
     file: Mapped,
     /// First byte of the data.
     data: usize,
+    /// What the header's `__metadata__` says: texts by name.
+    metadata: BTreeMap<String, String>,
 }
 
 /// Where a tensor is in its file.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) dtype: DType,
+    /// The element type as the file calls it.
+    pub(super) stored: Dtype,
     pub(super) shape: Vec<usize>,
     /// Byte range within the data.
     range: Range<usize>,
@@ -46,8 +52,14 @@ impl Shard {
         kinds::check_is_file(path)?;
         let file = Mapped::open(path).map_err(|e| kinds::unreadable(path, &e))?;
         let header = read_header(path, file.bytes(), declared);
-        let (data, entries) = header.map_err(|e| kinds::by_content(path, file.bytes()).unwrap_or(e))?;
-        Ok((Shard { path: path.into(), file, data }, entries))
+        let Header { data, entries, metadata } =
+            header.map_err(|e| kinds::by_content(path, file.bytes()).unwrap_or(e))?;
+        Ok((Shard { path: path.into(), file, data, metadata }, entries))
+    }
+
+    /// What the header says of a tensor besides its entry.
+    pub(super) fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name).map(String::as_str)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -89,8 +101,17 @@ impl Entry {
     }
 }
 
-/// Checks the header of a whole file; returns where the data starts and its tensors in file order.
-fn read_header(path: &Path, file: &[u8], declared: Option<&Declared>) -> Result<(usize, Vec<(String, Entry)>), Error> {
+/// What a header says.
+struct Header {
+    /// Where the data starts.
+    data: usize,
+    /// Tensors in file order.
+    entries: Vec<(String, Entry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Checks the header of a whole file.
+fn read_header(path: &Path, file: &[u8], declared: Option<&Declared>) -> Result<Header, Error> {
     let bad = |message: String| {
         Error::new(path.display(), message).help("the file is damaged, cut off or not safetensors: download it again")
     };
@@ -105,8 +126,12 @@ fn read_header(path: &Path, file: &[u8], declared: Option<&Declared>) -> Result<
     let Pairs(pairs) = json::parse::<Pairs<Value>>(path, header)?;
     let names: Vec<String> = pairs.iter().map(|(name, _)| name.clone()).collect();
     let mut entries = Vec::with_capacity(pairs.len());
+    let mut metadata = BTreeMap::new();
     for (name, value) in pairs {
-        if name != "__metadata__" {
+        if name == "__metadata__" {
+            let texts = value.as_object().into_iter().flatten();
+            metadata.extend(texts.filter_map(|(key, text)| Some((key.clone(), text.as_str()?.to_owned()))));
+        } else {
             let refuse = |dtype| quantized::refuse(path, &name, dtype, declared, names.iter().map(String::as_str));
             let entry = read_entry(path, &name, value, data.len(), refuse)?;
             entries.push((name, entry));
@@ -132,7 +157,7 @@ fn read_header(path: &Path, file: &[u8], declared: Option<&Declared>) -> Result<
     if let Some([name, _]) = names.array_windows().find(|[a, b]| a == b) {
         return Err(bad(format!("tensor `{name}` is in the header twice")));
     }
-    Ok((file.len() - data.len(), entries))
+    Ok(Header { data: file.len() - data.len(), entries, metadata })
 }
 
 /// `refuse` makes the error for an element type that is not read.
@@ -156,6 +181,12 @@ fn read_entry(
         Dtype::F32 => (DType::F32, 4),
         Dtype::F16 => (DType::F16, 2),
         Dtype::BF16 => (DType::BF16, 2),
+        Dtype::I64 => (DType::I64, 8),
+        Dtype::I32 => (DType::I32, 4),
+        Dtype::I8 => (DType::I8, 1),
+        Dtype::U8 => (DType::U8, 1),
+        Dtype::F8_E4M3 => (DType::F8E4M3, 1),
+        Dtype::F8_E8M0 => (DType::F8E8M0, 1),
         other => return Err(refuse(other)),
     };
     if info.shape.len() > MAX_RANK {
@@ -172,5 +203,5 @@ fn read_entry(
     if want != Some(end - start) {
         return Err(bad(format!("{:?} of {:?} does not fill its {} bytes", info.shape, info.dtype, end - start)));
     }
-    Ok(Entry { dtype, shape: info.shape, range: start..end })
+    Ok(Entry { dtype, stored: info.dtype, shape: info.shape, range: start..end })
 }

@@ -36,9 +36,9 @@ pub struct Args {
     /// Target whose passes these are; see `dlxc targets`.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub target: String,
-    /// Format of the weights.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// Weights that get a format of their own, as for compile.
     #[arg(long, value_name = "NAME,…[=FORMAT]")]
     pub keep: Vec<Keep>,
@@ -123,10 +123,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let keep = args.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format)));
         let options = CompileOptions {
             targets: vec![args.target.clone()],
-            quant: args.quant,
             keep: keep.collect(),
             pipeline: args.pipeline.clone(),
-            ..CompileOptions::default()
+            ..CompileOptions::asked(args.quant)
         };
         driver::with_passes(&args.model, &options, |module, steps, weights| {
             if against.is_some() {

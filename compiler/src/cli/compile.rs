@@ -48,9 +48,9 @@ pub struct Args {
     #[arg(long)]
     pub force: bool,
     /// Format of the weights: none, f16, bf16, int8, int4 or l16; int8 and int4 with a group size and `:min` if wanted
-    /// (int4:64, int4:64:min).
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// (int4:64, int4:64:min). int4 if not given; weights that come quantized then keep their codes where a format holds them.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// Weights that get a format of their own, as stored if none is given; may be repeated, later ones win.
     #[arg(long, value_name = "NAME,…[=FORMAT]")]
     pub keep: Vec<Keep>,
@@ -144,7 +144,6 @@ impl Args {
             calibrate: self.calibrate.clone(),
             soc: self.soc.clone(),
             allow_fallback: self.allow_fallback,
-            quant: self.quant,
             keep: self.keep.iter().flat_map(|k| k.names.iter().map(|n| (n.clone(), k.format))).collect(),
             max_seq: count(self.max_seq),
             block: count(self.block),
@@ -165,6 +164,7 @@ impl Args {
             threads: count(self.threads),
             verify_each: self.verify_each,
             tolerances: self.tolerance.clone().unwrap_or_default(),
+            ..CompileOptions::asked(self.quant)
         }
     }
 }

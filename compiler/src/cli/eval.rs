@@ -44,9 +44,9 @@ pub struct Args {
     /// Where it runs; the baseline runs on the CPU.
     #[command(flatten)]
     pub place: super::Place,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// Compare with this artifact (or model directory, unquantized): the quality card.
     #[arg(long, value_name = "ARTIFACT|MODEL")]
     pub against: Option<PathBuf>,
@@ -120,7 +120,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn card(args: &Args, questions: &[Question], baseline: &Path, forwards: usize) -> Result<Quality, Failure> {
     let ours = super::model(&args.model, args.quant, &args.place, args.decode.threads)?;
     let cpu = super::Place { target: Some("cpu".into()), device: None, ..args.place.clone() };
-    let base = super::model(baseline, QuantSpec::None, &cpu, args.decode.threads)?;
+    let base = super::model(baseline, Some(QuantSpec::None), &cpu, args.decode.threads)?;
     if ours.manifest.model.tokenizer_hash != base.manifest.model.tokenizer_hash {
         let message = format!("has another tokenizer than {}", args.model.display());
         return Err(Error::new(baseline.display(), message).help("compare artifacts of the same model").into());

@@ -61,9 +61,9 @@ pub struct Args {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
 }
 
 /// Everything that is said.

@@ -85,7 +85,7 @@ impl Hybrid {
     pub fn prepare(
         &self,
         session: &mut Session,
-        quant: QuantSpec,
+        quant: Option<QuantSpec>,
         place: &Place,
         threads: Option<u16>,
     ) -> Result<Option<Speculate>, Failure> {

@@ -63,9 +63,9 @@ pub struct Args {
     /// Stop after this time, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// Report text and statistics as JSON.
     #[arg(long)]
     pub json: bool,

@@ -116,7 +116,7 @@ struct Side {
 }
 
 impl Side {
-    fn open(path: &Path, quant: QuantSpec, place: &Place, threads: Option<u16>) -> Result<Self, Failure> {
+    fn open(path: &Path, quant: Option<QuantSpec>, place: &Place, threads: Option<u16>) -> Result<Self, Failure> {
         let artifact = super::artifact(path, quant, place)?;
         let model = super::load(&artifact, place, threads)?;
         let about = About::of(&artifact, &model.manifest, &model.executor);

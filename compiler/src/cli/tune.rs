@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let error = Error::new(args.artifact.display(), "is a directory, and settings are stored in an artifact");
         return Err(error.help("compile it first: dlxc compile MODEL -o OUT.dlxa").into());
     }
-    let artifact = super::artifact(&args.artifact, QuantSpec::None, &args.place)?;
+    let artifact = super::artifact(&args.artifact, Some(QuantSpec::None), &args.place)?;
     // What an earlier sweep stored has no say in this one, and need not be readable.
     let options = LoadOptions { policies: false, ..args.place.options(args.threads) };
     let loaded = super::load_with(&artifact, &args.place, options)?;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use dlx_ir::Error;
+use dlx_ir::{Error, QuantFormat};
 use dlx_runtime::text::{ChatTemplate, Message, Tokenizer};
-use dlx_targets::WeightSource;
+use dlx_targets::{CodeRows, WeightSource};
 
 use crate::checkpoint::{Checkpoint, TextFiles};
 use crate::hf::{self, Imported};
@@ -46,9 +46,19 @@ impl Input<'_> {
             return Err(Error::new(model.display(), "is an export, which is compiled already")
                 .help("`dlxc run`, `dlxc eval` and `dlxc inspect` take it; compile the model that it was made from"));
         }
-        let checkpoint = Checkpoint::open(model)?;
+        let mut checkpoint = Checkpoint::open(model)?;
+        // Its profile says how weights are stored.
+        let export = super::is_export(options)?;
+        if export {
+            checkpoint = checkpoint.as_numbers();
+        }
         let text = TextFiles::read(model)?;
-        let imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;
+        let mut imported = hf::import(&checkpoint, &options.source(hf::Source::new(&checkpoint, &text)))?;
+        for (kind, count) in checkpoint.stored_kinds().into_iter().filter(|_| export) {
+            imported
+                .facts
+                .note(format!("{count} weights that came as codes ({kind}) are read as numbers and rounded anew"));
+        }
         check_text(model, &text, imported.vocab)?;
         let config = std::fs::read(model.join("config.json")).unwrap_or_default();
         Ok(Input { weights: Box::new(checkpoint), text, imported, config })
@@ -74,6 +84,14 @@ impl WeightSource for Checkpoint {
 
     fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
         Checkpoint::read_bytes(self, name, rows, out)
+    }
+
+    fn read_codes(&self, name: &str, format: QuantFormat, rows: Range<usize>, out: CodeRows<'_>) -> Result<(), Error> {
+        Checkpoint::read_codes(self, name, format, rows, out)
+    }
+
+    fn stored_as(&self, name: &str) -> Option<&str> {
+        Checkpoint::stored_as(self, name)
     }
 
     fn release_rows(&self, name: &str, rows: Range<usize>) {

@@ -184,7 +184,9 @@ impl Search<'_> {
         });
         let quants = ["bf16", "int8", "int4", "int4:64", "int4:128"].into_iter().filter_map(|quant| {
             let spec: QuantSpec = quant.parse().ok()?;
-            (spec != clean.quant).then(|| (format!("--quant {quant}"), CompileOptions { quant: spec, ..clean.clone() }))
+            (spec != clean.quant).then(|| {
+                (format!("--quant {quant}"), CompileOptions { quant: spec, requantize: true, ..clean.clone() })
+            })
         });
         let bucket = now.block;
         let buckets = (!now.whole_sequence)
@@ -221,7 +223,7 @@ impl Search<'_> {
             }
             match flag {
                 "--kv" => all.kv = one.kv,
-                "--quant" => all.quant = one.quant,
+                "--quant" => (all.quant, all.requantize) = (one.quant, true),
                 _ => all.buckets = one.buckets,
             }
             words.push(text);

@@ -10,10 +10,10 @@ use dlx_runtime::{TextSection, artifact};
 use dlx_targets::Settings;
 use dlx_targets::artifact_writer::ArtifactWriter;
 
-use super::Compile;
 use super::input::Input;
 use super::memory::Sections;
 use super::programs::{Golden, Program};
+use super::{Compile, recoded};
 use crate::checkpoint::TextFiles;
 
 impl Compile<'_> {
@@ -33,9 +33,9 @@ impl Compile<'_> {
             let (name, bytes) = (s.target.name, s.bytes);
             format!("target {name} lays {bytes} bytes of weights out in its own way; they are stored once more")
         });
-        let rounded: usize = stored().map(|s| s.rounded).sum();
-        let rounded = (rounded > 0)
-            .then(|| format!("{rounded} weights keep the codes that they came with, and their scales rounded to f16"));
+        let recoded = stored().flat_map(|s| &s.recoded);
+        let asked = self.options.requantize || !self.options.keep.is_empty();
+        let recoded = recoded::notes(recoded, |name| input.weights.stored_as(name), asked);
         Manifest {
             compiler: concat!("dlxc ", env!("CARGO_PKG_VERSION")).into(),
             model: ModelInfo {
@@ -58,7 +58,7 @@ impl Compile<'_> {
                 .chain(&sections.without_tables)
                 .cloned()
                 .chain(again)
-                .chain(rounded)
+                .chain(recoded)
                 .collect(),
             quality: None,
         }

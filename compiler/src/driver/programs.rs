@@ -10,7 +10,7 @@ use dlx_passes::{Failure, Report, parse_pipeline, run_pipeline};
 use dlx_runtime::cpu::{CpuExecutor, CpuOptions};
 use dlx_runtime::selftest::{self, GoldenVectors};
 use dlx_targets::artifact_writer::{ArtifactWriter, Space};
-use dlx_targets::{CodeRows, Emission, Placed, Product, Settings, TARGETS, Target, WeightSource, emit, place};
+use dlx_targets::{CodeRows, Emission, Placed, Product, Recoded, Settings, TARGETS, Target, WeightSource, emit, place};
 
 use super::input::Weights;
 use super::{Compile, Watch};
@@ -44,8 +44,8 @@ pub(super) struct Stored {
     pub(super) module: VerifiedModule,
     /// Bytes of weights that no program before it has.
     pub(super) bytes: u64,
-    /// Weights of these whose own scales were rounded.
-    pub(super) rounded: usize,
+    /// What became of those that came as codes.
+    pub(super) recoded: Vec<Recoded>,
 }
 
 /// A finished program.
@@ -103,8 +103,8 @@ impl Compile<'_> {
         let mut programs = Vec::new();
         for Lowered { target, pipeline, module, placed, product } in lowered {
             let emission = emit(&module, placed, &source, writer, self.cancel, &progress)?;
-            let Emission { module, bytes, rounded } = emission;
-            programs.push(Program { stored: Stored { target, pipeline, module, bytes, rounded }, product });
+            let Emission { module, bytes, recoded } = emission;
+            programs.push(Program { stored: Stored { target, pipeline, module, bytes, recoded }, product });
         }
         Ok(programs)
     }
@@ -207,6 +207,10 @@ impl WeightSource for Checked<'_> {
     /// Scales that are not finite do not pass emission, whatever is allowed.
     fn read_codes(&self, name: &str, format: QuantFormat, rows: Range<usize>, out: CodeRows<'_>) -> Result<(), Error> {
         self.weights.read_codes(name, format, rows, out)
+    }
+
+    fn stored_as(&self, name: &str) -> Option<&str> {
+        self.weights.stored_as(name)
     }
 
     fn read_bytes(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {

@@ -24,6 +24,7 @@ pub(super) fn settings(options: &CompileOptions, imported: &Imported) -> Setting
         // A causal model has no mask token, and nothing to ban.
         ban: (policy.mask_id >= 0).then_some(policy.mask_id),
         quant: options.quant.dtype(),
+        requantize: options.requantize,
         keep: options.keep.iter().map(|(name, format)| (name.clone(), format.dtype())).collect(),
         profile: options.profile.clone().unwrap_or_else(|| "plain".into()),
     }

@@ -444,8 +444,16 @@ impl Builder<'_> {
     fn weight(&mut self, template: &str, leaf: &str, shape: &[usize]) -> Result<Operand, Error> {
         let name = format!("{}.{leaf}", template.replace("{}", &self.prefix));
         let tensor = self.checkpoint.require(&name, shape)?;
-        let ty = Type::new(tensor.dtype, shape.iter().copied());
-        let id = self.module.add_weight(&name, ty, WeightDef::Source);
+        let ty = |dtype| Type::new(dtype, shape.iter().copied());
+        let mut id = self.module.add_weight(&name, ty(tensor.dtype), WeightDef::Source);
+        if let Some(format) = tensor.rounded {
+            let to = dlx_ir::DType::Quant(format);
+            id = self.module.add_weight(
+                &format!("{name}.{format}"),
+                ty(to),
+                WeightDef::Expr(Op::Quantize { to }, vec![id]),
+            );
+        }
         self.read.insert(name);
         Ok(Operand::Weight(id))
     }

@@ -177,6 +177,9 @@ pub fn import(checkpoint: &Checkpoint, source: &Source<'_>) -> Result<Imported, 
     let Described { family, decoder, policy, max_positions, mut facts } = describe(source)?;
     let module = decoder.build(family, checkpoint, &mut facts)?;
     facts.notes.extend(checkpoint.notes().iter().cloned());
+    for (kind, count) in checkpoint.stored_kinds() {
+        facts.add("quantized", format!("{count} weights: {kind}"), "the tensors and quantization_config");
+    }
     Ok(Imported { family, module, policy, vocab: decoder.vocab, max_positions, facts })
 }
 

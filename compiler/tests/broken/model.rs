@@ -129,6 +129,13 @@ impl Model {
         self.header_text(&Value::Object(header).to_string());
     }
 
+    /// Sets the texts of the header of the weight file.
+    pub(crate) fn metadata(&mut self, texts: Map<String, Value>) {
+        let mut header = self.weights().0;
+        header.insert("__metadata__".into(), Value::Object(texts));
+        self.header_text(&Value::Object(header).to_string());
+    }
+
     pub(crate) fn rename(&mut self, tensor: &str, to: &str) {
         let mut header = self.weights().0;
         let entry = header.remove(tensor).unwrap();

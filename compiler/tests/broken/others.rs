@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::model::{Model, Tensors};
-use super::{Remedy, Row};
+use super::{Remedy, Row, packs};
 use Remedy::{Do, Elsewhere, Fetch, Informs, Original};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -76,104 +76,13 @@ pub(crate) const OTHERS: &[Row] = &[
         Original,
     ),
     (
-        "FP8",
-        |m| codes(m, "F8_E4M3", "_scale_inv", "fp8"),
-        "`quantization_config`: the weights are quantized already, with fp8",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "FP8 that the config does not tell",
-        |m| {
-            codes(m, "F8_E4M3", "_scale_inv", "fp8");
-            m.unset("quantization_config")
-        },
-        "has element type F8_E4M3: the weights are quantized already, with FP8",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
         "FP8 whose codes were cast",
         |m| {
-            codes(m, "F8_E4M3", "_scale_inv", "fp8");
+            packs::fp8(m);
             m.unset("quantization_config");
             cast(m);
         },
         "belongs to weights that were quantized with FP8",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "GPTQ",
-        |m| {
-            words(m, &["qweight", "qzeros", "g_idx"]);
-            declare(m, "gptq")
-        },
-        "quantized already, with gptq",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "GPTQ that the config does not tell",
-        |m| words(m, &["qweight", "qzeros", "g_idx"]),
-        "with GPTQ",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "GPTQ by its own file",
-        |m| {
-            words(m, &["qweight"]);
-            m.write("quantize_config.json", b"{}")
-        },
-        "quantize_config.json: the weights are quantized already, with GPTQ",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "AWQ",
-        |m| {
-            words(m, &["qweight", "qzeros"]);
-            declare(m, "awq")
-        },
-        "quantized already, with awq",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "compressed-tensors",
-        |m| {
-            words(m, &["weight_packed", "weight_shape"]);
-            declare(m, "compressed-tensors")
-        },
-        "with compressed-tensors",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "compressed-tensors that nothing tells",
-        |m| words(m, &["weight_packed", "weight_shape"]),
-        "with compressed-tensors",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "bitsandbytes in 4 bits",
-        |m| {
-            words(m, &["weight", "weight.absmax"]);
-            m.set("quantization_config", json!({"load_in_4bit": true}))
-        },
-        "with bitsandbytes",
-        UNQUANTIZED,
-        Original,
-    ),
-    (
-        "bitsandbytes in 8 bits",
-        |m| {
-            words(m, &["SCB"]);
-            declare(m, "bitsandbytes")
-        },
-        "with bitsandbytes",
         UNQUANTIZED,
         Original,
     ),
@@ -202,9 +111,9 @@ pub(crate) const OTHERS: &[Row] = &[
         "another method",
         |m| {
             words(m, &["weight"]);
-            declare(m, "torchao")
+            declare(m, "quanto")
         },
-        "with torchao",
+        "with quanto",
         UNQUANTIZED,
         Original,
     ),
@@ -340,17 +249,6 @@ fn named(name: &str, dtype: &str, size: usize) -> Tensors {
 
 fn declare(m: &mut Model, method: &str) {
     m.set("quantization_config", json!({"quant_method": method}));
-}
-
-/// Projections as one byte per weight, with scales.
-fn codes(m: &mut Model, dtype: &str, scale: &str, method: &str) {
-    let mut tensors = m.tensors();
-    for (name, (_, shape, bytes)) in m.tensors().into_iter().filter(|(name, _)| name.ends_with("_proj.weight")) {
-        tensors.insert(name.clone(), (dtype.to_owned(), shape, bytes.iter().step_by(2).copied().collect()));
-        tensors.insert(name + scale, ("F32".to_owned(), json!([1]), vec![0; 4]));
-    }
-    m.write_tensors(WEIGHTS, &tensors);
-    declare(m, method);
 }
 
 /// Codes in one byte as numbers in two, as an unwitting conversion would write them.

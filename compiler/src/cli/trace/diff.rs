@@ -30,18 +30,18 @@ pub struct Args {
     /// Where it runs.
     #[command(flatten)]
     pub place: Place,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// … and this one; the same one if not given.
     #[arg(long, value_name = "ARTIFACT|MODEL", requires = "model")]
     pub against: Option<PathBuf>,
     /// Program of the other artifact to run, cpu or wgpu; its first one if not given.
     #[arg(long, value_name = "NAME", requires = "model")]
     pub against_target: Option<String>,
-    /// Format of the weights when the other model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4", requires = "model")]
-    pub against_quant: QuantSpec,
+    /// Format of the weights when the other model directory is compiled first; as for --quant.
+    #[arg(long, value_name = "FORMAT", requires = "model")]
+    pub against_quant: Option<QuantSpec>,
     /// Threads to use, one per core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

@@ -34,9 +34,9 @@ pub struct Args {
     /// Threads to use, one per core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Format of the weights when a model directory is compiled first.
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
-    pub quant: QuantSpec,
+    /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
+    #[arg(long, value_name = "FORMAT")]
+    pub quant: Option<QuantSpec>,
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
