@@ -238,8 +238,8 @@ pub trait Executor {
     }
 
     /// Makes `rows` cache rows at `to` those at `from`, so that a sequence that begins like another need not compute them. What
-    /// lay behind them at `to` is gone, up to the next multiple of [`Executor::copy_unit`] at least. Rows mean the same only at
-    /// the same number and behind the same rows; at another they are merely kept.
+    /// lay behind them at `to` is gone up to the next multiple of [`Executor::copy_unit`]. Rows mean the same only at the same
+    /// number and behind the same rows; at another they are merely kept.
     ///
     /// # Errors
     /// [`ExecError::Shape`] for rows or slots that do not exist, copies that do not begin at a multiple of

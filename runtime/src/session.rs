@@ -17,11 +17,12 @@ use crate::exec::Executor;
 use crate::model::Model;
 use crate::policies::{Aim, Chosen, Policies};
 use crate::text::{ChatTemplate, Message, TextError, Tokenizer};
-use speculator::{Job, Speculator, common};
+use speculator::{Job, Speculator};
 
 pub use crate::decode::hybrid::{CostTable, Length, Verdict};
 pub(crate) use call::Call;
 pub use prompt::TextSide;
+pub(crate) use speculator::common;
 pub use speculator::{Drafting, Speculate, Speculation};
 
 mod aim;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use super::pages::Pages;
 use super::turns::{Want, choose};
 use super::{Job, Listener, Place, Shared, Update};
 use crate::decode::{Active, DecodeError, Driver, Moment, Noise, Observer, Resolved, Sequence};
@@ -17,20 +18,24 @@ use dlx_ir::MAX_SPANS;
 
 /// See the module.
 pub(super) struct Worker {
-    executor: Box<dyn Executor + Send>,
+    pub(super) executor: Box<dyn Executor + Send>,
     prefill_rows: usize,
-    shared: Arc<Shared>,
-    free: Vec<usize>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) free: Vec<usize>,
     slots: usize,
+    /// Rows that are kept for requests that begin alike.
+    pub(super) pages: Option<Pages>,
     waiting: VecDeque<Waiting>,
+    /// In the order in which they came.
+    pub(super) seated: Vec<Seated>,
     /// In the order in which they are served.
-    running: Vec<Running>,
+    pub(super) running: Vec<Running>,
 }
 
 /// A request and who is told of it.
-struct Told {
-    call: Call,
-    listener: Listener,
+pub(super) struct Told {
+    pub(super) call: Call,
+    pub(super) listener: Listener,
     _place: Place,
 }
 
@@ -39,14 +44,27 @@ struct Waiting {
     told: Told,
     resolved: Resolved,
     max_new: usize,
+    shared: usize,
 }
 
-/// A request in slots of its own.
-struct Running {
-    told: Told,
-    sequence: Sequence,
-    slots: Vec<usize>,
-    credit: i64,
+/// A request that has slots, and waits for its beginning.
+pub(super) struct Seated {
+    pub(super) told: Told,
+    pub(super) resolved: Resolved,
+    pub(super) max_new: usize,
+    /// Tokens of its prompt whose rows may come from others.
+    pub(super) shared: usize,
+    pub(super) slots: Vec<usize>,
+}
+
+/// A request that is decoded in slots of its own.
+pub(super) struct Running {
+    pub(super) told: Told,
+    pub(super) sequence: Sequence,
+    pub(super) slots: Vec<usize>,
+    pub(super) credit: i64,
+    /// Pages of it that were kept; `None` when no more will be.
+    pub(super) kept: Option<usize>,
 }
 
 /// The worker is gone: no handle sends it anything more.
@@ -57,13 +75,13 @@ impl Drop for Worker {
 }
 
 impl Told {
-    fn observe(&mut self, moment: Moment<'_>) -> std::ops::ControlFlow<crate::decode::FinishReason> {
+    pub(super) fn observe(&mut self, moment: Moment<'_>) -> std::ops::ControlFlow<crate::decode::FinishReason> {
         let listener = &mut self.listener;
         self.call.observe(moment, &mut |event, tokens| listener(Update::Event { event, tokens }))
     }
 
     /// Tells what a decode made, or why there is none.
-    fn end(self, ended: Result<Ended, SessionError>) {
+    pub(super) fn end(self, ended: Result<Ended, SessionError>) {
         let Told { call, mut listener, _place } = self;
         let mut events = |event: crate::session::Event<'_>, tokens: usize| listener(Update::Event { event, tokens });
         let result = match ended {
@@ -78,7 +96,7 @@ impl Told {
 }
 
 /// How a request ended.
-enum Ended {
+pub(super) enum Ended {
     Decoded(crate::decode::Decoded),
     /// Before it was given slots.
     Never(crate::decode::FinishReason),
@@ -88,19 +106,21 @@ impl Worker {
     pub(super) fn new(
         executor: Box<dyn Executor + Send>,
         slots: usize,
+        pages: Option<Pages>,
         prefill_rows: usize,
         shared: Arc<Shared>,
     ) -> Self {
+        let (waiting, seated, running) = Default::default();
         let free = (0..slots).rev().collect();
-        Self { executor, prefill_rows, shared, free, slots, waiting: VecDeque::new(), running: Vec::new() }
+        Self { executor, prefill_rows, shared, free, slots, pages, waiting, seated, running }
     }
 
     /// Runs until every handle is gone and every request has ended, or the device is lost.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let mut open = true;
-        while open || !self.running.is_empty() || !self.waiting.is_empty() {
+        while open || !self.is_idle() {
             while open {
-                let idle = self.running.is_empty() && self.waiting.is_empty();
+                let idle = self.is_idle();
                 let job = if idle { jobs.recv().map_err(|_| TryRecvError::Disconnected) } else { jobs.try_recv() };
                 match job {
                     Ok(job) => self.arrive(job),
@@ -110,6 +130,7 @@ impl Worker {
             }
             self.leave();
             self.admit();
+            self.begin();
             self.count();
             let ran = self.round();
             self.count();
@@ -118,6 +139,10 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.seated.is_empty() && self.waiting.is_empty()
     }
 
     /// Checks a request; what cannot be answered ends before anybody waits for it.
@@ -133,14 +158,16 @@ impl Worker {
             }
             let slots = (0..resolved.slots()).collect();
             let noise = Noise::Seeded(resolved.policy.seed);
-            Sequence::new(resolved.clone(), &*self.executor, call.prompt(), max_new, 0, slots, noise)?;
-            Ok(resolved)
+            // Of rows of all its tokens it would use so many.
+            let (prompt, all) = (call.prompt(), self.executor.copy_unit().map_or(0, |_| call.prompt().len()));
+            let sequence = Sequence::new(resolved.clone(), &*self.executor, prompt, max_new, all, slots, noise)?;
+            Ok((resolved, sequence.stored().len()))
         });
         match checked {
-            Ok(resolved) => {
+            Ok((resolved, shared)) => {
                 if listener(Update::Waiting).is_continue() {
                     let told = Told { call, listener, _place: place };
-                    self.waiting.push_back(Waiting { told, resolved, max_new });
+                    self.waiting.push_back(Waiting { told, resolved, max_new, shared });
                 }
             }
             Err(error) => Told { call, listener, _place: place }.end(Err(error.into())),
@@ -153,6 +180,15 @@ impl Worker {
             match waiting.told.call.overdue() {
                 Some(reason) => waiting.told.end(Ok(Ended::Never(reason))),
                 None => self.waiting.push_back(waiting),
+            }
+        }
+        for seated in std::mem::take(&mut self.seated) {
+            match seated.told.call.overdue() {
+                Some(reason) => {
+                    self.free.extend(seated.slots);
+                    seated.told.end(Ok(Ended::Never(reason)));
+                }
+                None => self.seated.push(seated),
             }
         }
         for mut running in std::mem::take(&mut self.running) {
@@ -176,22 +212,9 @@ impl Worker {
     /// Gives free slots to those who have waited longest.
     fn admit(&mut self) {
         while self.waiting.front().is_some_and(|w| w.resolved.slots() <= self.free.len()) {
-            let Some(Waiting { mut told, resolved, max_new }) = self.waiting.pop_front() else { return };
+            let Some(Waiting { told, resolved, max_new, shared }) = self.waiting.pop_front() else { return };
             let slots = self.free.split_off(self.free.len() - resolved.slots());
-            let noise = Noise::Seeded(resolved.policy.seed);
-            let prompt = told.call.prompt();
-            match Sequence::new(resolved, &*self.executor, prompt, max_new, 0, slots.clone(), noise) {
-                Ok(mut sequence) => {
-                    let listener = &mut told.listener;
-                    told.call.begin(&mut |event, tokens| listener(Update::Event { event, tokens }));
-                    sequence.want(&mut |moment| told.observe(moment));
-                    self.running.push(Running { told, sequence, slots, credit: 0 });
-                }
-                Err(error) => {
-                    self.free.extend(slots);
-                    told.end(Err(error.into()));
-                }
-            }
+            self.seated.push(Seated { told, resolved, max_new, shared, slots });
         }
     }
 
@@ -229,25 +252,26 @@ impl Worker {
         };
         let outcome = if now.is_empty() { Ok(false) } else { round(&mut now) };
         self.running.extend(later.into_iter().map(|(_, running)| running));
-        match outcome {
-            Ok(_) => {
-                self.shared.steps.fetch_add(u64::from(served > 0), Ordering::Relaxed);
-                self.shared.rows.fetch_add(served as u64, Ordering::Relaxed);
-                self.running.extend(now.into_iter().map(|(_, running)| running));
-                Ok(())
-            }
-            Err(error) => {
-                for (_, running) in now {
+        if outcome.is_ok() {
+            self.shared.steps.fetch_add(u64::from(served > 0), Ordering::Relaxed);
+            self.shared.rows.fetch_add(served as u64, Ordering::Relaxed);
+        }
+        let mut lost = Ok(());
+        for (_, mut running) in now {
+            match outcome.as_ref().map_err(again).and_then(|_| self.keep(&mut running)) {
+                Ok(()) => self.running.push(running),
+                Err(error) => {
                     self.free.extend(running.slots);
                     running.told.end(Err(DecodeError::from(again(&error)).into()));
+                    lost = if matches!(error, ExecError::DeviceLost(_)) { Err(error) } else { lost };
                 }
-                if matches!(error, ExecError::DeviceLost(_)) { Err(error) } else { Ok(()) }
             }
         }
+        lost
     }
 
     fn count(&self) {
-        self.shared.running.store(self.running.len(), Ordering::Relaxed);
+        self.shared.running.store(self.running.len() + self.seated.len(), Ordering::Relaxed);
         self.shared.slots_taken.store(self.slots - self.free.len(), Ordering::Relaxed);
     }
 
@@ -255,8 +279,9 @@ impl Worker {
     fn stop(&mut self, lost: &ExecError) {
         self.shared.stopped.store(true, Ordering::Release);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|w| w.told);
+        let seated = std::mem::take(&mut self.seated).into_iter().map(|s| s.told);
         let running = std::mem::take(&mut self.running).into_iter().map(|r| r.told);
-        for told in running.chain(waiting) {
+        for told in running.chain(seated).chain(waiting) {
             told.end(Err(DecodeError::from(again(lost)).into()));
         }
     }

@@ -142,7 +142,8 @@ impl Executor for Mock {
     fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
         let copy = self.caches[from.slot][from.row..from.row + rows].to_vec();
         assert!(copy.iter().all(|&id| id >= 0), "copies rows that were never written");
-        self.caches[to.slot][to.row..].fill(-1);
+        let end = (to.row + rows).next_multiple_of(self.copy_unit().unwrap()).min(self.max_seq);
+        self.caches[to.slot][to.row..end].fill(-1);
         self.caches[to.slot][to.row..to.row + rows].copy_from_slice(&copy);
         Ok(())
     }

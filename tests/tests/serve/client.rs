@@ -34,7 +34,7 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Setup {
-            capacity: Capacity { sequences: 4, waiting: 16, prefill_rows: 32 },
+            capacity: Capacity { sequences: 4, waiting: 16, ..Capacity::default() },
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
