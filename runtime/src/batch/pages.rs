@@ -43,7 +43,7 @@ impl Shelf {
 
     /// Rows that it holds.
     pub(super) fn rows(&self) -> usize {
-        self.pages * self.page
+        self.pages.saturating_mul(self.page)
     }
 
     fn row(&self, place: usize) -> CacheRow {
