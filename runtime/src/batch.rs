@@ -18,6 +18,7 @@ use std::time::Instant;
 use crate::decode::{DecodeError, DecodePolicy};
 use crate::exec::Executor;
 use crate::model::Model;
+use crate::probe;
 use crate::session::{Call, Event, Report, Request, SessionError, TextSide};
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -33,16 +34,19 @@ pub struct Capacity {
     pub sequences: usize,
     /// Further requests that may wait for one of them to end.
     pub waiting: usize,
-    /// Most rows of one pass over a prompt, so that a long prompt does not hold up the others' steps; whole blocks of the
-    /// attention mask may be more.
+    /// Most rows of one pass over a prompt, so that a long prompt does not hold up the others' steps; a step that is filled,
+    /// and whole blocks of the attention mask, may be more.
     pub prefill_rows: usize,
+    /// Rows up to which a step is filled, beyond which a row costs no less beside others than without them; measured at the
+    /// start where it is not given.
+    pub step_rows: Option<usize>,
     /// Cache rows that are reserved for what later requests may begin with, in whole slots; 0 keeps nothing.
     pub prefix_rows: usize,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { sequences: 8, waiting: 64, prefill_rows: 32, prefix_rows: 4096 }
+        Self { sequences: 8, waiting: 64, prefill_rows: 32, step_rows: None, prefix_rows: 4096 }
     }
 }
 
@@ -145,6 +149,7 @@ struct Job {
     call: Call,
     policy: DecodePolicy,
     max_new: usize,
+    priority: i32,
     listener: Listener,
     place: Place,
 }
@@ -182,19 +187,22 @@ impl Batch {
         policy: DecodePolicy,
         capacity: Capacity,
     ) -> Result<Self, SessionError> {
-        let capacity =
-            Capacity { sequences: capacity.sequences.max(1), prefill_rows: capacity.prefill_rows.max(1), ..capacity };
         let resolved = policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
-        let slots = capacity.sequences.saturating_mul(resolved.slots());
+        let sequences = capacity.sequences.max(1);
+        let slots = sequences.saturating_mul(resolved.slots());
         let shelf = begin::shelf(&*executor, &resolved, capacity.prefix_rows, slots);
         let all = slots.saturating_add(shelf.map_or(0, |shelf| shelf.slots()));
         executor.reserve(all).map_err(DecodeError::from)?;
+        let knee =
+            capacity.step_rows.map_or_else(|| probe::knee(&mut *executor), Ok).map_err(DecodeError::from)?.max(1);
+        let prefill_rows = capacity.prefill_rows.max(knee);
+        let capacity = Capacity { sequences, step_rows: Some(knee), prefill_rows, ..capacity };
         let shared = Arc::new(Shared::default());
         shared.slots.store(slots, Ordering::Relaxed);
         let max_seq = executor.max_seq();
         let (inbox, jobs) = channel();
         let pages = shelf.ok().map(pages::Pages::new);
-        let worker = worker::Worker::new(executor, slots, pages, capacity.prefill_rows, Arc::clone(&shared));
+        let worker = worker::Worker::new(executor, slots, pages, capacity, Arc::clone(&shared));
         std::thread::Builder::new()
             .name("dlxc-batch".into())
             .spawn(move || worker.run(&jobs))
@@ -217,7 +225,7 @@ impl Batch {
         self.max_seq
     }
 
-    /// How many requests it takes.
+    /// How many requests it takes, and how large steps are filled.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
@@ -240,7 +248,8 @@ impl Batch {
         let place = self.place()?;
         let policy = self.text.policy_of(&request.overrides)?;
         let call = Call::new(&self.text, request, policy.clone(), begin)?;
-        let job = Job { call, policy, max_new: request.max_new, listener, place };
+        let Request { max_new, priority, .. } = *request;
+        let job = Job { call, policy, max_new, priority, listener, place };
         self.inbox.send(job).map_err(|_| Refused::Stopped)
     }
 

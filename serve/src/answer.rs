@@ -234,6 +234,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     for (index, prompt) in prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
         let mut request = Request::new(prompt, max_new);
         request.overrides = sampling.overrides.clone();
+        request.priority = sampling.priority;
         // Each choice of a prompt is drawn on its own.
         request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
         request.deadline = Instant::now().checked_add(app.timeout);

@@ -62,7 +62,9 @@ impl Worker {
         let others = || self.running.iter().filter(|other| other.slots.len() == 1);
         let live = others().map(|other| (alike(other.sequence.stored()), other.slots[0])).max_by_key(|(rows, _)| *rows);
         let (live, slot) = live.unwrap_or((0, 0));
-        let coming = others().map(|other| alike(other.sequence.prefilled())).max().unwrap_or(0);
+        // Who goes first does not wait for who goes last.
+        let before = others().filter(|other| other.priority <= seated.priority);
+        let coming = before.map(|other| alike(other.sequence.prefilled())).max().unwrap_or(0);
         let found = self.pages.as_mut().map_or_else(Vec::new, |pages| pages.find(&prompt[..seated.shared]));
         let kept = found.len() * self.page();
         let best = live.max(kept);
@@ -82,7 +84,7 @@ impl Worker {
 
     /// Copies what a request begins with and lets it run.
     fn start(&mut self, seated: Seated, begins: &Begins) {
-        let Seated { mut told, resolved, max_new, slots, .. } = seated;
+        let Seated { mut told, resolved, max_new, priority, slots, .. } = seated;
         let noise = Noise::Seeded(resolved.policy.seed);
         let started = self.fetch(begins, slots[0]).map_err(DecodeError::from).and_then(|held| {
             Sequence::new(resolved, &*self.executor, told.call.prompt(), max_new, held, slots.clone(), noise)
@@ -94,7 +96,10 @@ impl Worker {
                 let listener = &mut told.listener;
                 told.call.begin(&mut |event: Event<'_>, tokens| listener(Update::Event { event, tokens }));
                 sequence.want(&mut |moment: Moment<'_>| told.observe(moment));
-                self.running.push(Running { told, sequence, slots, credit: 0, kept: Some(0) });
+                // It owes as little as anybody, and is owed nothing.
+                let class = self.running.iter().filter(|other| other.priority == priority);
+                let used = class.map(|other| other.used).min().unwrap_or(0);
+                self.running.push(Running { told, sequence, slots, priority, used, kept: Some(0) });
             }
             Err(error) => {
                 self.free.extend(slots);

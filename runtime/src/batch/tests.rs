@@ -19,7 +19,7 @@ fn policy() -> DecodePolicy {
 }
 
 fn batch(mock: Mock, sequences: usize, waiting: usize) -> Batch {
-    let capacity = Capacity { sequences, waiting, prefill_rows: 4, ..Capacity::default() };
+    let capacity = Capacity { sequences, waiting, prefill_rows: 4, step_rows: Some(8), ..Capacity::default() };
     Batch::with_executor(Box::new(mock), bytes_tokenizer(&["<stop>", "<mask>"]), None, policy(), capacity).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn causal() -> Mock {
 }
 
 fn keeping(mock: Mock, sequences: usize, prefix_rows: usize) -> Batch {
-    let capacity = Capacity { sequences, prefill_rows: 8, prefix_rows, ..Capacity::default() };
+    let capacity = Capacity { sequences, prefill_rows: 8, step_rows: Some(8), prefix_rows, ..Capacity::default() };
     Batch::with_executor(Box::new(mock), bytes_tokenizer(&["<stop>", "<mask>"]), None, policy(), capacity).unwrap()
 }
 
@@ -295,6 +295,41 @@ fn nothing_is_kept_where_rows_depend_on_what_follows() {
     let reports = at_once(&batch, &vec![text("the same prompt for all of them", 4); 4]);
     assert!(reports.iter().all(|r| r.held_tokens == 0 && r.passes.prefill == 4));
     assert_eq!((batch.load().reused_tokens, batch.load().slots), (0, 4));
+}
+
+#[test]
+fn lower_numbers_go_first_for_slots_and_steps() {
+    let order = |sequences: usize| {
+        let batch = keeping(causal(), sequences, 0);
+        let (send, ended) = sync_channel(16);
+        let (gate, open) = sync_channel::<()>(0);
+        batch
+            .submit(
+                &text("ab", 8),
+                Box::new(
+                    move |_| if open.recv().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
+                ),
+            )
+            .unwrap();
+        for (i, priority) in [5, 0, -3, 0].into_iter().enumerate() {
+            let send = send.clone();
+            let listener = move |update: Update<'_>| {
+                if let Update::End(_) = update {
+                    send.send(i).unwrap();
+                }
+                ControlFlow::Continue(())
+            };
+            // Of different length, so that nobody waits for the rows of another, and a pass fills a step.
+            let request =
+                Request { priority, ..text(&["abcdefgh", "ijklmnop", "qrstuvwx", "yzabcdef"][i].repeat(2), 4) };
+            batch.submit(&request, Box::new(listener)).unwrap();
+        }
+        drop(gate);
+        (0..4).map(|_| ended.recv_timeout(Duration::from_secs(60)).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(order(1), [2, 1, 3, 0], "one after the other");
+    let beside = order(4);
+    assert_eq!((beside[0], beside[3]), (2, 0), "{beside:?}");
 }
 
 proptest! {

@@ -3,15 +3,15 @@
 //! Invariant: between two steps every request that was cancelled, is overdue, has nobody listening or has ended gives its
 //! slots back. A slot belongs to one request at a time. An error of the executor ends those that took part in the step.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use super::pages::Pages;
-use super::turns::{Want, choose};
-use super::{Job, Listener, Place, Shared, Update};
-use crate::decode::{Active, DecodeError, Driver, Moment, Noise, Observer, Resolved, Sequence};
+use super::turns::{Ages, Room, Want, choose};
+use super::{Capacity, Job, Listener, Place, Shared, Update};
+use crate::decode::{Active, DecodeError, Driver, ForwardKind, Moment, Noise, Observer, Resolved, Sequence};
 use crate::exec::{ExecError, Executor};
 use crate::session::{Call, SessionError};
 use dlx_ir::MAX_SPANS;
@@ -19,16 +19,20 @@ use dlx_ir::MAX_SPANS;
 /// See the module.
 pub(super) struct Worker {
     pub(super) executor: Box<dyn Executor + Send>,
+    /// What a step takes.
+    room: Room,
     prefill_rows: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) free: Vec<usize>,
     slots: usize,
     /// Rows that are kept for requests that begin alike.
     pub(super) pages: Option<Pages>,
+    /// In the order in which they came.
     waiting: VecDeque<Waiting>,
+    /// How often classes have waited for slots, and for steps.
+    ages: [Ages; 2],
     /// In the order in which they came.
     pub(super) seated: Vec<Seated>,
-    /// In the order in which they are served.
     pub(super) running: Vec<Running>,
 }
 
@@ -44,6 +48,7 @@ struct Waiting {
     told: Told,
     resolved: Resolved,
     max_new: usize,
+    priority: i32,
     shared: usize,
 }
 
@@ -52,6 +57,7 @@ pub(super) struct Seated {
     pub(super) told: Told,
     pub(super) resolved: Resolved,
     pub(super) max_new: usize,
+    pub(super) priority: i32,
     /// Tokens of its prompt whose rows may come from others.
     pub(super) shared: usize,
     pub(super) slots: Vec<usize>,
@@ -62,7 +68,9 @@ pub(super) struct Running {
     pub(super) told: Told,
     pub(super) sequence: Sequence,
     pub(super) slots: Vec<usize>,
-    pub(super) credit: i64,
+    pub(super) priority: i32,
+    /// Rows that it has had since all were served.
+    pub(super) used: u64,
     /// Pages of it that were kept; `None` when no more will be.
     pub(super) kept: Option<usize>,
 }
@@ -107,12 +115,14 @@ impl Worker {
         executor: Box<dyn Executor + Send>,
         slots: usize,
         pages: Option<Pages>,
-        prefill_rows: usize,
+        capacity: Capacity,
         shared: Arc<Shared>,
     ) -> Self {
-        let (waiting, seated, running) = Default::default();
-        let free = (0..slots).rev().collect();
-        Self { executor, prefill_rows, shared, free, slots, pages, waiting, seated, running }
+        let (waiting, ages, seated, running) = Default::default();
+        let (free, prefill_rows) = ((0..slots).rev().collect(), capacity.prefill_rows);
+        let rows = executor.step_buckets().last().copied().unwrap_or(0);
+        let room = Room { knee: capacity.step_rows.unwrap_or(rows), rows, spans: MAX_SPANS };
+        Self { executor, room, prefill_rows, shared, free, slots, pages, waiting, ages, seated, running }
     }
 
     /// Runs until every handle is gone and every request has ended, or the device is lost.
@@ -147,7 +157,7 @@ impl Worker {
 
     /// Checks a request; what cannot be answered ends before anybody waits for it.
     fn arrive(&mut self, job: Job) {
-        let Job { call, policy, max_new, mut listener, place } = job;
+        let Job { call, policy, max_new, priority, mut listener, place } = job;
         let checked = policy.resolve(&*self.executor).map_err(DecodeError::from).and_then(|resolved| {
             let resolved = Resolved { prefill_rows: self.prefill_rows, ..resolved };
             if resolved.slots() > self.slots {
@@ -167,7 +177,7 @@ impl Worker {
             Ok((resolved, shared)) => {
                 if listener(Update::Waiting).is_continue() {
                     let told = Told { call, listener, _place: place };
-                    self.waiting.push_back(Waiting { told, resolved, max_new, shared });
+                    self.waiting.push_back(Waiting { told, resolved, max_new, priority, shared });
                 }
             }
             Err(error) => Told { call, listener, _place: place }.end(Err(error.into())),
@@ -209,12 +219,22 @@ impl Worker {
         }
     }
 
-    /// Gives free slots to those who have waited longest.
+    /// Gives free slots to those of the class whose turn it is who have waited longest.
     fn admit(&mut self) {
-        while self.waiting.front().is_some_and(|w| w.resolved.slots() <= self.free.len()) {
-            let Some(Waiting { told, resolved, max_new, shared }) = self.waiting.pop_front() else { return };
+        let [ages, _] = &mut self.ages;
+        loop {
+            let present: BTreeSet<i32> = self.waiting.iter().map(|waiting| waiting.priority).collect();
+            let Some(class) = ages.first(&present) else { return };
+            let next = self.waiting.iter().position(|waiting| waiting.priority == class);
+            let fits = next.filter(|next| self.waiting[*next].resolved.slots() <= self.free.len());
+            let Some(Waiting { told, resolved, max_new, priority, shared }) =
+                fits.and_then(|next| self.waiting.remove(next))
+            else {
+                return;
+            };
+            ages.served(class, &present);
             let slots = self.free.split_off(self.free.len() - resolved.slots());
-            self.seated.push(Seated { told, resolved, max_new, shared, slots });
+            self.seated.push(Seated { told, resolved, max_new, priority, shared, slots });
         }
     }
 
@@ -223,19 +243,17 @@ impl Worker {
     /// # Errors
     /// A lost device, after which nothing can be run.
     fn round(&mut self) -> Result<(), ExecError> {
-        let spans = |sequence: &Sequence| sequence.wanted().map_or(0, |pass| pass.spans().len());
-        let rows = |sequence: &Sequence| sequence.wanted().map_or(0, |pass| pass.spans().map(|s| s.ids.len()).sum());
-        let wants = self.running.iter().map(|Running { sequence, credit, .. }| Want {
-            rows: rows(sequence),
-            spans: spans(sequence),
-            credit: *credit,
+        let wants = self.running.iter().map(|&Running { ref sequence, priority, used, .. }| {
+            let pass = sequence.wanted();
+            let (spans, rows) = pass.map_or((0, 0), |p| (p.spans().len(), p.spans().map(|s| s.ids.len()).sum()));
+            let prefill = pass.is_some_and(|pass| pass.kind() == ForwardKind::Prefill);
+            Want { rows, spans, prefill, priority, used }
         });
         let mut wants: Vec<Want> = wants.collect();
-        let largest = self.executor.step_buckets().last().copied().unwrap_or(0);
-        let chosen = choose(&mut wants, largest, MAX_SPANS);
+        let chosen = choose(&mut wants, self.room, &mut self.ages[1]);
         let served: usize = chosen.iter().map(|&i| wants[i].rows).sum();
         for (running, want) in self.running.iter_mut().zip(&wants) {
-            running.credit = want.credit;
+            running.used = want.used;
         }
         let (mut now, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.running).into_iter().enumerate().partition(|(i, _)| chosen.contains(i));
