@@ -94,11 +94,6 @@ impl Executor for Paired {
         self.other.reserve(slots)
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
-        self.baseline.copy_rows(from, to, rows)?;
-        self.other.copy_rows(from, to, rows)
-    }
-
     fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
         self.baseline.step(spans)?;
         self.other.step(spans)

@@ -1,7 +1,8 @@
 //! Many requests side by side on one loaded model.
 //!
 //! One thread ([`worker`]) owns the executor; a [`Batch`] is the handle that any thread submits to. Requests join and leave
-//! between passes. Who takes part in a step is decided by rows ([`turns`]).
+//! between passes. Who takes part in a step is decided by rows ([`turns`]). What requests begin with alike is computed once
+//! ([`begin`]), and kept for later ones ([`pages`]).
 //!
 //! Invariant: on the CPU a request's answer is, to the bit, what a [`Session`](crate::session::Session) gives for it alone,
 //! whatever runs beside it. The caches of every sequence that may run are reserved before the first request, so an admitted
@@ -17,9 +18,12 @@ use std::time::Instant;
 use crate::decode::{DecodeError, DecodePolicy};
 use crate::exec::Executor;
 use crate::model::Model;
+use crate::probe;
 use crate::session::{Call, Event, Report, Request, SessionError, TextSide};
 use crate::text::{ChatTemplate, Tokenizer};
 
+mod begin;
+mod pages;
 mod turns;
 mod worker;
 
@@ -30,15 +34,34 @@ pub struct Capacity {
     pub sequences: usize,
     /// Further requests that may wait for one of them to end.
     pub waiting: usize,
-    /// Most rows of one pass over a prompt, so that a long prompt does not hold up the others' steps; whole blocks of the
-    /// attention mask may be more.
+    /// Most rows of one pass over a prompt, so that a long prompt does not hold up the others' steps; a step that is filled,
+    /// and whole blocks of the attention mask, may be more.
     pub prefill_rows: usize,
+    /// Rows up to which a step is filled, beyond which a row costs no less beside others than without them; measured at the
+    /// start where it is not given.
+    pub step_rows: Option<usize>,
+    /// Cache rows that are reserved for what later requests may begin with, in whole slots; 0 keeps nothing.
+    pub prefix_rows: usize,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { sequences: 8, waiting: 64, prefill_rows: 32 }
+        Self { sequences: 8, waiting: 64, prefill_rows: 32, step_rows: None, prefix_rows: 4096 }
     }
+}
+
+/// Whether rows are kept for requests that begin alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixCache {
+    /// Pages of committed blocks; the one that nobody has used for longest goes first.
+    On {
+        /// Tokens of a page.
+        page: usize,
+        /// Rows of all pages.
+        rows: usize,
+    },
+    /// Nothing is kept, for this reason.
+    Off(&'static str),
 }
 
 /// What a listener is told, in order: `Waiting`, events, and `End`; or `End` alone where a request cannot be answered.
@@ -92,6 +115,10 @@ pub struct Load {
     pub steps: u64,
     /// Rows of these steps.
     pub rows: u64,
+    /// Rows that are kept for requests that begin alike.
+    pub prefix_rows: usize,
+    /// Tokens of prompts whose rows were there already, kept or in another request's slot.
+    pub reused_tokens: u64,
 }
 
 /// What handle and worker both count.
@@ -103,6 +130,8 @@ struct Shared {
     slots: AtomicUsize,
     steps: AtomicU64,
     rows: AtomicU64,
+    prefix_rows: AtomicUsize,
+    reused_tokens: AtomicU64,
     stopped: AtomicBool,
 }
 
@@ -120,6 +149,7 @@ struct Job {
     call: Call,
     policy: DecodePolicy,
     max_new: usize,
+    priority: i32,
     listener: Listener,
     place: Place,
 }
@@ -132,11 +162,12 @@ pub struct Batch {
     text: Arc<TextSide>,
     shared: Arc<Shared>,
     capacity: Capacity,
+    prefix_cache: PrefixCache,
     max_seq: usize,
 }
 
 impl Batch {
-    /// Reserves the caches of all sequences and starts the thread that runs the model.
+    /// Reserves the caches of all sequences and pages, and starts the thread that runs the model.
     ///
     /// # Errors
     /// A policy that the model cannot run, or caches that do not fit the device or the memory limit.
@@ -156,21 +187,32 @@ impl Batch {
         policy: DecodePolicy,
         capacity: Capacity,
     ) -> Result<Self, SessionError> {
-        let capacity =
-            Capacity { sequences: capacity.sequences.max(1), prefill_rows: capacity.prefill_rows.max(1), ..capacity };
         let resolved = policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
-        let slots = capacity.sequences.saturating_mul(resolved.slots());
-        executor.reserve(slots).map_err(DecodeError::from)?;
+        let sequences = capacity.sequences.max(1);
+        let slots = sequences.saturating_mul(resolved.slots());
+        let shelf = begin::shelf(&*executor, &resolved, capacity.prefix_rows, slots);
+        let all = slots.saturating_add(shelf.map_or(0, |shelf| shelf.slots()));
+        executor.reserve(all).map_err(DecodeError::from)?;
+        let knee =
+            capacity.step_rows.map_or_else(|| probe::knee(&mut *executor), Ok).map_err(DecodeError::from)?.max(1);
+        let prefill_rows = capacity.prefill_rows.max(knee);
+        let capacity = Capacity { sequences, step_rows: Some(knee), prefill_rows, ..capacity };
         let shared = Arc::new(Shared::default());
         shared.slots.store(slots, Ordering::Relaxed);
         let max_seq = executor.max_seq();
         let (inbox, jobs) = channel();
-        let worker = worker::Worker::new(executor, slots, capacity.prefill_rows, Arc::clone(&shared));
+        let pages = shelf.ok().map(pages::Pages::new);
+        let worker = worker::Worker::new(executor, slots, pages, capacity, Arc::clone(&shared));
         std::thread::Builder::new()
             .name("dlxc-batch".into())
             .spawn(move || worker.run(&jobs))
             .map_err(|e| DecodeError::from(crate::exec::ExecError::Device(format!("no thread can be started: {e}"))))?;
-        Ok(Self { inbox, text: Arc::new(TextSide::new(tokenizer, template, policy)), shared, capacity, max_seq })
+        let prefix_cache = match shelf {
+            Ok(shelf) => PrefixCache::On { page: shelf.page, rows: shelf.rows() },
+            Err(why) => PrefixCache::Off(why),
+        };
+        let text = Arc::new(TextSide::new(tokenizer, template, policy));
+        Ok(Self { inbox, text, shared, capacity, prefix_cache, max_seq })
     }
 
     /// The model's text side.
@@ -183,9 +225,14 @@ impl Batch {
         self.max_seq
     }
 
-    /// How many requests it takes.
+    /// How many requests it takes, and how large steps are filled.
     pub fn capacity(&self) -> Capacity {
         self.capacity
+    }
+
+    /// Whether rows are kept for requests that begin alike, and why not.
+    pub fn prefix_cache(&self) -> PrefixCache {
+        self.prefix_cache
     }
 
     /// Takes a request; `listener` is told what becomes of it. [`Request::keep`] means nothing here. The prompt is rendered
@@ -201,7 +248,8 @@ impl Batch {
         let place = self.place()?;
         let policy = self.text.policy_of(&request.overrides)?;
         let call = Call::new(&self.text, request, policy.clone(), begin)?;
-        let job = Job { call, policy, max_new: request.max_new, listener, place };
+        let Request { max_new, priority, .. } = *request;
+        let job = Job { call, policy, max_new, priority, listener, place };
         self.inbox.send(job).map_err(|_| Refused::Stopped)
     }
 
@@ -233,6 +281,8 @@ impl Batch {
             slots: s.slots.load(Ordering::Relaxed),
             steps: s.steps.load(Ordering::Relaxed),
             rows: s.rows.load(Ordering::Relaxed),
+            prefix_rows: s.prefix_rows.load(Ordering::Relaxed),
+            reused_tokens: s.reused_tokens.load(Ordering::Relaxed),
         }
     }
 }

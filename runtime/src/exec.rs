@@ -43,6 +43,15 @@ impl<'a> Span<'a> {
     }
 }
 
+/// A row of a slot of the caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRow {
+    /// The slot, below [`Executor::slots`].
+    pub slot: usize,
+    /// The row, below [`Executor::max_seq`].
+    pub row: usize,
+}
+
 /// What the fused LM head reports for one row, computed without materialising its logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowStats {
@@ -141,27 +150,49 @@ impl Limits<'_> {
         }
     }
 
-    /// Refuses a copy of the first `rows` rows of a slot that would not be what the other sequence computes itself; `unit` is
-    /// the mask's [`Mask::prefix_unit`](dlx_ir::Mask::prefix_unit).
+    /// Refuses a copy of rows that would not be what another sequence computes itself; `block` is the mask's
+    /// [`Mask::prefix_unit`](dlx_ir::Mask::prefix_unit), `unit` what [`Executor::copy_unit`] says.
     ///
     /// # Errors
     /// [`ExecError::Shape`].
-    pub(crate) fn check_copy(&self, unit: Option<usize>, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+    pub(crate) fn check_copy(
+        &self,
+        block: Option<usize>,
+        unit: Option<usize>,
+        [from, to]: [CacheRow; 2],
+        rows: usize,
+    ) -> Result<(), ExecError> {
         let shape = |what: String| Err(ExecError::Shape(what));
-        if from >= self.slots || to >= self.slots || rows > self.max_seq {
-            let Limits { slots, max_seq, .. } = self;
+        let (Some(block), Some(unit)) = (block, unit) else {
+            return shape("with full attention every row depends on all others: none can be copied".into());
+        };
+        for CacheRow { slot, row } in [from, to] {
+            if slot >= self.slots || row.checked_add(rows).is_none_or(|end| end > self.max_seq) {
+                let Limits { slots, max_seq, .. } = self;
+                return shape(format!(
+                    "{rows} rows of slot {slot} from row {row} do not fit {slots} slots of {max_seq} rows"
+                ));
+            }
+            if !row.is_multiple_of(unit) {
+                return shape(format!("rows are copied from and to multiples of {unit}, not row {row}"));
+            }
+        }
+        if !rows.is_multiple_of(block) {
             return shape(format!(
-                "{rows} rows of slot {from} to slot {to} do not fit {slots} slots of {max_seq} rows"
+                "{rows} rows are no whole blocks of {block}: the last ones have seen what follows them"
             ));
         }
-        match unit {
-            None => shape("with full attention every row depends on all others: none can be copied".into()),
-            Some(unit) if !rows.is_multiple_of(unit) => {
-                shape(format!("{rows} rows are no whole blocks of {unit}: the last ones have seen what follows them"))
-            }
-            Some(_) => Ok(()),
-        }
+        Ok(())
     }
+}
+
+/// The least number that is a multiple of both; `None` for 0 or beyond all numbers.
+pub(crate) fn common_multiple(a: usize, b: usize) -> Option<usize> {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a.checked_div(x)?.checked_mul(b).filter(|n| *n > 0)
 }
 
 /// Refuses rows that were not in the last step, which had `live`.
@@ -200,13 +231,22 @@ pub trait Executor {
     /// [`ExecError::OutOfMemory`], [`ExecError::Limit`], or [`ExecError::Shape`] when the device cannot hold so many.
     fn reserve(&mut self, slots: usize) -> Result<(), ExecError>;
 
-    /// Makes the first `rows` cache rows of slot `to` those of slot `from`, so that a sequence that begins like another need
-    /// not compute them. What slot `to` held behind them is gone.
+    /// The multiples at which copies of cache rows may begin: whole blocks of the mask that are stored apart from others.
+    /// `None` where no row can be copied, since each depends on what follows it.
+    fn copy_unit(&self) -> Option<usize> {
+        None
+    }
+
+    /// Makes `rows` cache rows at `to` those at `from`, so that a sequence that begins like another need not compute them. What
+    /// lay behind them at `to` is gone up to the next multiple of [`Executor::copy_unit`]. Rows mean the same only at the same
+    /// number and behind the same rows; at another they are merely kept.
     ///
     /// # Errors
-    /// [`ExecError::Shape`] for rows or slots that do not exist, and where rows depend on what follows them: with full
-    /// attention, and inside a block.
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError>;
+    /// [`ExecError::Shape`] for rows or slots that do not exist, copies that do not begin at a multiple of
+    /// [`Executor::copy_unit`], and where rows depend on what follows them: with full attention, and inside a block.
+    fn copy_rows(&mut self, _from: CacheRow, _to: CacheRow, _rows: usize) -> Result<(), ExecError> {
+        Err(ExecError::Shape("this executor copies no rows".into()))
+    }
 
     /// Runs one forward pass over the rows of all spans; the last hidden state of each row stays on the device for
     /// [`Executor::head`]. Rows are numbered from 0, span after span. What a span computes depends on

@@ -15,6 +15,7 @@ pub mod mapped;
 pub mod memory;
 mod model;
 pub mod policies;
+mod probe;
 pub mod selftest;
 pub mod session;
 pub mod text;

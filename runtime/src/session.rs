@@ -17,11 +17,12 @@ use crate::exec::Executor;
 use crate::model::Model;
 use crate::policies::{Aim, Chosen, Policies};
 use crate::text::{ChatTemplate, Message, TextError, Tokenizer};
-use speculator::{Job, Speculator, common};
+use speculator::{Job, Speculator};
 
 pub use crate::decode::hybrid::{CostTable, Length, Verdict};
 pub(crate) use call::Call;
 pub use prompt::TextSide;
+pub(crate) use speculator::common;
 pub use speculator::{Drafting, Speculate, Speculation};
 
 mod aim;
@@ -73,6 +74,8 @@ pub struct Request {
     /// Whether tokens are drafted and verified; the text is then that of the model this session is of, or for
     /// [`Drafting::Itself`] that of its causal mode.
     pub speculate: Option<Speculate>,
+    /// Among requests side by side, those with lower numbers go first; a session has but one.
+    pub priority: i32,
     /// When to give up; looked at before every forward pass.
     pub deadline: Option<Instant>,
     /// Set to true by another thread to cancel; looked at before every forward pass.
@@ -91,6 +94,7 @@ impl Request {
             no_prefix: false,
             keep: false,
             speculate: None,
+            priority: 0,
             deadline: None,
             cancel: None,
         }

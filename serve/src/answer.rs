@@ -134,23 +134,27 @@ impl Head {
 pub(crate) struct Used {
     /// Of each choice; choices of one prompt count it once.
     pub(crate) prompt: Vec<usize>,
+    /// Those of them whose rows were there already, known at the end.
+    pub(crate) cached: Vec<usize>,
     pub(crate) completion: Vec<usize>,
 }
 
 impl Used {
     pub(crate) fn new(count: usize) -> Self {
-        Self { prompt: vec![0; count], completion: vec![0; count] }
+        Self { prompt: vec![0; count], cached: vec![0; count], completion: vec![0; count] }
     }
 
     /// As the API tells it; `n` choices share a prompt.
     pub(crate) fn json(&self, n: usize) -> Value {
         let prompt: usize = self.prompt.chunks(n.max(1)).filter_map(|c| c.iter().max()).sum();
+        // One of a prompt's choices has computed what the others share.
+        let cached: usize = self.cached.chunks(n.max(1)).filter_map(|c| c.iter().min()).sum();
         let completion: usize = self.completion.iter().sum();
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": cached},
         })
     }
 }
@@ -230,6 +234,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     for (index, prompt) in prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
         let mut request = Request::new(prompt, max_new);
         request.overrides = sampling.overrides.clone();
+        request.priority = sampling.priority;
         // Each choice of a prompt is drawn on its own.
         request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
         request.deadline = Instant::now().checked_add(app.timeout);
@@ -292,6 +297,7 @@ async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used)
     let reports: Vec<Report> = reports.into_iter().flatten().collect();
     let used = Used {
         prompt: reports.iter().map(|r| r.prompt_tokens).collect(),
+        cached: reports.iter().map(|r| r.held_tokens).collect(),
         completion: reports.iter().map(|r| r.ids.len()).collect(),
     };
     Ok((reports, used))

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use dlx_runtime::batch::Batch;
+use dlx_runtime::batch::{Batch, PrefixCache};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -104,6 +104,12 @@ async fn run<E: Send + 'static>(
         if let Some(task) = loading.take_if(|task| task.is_finished()) {
             let loaded = task.await.map_err(|e| ServeError::Io(std::io::Error::other(e)))?.map_err(ServeError::Load)?;
             let created = now();
+            for (model, batch) in &loaded {
+                match batch.prefix_cache() {
+                    PrefixCache::On { page, rows } => tracing::info!(model, page, rows, "prefix cache"),
+                    PrefixCache::Off(why) => tracing::info!(model, why, "no prefix cache"),
+                }
+            }
             let served = loaded.into_iter().map(|(name, batch)| (name, Served { batch, created }));
             app.models.get_or_init(|| served.collect());
             tracing::info!("ready");

@@ -1,12 +1,14 @@
 //! What the server counts, for Prometheus.
 //!
-//! Invariant: labels are endpoints, statuses and the names of models, never what a client sent.
+//! Invariant: labels are endpoints, statuses, the names of models and reasons of our own, never what a client sent.
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use dlx_runtime::batch::PrefixCache;
 
 use crate::App;
 use crate::answer::Used;
@@ -55,6 +57,11 @@ impl Metrics {
         let (steps, rows) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
         registry.register("steps", "Forward passes over all sequences at once", steps.clone());
         registry.register("step_rows", "Rows of these passes", rows.clone());
+        let prefix = gauge(&mut registry, "prefix_cache_on", "Whether rows are kept for prompts that begin alike");
+        let prefix_rows = gauge(&mut registry, "prefix_cache_rows", "Cache rows for prompts that begin alike");
+        let prefix_kept = gauge(&mut registry, "prefix_cache_rows_taken", "Those of them that hold something");
+        let reused = Family::<Labels, Counter>::default();
+        registry.register("reused_tokens", "Tokens of prompts whose rows were there already", reused.clone());
         let set = |family: &Family<Labels, Gauge>, labels: &Labels, value: usize| {
             family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
@@ -66,6 +73,14 @@ impl Metrics {
             set(&slots, &labels, load.slots);
             steps.get_or_create(&labels).inc_by(load.steps);
             rows.get_or_create(&labels).inc_by(load.rows);
+            reused.get_or_create(&labels).inc_by(load.reused_tokens);
+            let (on, most, why) = match served.batch.prefix_cache() {
+                PrefixCache::On { rows, .. } => (1, rows, ""),
+                PrefixCache::Off(why) => (0, 0, why),
+            };
+            set(&prefix, &vec![("model", name.clone()), ("reason", why.to_owned())], on);
+            set(&prefix_rows, &labels, most);
+            set(&prefix_kept, &labels, load.prefix_rows);
         }
         let mut text = String::new();
         encode(&mut text, &registry).expect("a string takes everything");

@@ -114,6 +114,8 @@ pub(crate) struct Sampling {
     pub(crate) overrides: Overrides,
     pub(crate) seed: Option<u64>,
     pub(crate) n: usize,
+    /// Lower numbers go first.
+    pub(crate) priority: i32,
     pub(crate) stream: Option<Usage>,
 }
 
@@ -152,12 +154,14 @@ impl Sampling {
             stop_ids: (ignore_eos || !more.is_empty()).then(|| [own, &more].concat()),
             ..Overrides::default()
         };
+        let priority = params.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
         let stream = params.boolean("stream")?.unwrap_or(false);
         let usage = stream_options(params, stream)?;
         Ok(Self {
             overrides,
             seed: params.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
             n: params.count("n", 1..=128)?.unwrap_or(1),
+            priority: priority.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
             stream: stream.then_some(usage),
         })
     }

@@ -89,6 +89,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
             Ok(Some((index, Note::End(result)))) => match *result {
                 Ok(report) => {
                     (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
+                    used.cached[index] = report.held_tokens;
                     open -= 1;
                     let mut last = delta(head, index, "");
                     if head.kind == Kind::Chat {

@@ -156,10 +156,6 @@ impl Executor for Interpreted {
         if slots <= SLOTS { Ok(()) } else { Err(ExecError::Shape(format!("{slots} slots are more than {SLOTS}"))) }
     }
 
-    fn copy_rows(&mut self, _: usize, _: usize, _: usize) -> Result<(), ExecError> {
-        Err(ExecError::Shape("the evaluator copies no rows".into()))
-    }
-
     fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
         self.observe(spans, &mut |_, _| {}).map(drop)
     }

@@ -9,7 +9,7 @@ mod checkpoint;
 use std::path::Path;
 
 use dlx_ir::Mask;
-use dlx_runtime::exec::{ExecError, Executor, RowStats, Span};
+use dlx_runtime::exec::{CacheRow, ExecError, Executor, RowStats, Span};
 
 use checkpoint::{Config, Layer, Linear, Weights};
 
@@ -169,12 +169,17 @@ impl Executor for Naive {
         Ok(())
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
+    fn copy_unit(&self) -> Option<usize> {
+        self.mask.prefix_unit()
+    }
+
+    fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
         let width = self.config.kv_heads * self.config.head_dim;
+        let part = |at: CacheRow| at.row * width..(at.row + rows) * width;
         for layer in 0..self.weights.layers.len() {
-            let (keys, values) = self.caches[from][layer].clone();
-            self.caches[to][layer].0[..rows * width].copy_from_slice(&keys[..rows * width]);
-            self.caches[to][layer].1[..rows * width].copy_from_slice(&values[..rows * width]);
+            let (keys, values) = self.caches[from.slot][layer].clone();
+            self.caches[to.slot][layer].0[part(to)].copy_from_slice(&keys[part(from)]);
+            self.caches[to.slot][layer].1[part(to)].copy_from_slice(&values[part(from)]);
         }
         Ok(())
     }

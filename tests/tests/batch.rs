@@ -104,7 +104,7 @@ fn any_mixture_gives_the_answers_of_each_alone() {
     for model in MODELS {
         let (one, many) = load(model);
         let session = RefCell::new(Session::new(one).unwrap());
-        let capacity = Capacity { sequences: 5, waiting: 64, prefill_rows: 8 };
+        let capacity = Capacity { sequences: 5, prefill_rows: 8, ..Capacity::default() };
         let batch = Batch::new(many, capacity).unwrap();
         let kind = (0usize..24, 1usize..60, 0u8..4, any::<u64>(), any::<bool>());
         let mixture = proptest::collection::vec(kind, 2..12);

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use dlx_ir::DType;
-use dlx_runtime::exec::{ExecError, Executor, Span};
+use dlx_runtime::exec::{CacheRow, ExecError, Executor, Span};
 use dlx_runtime::session::{Prompt, Report, Request, Session};
 use dlx_runtime::text::Message;
 use dlx_runtime::wgpu::adapters;
@@ -41,6 +41,10 @@ fn ids(count: usize) -> (Vec<i32>, Vec<i32>) {
     ((0..count).map(|i| 5 + i32::try_from(i * 37 % 200).unwrap()).collect(), (0..).take(count).collect())
 }
 
+fn at(slot: usize, row: usize) -> CacheRow {
+    CacheRow { slot, row }
+}
+
 /// Logits of all rows of a span.
 fn logits(executor: &mut dyn Executor, span: Span<'_>) -> Vec<f32> {
     executor.step(&[span]).unwrap();
@@ -68,10 +72,24 @@ fn copied_rows_are_those_of_the_other_sequence() {
             for rows in [0, 36, 40] {
                 let next = Span::new(&ids[rows..rows + 4], &pos[rows..rows + 4], rows);
                 let own = logits(executor, next);
-                executor.copy_rows(0, 2, rows).unwrap();
+                executor.copy_rows(at(0, 0), at(2, 0), rows).unwrap();
                 let copied = logits(executor, Span { slot: 2, ..next });
                 assert_eq!(own, copied, "{target}, caches {kv:?}, {rows} rows");
             }
+            // Kept elsewhere in the caches piece by piece, and put together again.
+            let unit = executor.copy_unit().unwrap();
+            let pages: Vec<usize> = (0..40).step_by(unit).collect();
+            let places = |i: usize| at(1, (pages.len() - 1 - i) * 2 * unit);
+            for (i, row) in pages.iter().enumerate() {
+                executor.copy_rows(at(0, *row), places(i), unit.min(40 - row)).unwrap();
+            }
+            executor.step(&[Span { slot: 2, ..Span::new(&other[..40], &pos[..40], 0) }]).unwrap();
+            for (i, row) in pages.iter().enumerate() {
+                executor.copy_rows(places(i), at(2, *row), unit.min(40 - row)).unwrap();
+            }
+            let next = Span::new(&ids[40..], &pos[40..], 40);
+            let (own, copied) = (logits(executor, next), logits(executor, Span { slot: 2, ..next }));
+            assert_eq!(own, copied, "{target}, caches {kv:?}, pages of {unit}");
         }
     }
 }
@@ -79,23 +97,34 @@ fn copied_rows_are_those_of_the_other_sequence() {
 #[test]
 fn rows_that_depend_on_what_follows_are_not_copied() {
     for target in targets() {
-        let refused = |model: &mut Model, from: usize, to: usize, rows: usize| {
+        let refused = |model: &mut Model, from: CacheRow, to: CacheRow, rows: usize| {
             let error = model.executor.copy_rows(from, to, rows).unwrap_err();
             assert!(matches!(error, ExecError::Shape(_)), "{error}");
             error.to_string()
         };
         let mut sdar = load("sdar-tiny", target, None);
         sdar.executor.reserve(2).unwrap();
-        assert!(refused(&mut sdar, 0, 1, 6).contains("no whole blocks of 4"));
-        for (from, to, rows) in [(0, 2, 4), (2, 0, 4), (0, 1, 260)] {
-            assert!(refused(&mut sdar, from, to, rows).contains("do not fit"), "{from} {to} {rows}");
+        let unit = sdar.executor.copy_unit().unwrap();
+        assert_eq!(unit, if target == "cpu" { 16 } else { 4 }, "tiles of keys, or blocks");
+        assert!(refused(&mut sdar, at(0, 0), at(1, 0), 6).contains("no whole blocks of 4"));
+        assert!(refused(&mut sdar, at(0, 2), at(1, 0), 4).contains("not row 2"));
+        assert!(refused(&mut sdar, at(0, 0), at(1, unit + 1), 4).contains("multiples"));
+        for (from, to, rows) in [
+            (at(0, 0), at(2, 0), 4),
+            (at(2, 0), at(0, 0), 4),
+            (at(0, 0), at(1, 0), 260),
+            (at(0, 0), at(1, 256), 4),
+            (at(0, usize::MAX), at(1, 0), 4),
+        ] {
+            assert!(refused(&mut sdar, from, to, rows).contains("do not fit"), "{from:?} {to:?} {rows}");
         }
         let mut llada = load("llada-tiny", target, None);
         llada.executor.reserve(2).unwrap();
-        assert!(refused(&mut llada, 0, 1, 32).contains("full attention"));
+        assert_eq!(llada.executor.copy_unit(), None);
+        assert!(refused(&mut llada, at(0, 0), at(1, 0), 32).contains("full attention"));
         let mut qwen = load("qwen2-tiny", target, None);
         qwen.executor.reserve(2).unwrap();
-        qwen.executor.copy_rows(0, 1, 7).unwrap();
+        qwen.executor.copy_rows(at(0, 0), at(1, 0), 7).unwrap();
     }
 }
 

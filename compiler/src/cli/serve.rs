@@ -44,6 +44,9 @@ pub struct Args {
     /// Further requests that may wait for a model.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub waiting: u16,
+    /// Cache rows that are kept for prompts that begin alike, or off.
+    #[arg(long, value_name = "ROWS|off", default_value = "4096", value_parser = prefix_rows)]
+    pub prefix_cache: usize,
     /// Longest time for an answer, such as 30s or 10m.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::run::time)]
     pub timeout: Duration,
@@ -100,10 +103,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let (quant, place, threads) = (args.quant, args.place.clone(), args.threads);
     let (sequences, waiting) = (usize::from(args.sequences), usize::from(args.waiting));
+    let capacity = Capacity { sequences, waiting, prefix_rows: args.prefix_cache, ..Capacity::default() };
     let load = move || {
         let batches = names.into_iter().map(|(name, path)| {
             let model = super::model(&path, quant, &place, threads)?;
-            Ok((name, batch(&path, model, sequences, waiting)?))
+            Ok((name, batch(&path, model, capacity)?))
         });
         batches.collect::<Result<BTreeMap<_, _>, Failure>>()
     };
@@ -114,15 +118,22 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn batch(path: &Path, model: Model, sequences: usize, waiting: usize) -> Result<Batch, Error> {
+fn batch(path: &Path, model: Model, capacity: Capacity) -> Result<Batch, Error> {
     // A graphics device takes a long prompt in large steps at little cost to the others.
     let prefill_rows = match model.executor {
-        AnyExecutor::Cpu(_) => Capacity::default().prefill_rows,
+        AnyExecutor::Cpu(_) => capacity.prefill_rows,
         _ => usize::MAX,
     };
-    Batch::new(model, Capacity { sequences, waiting, prefill_rows }).map_err(|e| {
-        Error::new(path.display(), e.to_string()).help("use fewer --sequences, or compile with a smaller --max-seq")
+    Batch::new(model, Capacity { prefill_rows, ..capacity }).map_err(|e| {
+        let help = "use fewer --sequences, a smaller --prefix-cache, or compile with a smaller --max-seq";
+        Error::new(path.display(), e.to_string()).help(help)
     })
+}
+
+/// Rows of the prefix cache.
+fn prefix_rows(text: &str) -> Result<usize, String> {
+    let rows: Option<u32> = if text == "off" { Some(0) } else { text.parse().ok() };
+    rows.and_then(|rows| usize::try_from(rows).ok()).ok_or_else(|| "use a number of rows, or `off`".to_owned())
 }
 
 /// Names of models: those of their files or directories.

@@ -138,10 +138,6 @@ impl Executor for Recorder<'_> {
         Ok(())
     }
 
-    fn copy_rows(&mut self, _from: usize, _to: usize, _rows: usize) -> Result<(), ExecError> {
-        Ok(())
-    }
-
     fn step(&mut self, spans: &[Span<'_>]) -> Result<(), ExecError> {
         let mut first = 0;
         let rows = spans.iter().map(|&Span { slot, ids, at, from, visible, .. }| {

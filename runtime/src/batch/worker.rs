@@ -3,34 +3,43 @@
 //! Invariant: between two steps every request that was cancelled, is overdue, has nobody listening or has ended gives its
 //! slots back. A slot belongs to one request at a time. An error of the executor ends those that took part in the step.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use super::turns::{Want, choose};
-use super::{Job, Listener, Place, Shared, Update};
-use crate::decode::{Active, DecodeError, Driver, Moment, Noise, Observer, Resolved, Sequence};
+use super::pages::Pages;
+use super::turns::{Ages, Room, Want, choose};
+use super::{Capacity, Job, Listener, Place, Shared, Update};
+use crate::decode::{Active, DecodeError, Driver, ForwardKind, Moment, Noise, Observer, Resolved, Sequence};
 use crate::exec::{ExecError, Executor};
 use crate::session::{Call, SessionError};
 use dlx_ir::MAX_SPANS;
 
 /// See the module.
 pub(super) struct Worker {
-    executor: Box<dyn Executor + Send>,
+    pub(super) executor: Box<dyn Executor + Send>,
+    /// What a step takes.
+    room: Room,
     prefill_rows: usize,
-    shared: Arc<Shared>,
-    free: Vec<usize>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) free: Vec<usize>,
     slots: usize,
+    /// Rows that are kept for requests that begin alike.
+    pub(super) pages: Option<Pages>,
+    /// In the order in which they came.
     waiting: VecDeque<Waiting>,
-    /// In the order in which they are served.
-    running: Vec<Running>,
+    /// How often classes have waited for slots, and for steps.
+    ages: [Ages; 2],
+    /// In the order in which they came.
+    pub(super) seated: Vec<Seated>,
+    pub(super) running: Vec<Running>,
 }
 
 /// A request and who is told of it.
-struct Told {
-    call: Call,
-    listener: Listener,
+pub(super) struct Told {
+    pub(super) call: Call,
+    pub(super) listener: Listener,
     _place: Place,
 }
 
@@ -39,14 +48,31 @@ struct Waiting {
     told: Told,
     resolved: Resolved,
     max_new: usize,
+    priority: i32,
+    shared: usize,
 }
 
-/// A request in slots of its own.
-struct Running {
-    told: Told,
-    sequence: Sequence,
-    slots: Vec<usize>,
-    credit: i64,
+/// A request that has slots, and waits for its beginning.
+pub(super) struct Seated {
+    pub(super) told: Told,
+    pub(super) resolved: Resolved,
+    pub(super) max_new: usize,
+    pub(super) priority: i32,
+    /// Tokens of its prompt whose rows may come from others.
+    pub(super) shared: usize,
+    pub(super) slots: Vec<usize>,
+}
+
+/// A request that is decoded in slots of its own.
+pub(super) struct Running {
+    pub(super) told: Told,
+    pub(super) sequence: Sequence,
+    pub(super) slots: Vec<usize>,
+    pub(super) priority: i32,
+    /// Rows that it has had since all were served.
+    pub(super) used: u64,
+    /// Pages of it that were kept; `None` when no more will be.
+    pub(super) kept: Option<usize>,
 }
 
 /// The worker is gone: no handle sends it anything more.
@@ -57,13 +83,13 @@ impl Drop for Worker {
 }
 
 impl Told {
-    fn observe(&mut self, moment: Moment<'_>) -> std::ops::ControlFlow<crate::decode::FinishReason> {
+    pub(super) fn observe(&mut self, moment: Moment<'_>) -> std::ops::ControlFlow<crate::decode::FinishReason> {
         let listener = &mut self.listener;
         self.call.observe(moment, &mut |event, tokens| listener(Update::Event { event, tokens }))
     }
 
     /// Tells what a decode made, or why there is none.
-    fn end(self, ended: Result<Ended, SessionError>) {
+    pub(super) fn end(self, ended: Result<Ended, SessionError>) {
         let Told { call, mut listener, _place } = self;
         let mut events = |event: crate::session::Event<'_>, tokens: usize| listener(Update::Event { event, tokens });
         let result = match ended {
@@ -78,7 +104,7 @@ impl Told {
 }
 
 /// How a request ended.
-enum Ended {
+pub(super) enum Ended {
     Decoded(crate::decode::Decoded),
     /// Before it was given slots.
     Never(crate::decode::FinishReason),
@@ -88,19 +114,23 @@ impl Worker {
     pub(super) fn new(
         executor: Box<dyn Executor + Send>,
         slots: usize,
-        prefill_rows: usize,
+        pages: Option<Pages>,
+        capacity: Capacity,
         shared: Arc<Shared>,
     ) -> Self {
-        let free = (0..slots).rev().collect();
-        Self { executor, prefill_rows, shared, free, slots, waiting: VecDeque::new(), running: Vec::new() }
+        let (waiting, ages, seated, running) = Default::default();
+        let (free, prefill_rows) = ((0..slots).rev().collect(), capacity.prefill_rows);
+        let rows = executor.step_buckets().last().copied().unwrap_or(0);
+        let room = Room { knee: capacity.step_rows.unwrap_or(rows), rows, spans: MAX_SPANS };
+        Self { executor, room, prefill_rows, shared, free, slots, pages, waiting, ages, seated, running }
     }
 
     /// Runs until every handle is gone and every request has ended, or the device is lost.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let mut open = true;
-        while open || !self.running.is_empty() || !self.waiting.is_empty() {
+        while open || !self.is_idle() {
             while open {
-                let idle = self.running.is_empty() && self.waiting.is_empty();
+                let idle = self.is_idle();
                 let job = if idle { jobs.recv().map_err(|_| TryRecvError::Disconnected) } else { jobs.try_recv() };
                 match job {
                     Ok(job) => self.arrive(job),
@@ -110,6 +140,7 @@ impl Worker {
             }
             self.leave();
             self.admit();
+            self.begin();
             self.count();
             let ran = self.round();
             self.count();
@@ -120,9 +151,13 @@ impl Worker {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.seated.is_empty() && self.waiting.is_empty()
+    }
+
     /// Checks a request; what cannot be answered ends before anybody waits for it.
     fn arrive(&mut self, job: Job) {
-        let Job { call, policy, max_new, mut listener, place } = job;
+        let Job { call, policy, max_new, priority, mut listener, place } = job;
         let checked = policy.resolve(&*self.executor).map_err(DecodeError::from).and_then(|resolved| {
             let resolved = Resolved { prefill_rows: self.prefill_rows, ..resolved };
             if resolved.slots() > self.slots {
@@ -133,14 +168,16 @@ impl Worker {
             }
             let slots = (0..resolved.slots()).collect();
             let noise = Noise::Seeded(resolved.policy.seed);
-            Sequence::new(resolved.clone(), &*self.executor, call.prompt(), max_new, 0, slots, noise)?;
-            Ok(resolved)
+            // Of rows of all its tokens it would use so many.
+            let (prompt, all) = (call.prompt(), self.executor.copy_unit().map_or(0, |_| call.prompt().len()));
+            let sequence = Sequence::new(resolved.clone(), &*self.executor, prompt, max_new, all, slots, noise)?;
+            Ok((resolved, sequence.stored().len()))
         });
         match checked {
-            Ok(resolved) => {
+            Ok((resolved, shared)) => {
                 if listener(Update::Waiting).is_continue() {
                     let told = Told { call, listener, _place: place };
-                    self.waiting.push_back(Waiting { told, resolved, max_new });
+                    self.waiting.push_back(Waiting { told, resolved, max_new, priority, shared });
                 }
             }
             Err(error) => Told { call, listener, _place: place }.end(Err(error.into())),
@@ -153,6 +190,15 @@ impl Worker {
             match waiting.told.call.overdue() {
                 Some(reason) => waiting.told.end(Ok(Ended::Never(reason))),
                 None => self.waiting.push_back(waiting),
+            }
+        }
+        for seated in std::mem::take(&mut self.seated) {
+            match seated.told.call.overdue() {
+                Some(reason) => {
+                    self.free.extend(seated.slots);
+                    seated.told.end(Ok(Ended::Never(reason)));
+                }
+                None => self.seated.push(seated),
             }
         }
         for mut running in std::mem::take(&mut self.running) {
@@ -173,25 +219,22 @@ impl Worker {
         }
     }
 
-    /// Gives free slots to those who have waited longest.
+    /// Gives free slots to those of the class whose turn it is who have waited longest.
     fn admit(&mut self) {
-        while self.waiting.front().is_some_and(|w| w.resolved.slots() <= self.free.len()) {
-            let Some(Waiting { mut told, resolved, max_new }) = self.waiting.pop_front() else { return };
+        let [ages, _] = &mut self.ages;
+        loop {
+            let present: BTreeSet<i32> = self.waiting.iter().map(|waiting| waiting.priority).collect();
+            let Some(class) = ages.first(&present) else { return };
+            let next = self.waiting.iter().position(|waiting| waiting.priority == class);
+            let fits = next.filter(|next| self.waiting[*next].resolved.slots() <= self.free.len());
+            let Some(Waiting { told, resolved, max_new, priority, shared }) =
+                fits.and_then(|next| self.waiting.remove(next))
+            else {
+                return;
+            };
+            ages.served(class, &present);
             let slots = self.free.split_off(self.free.len() - resolved.slots());
-            let noise = Noise::Seeded(resolved.policy.seed);
-            let prompt = told.call.prompt();
-            match Sequence::new(resolved, &*self.executor, prompt, max_new, 0, slots.clone(), noise) {
-                Ok(mut sequence) => {
-                    let listener = &mut told.listener;
-                    told.call.begin(&mut |event, tokens| listener(Update::Event { event, tokens }));
-                    sequence.want(&mut |moment| told.observe(moment));
-                    self.running.push(Running { told, sequence, slots, credit: 0 });
-                }
-                Err(error) => {
-                    self.free.extend(slots);
-                    told.end(Err(error.into()));
-                }
-            }
+            self.seated.push(Seated { told, resolved, max_new, priority, shared, slots });
         }
     }
 
@@ -200,19 +243,17 @@ impl Worker {
     /// # Errors
     /// A lost device, after which nothing can be run.
     fn round(&mut self) -> Result<(), ExecError> {
-        let spans = |sequence: &Sequence| sequence.wanted().map_or(0, |pass| pass.spans().len());
-        let rows = |sequence: &Sequence| sequence.wanted().map_or(0, |pass| pass.spans().map(|s| s.ids.len()).sum());
-        let wants = self.running.iter().map(|Running { sequence, credit, .. }| Want {
-            rows: rows(sequence),
-            spans: spans(sequence),
-            credit: *credit,
+        let wants = self.running.iter().map(|&Running { ref sequence, priority, used, .. }| {
+            let pass = sequence.wanted();
+            let (spans, rows) = pass.map_or((0, 0), |p| (p.spans().len(), p.spans().map(|s| s.ids.len()).sum()));
+            let prefill = pass.is_some_and(|pass| pass.kind() == ForwardKind::Prefill);
+            Want { rows, spans, prefill, priority, used }
         });
         let mut wants: Vec<Want> = wants.collect();
-        let largest = self.executor.step_buckets().last().copied().unwrap_or(0);
-        let chosen = choose(&mut wants, largest, MAX_SPANS);
+        let chosen = choose(&mut wants, self.room, &mut self.ages[1]);
         let served: usize = chosen.iter().map(|&i| wants[i].rows).sum();
         for (running, want) in self.running.iter_mut().zip(&wants) {
-            running.credit = want.credit;
+            running.used = want.used;
         }
         let (mut now, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.running).into_iter().enumerate().partition(|(i, _)| chosen.contains(i));
@@ -229,25 +270,26 @@ impl Worker {
         };
         let outcome = if now.is_empty() { Ok(false) } else { round(&mut now) };
         self.running.extend(later.into_iter().map(|(_, running)| running));
-        match outcome {
-            Ok(_) => {
-                self.shared.steps.fetch_add(u64::from(served > 0), Ordering::Relaxed);
-                self.shared.rows.fetch_add(served as u64, Ordering::Relaxed);
-                self.running.extend(now.into_iter().map(|(_, running)| running));
-                Ok(())
-            }
-            Err(error) => {
-                for (_, running) in now {
+        if outcome.is_ok() {
+            self.shared.steps.fetch_add(u64::from(served > 0), Ordering::Relaxed);
+            self.shared.rows.fetch_add(served as u64, Ordering::Relaxed);
+        }
+        let mut lost = Ok(());
+        for (_, mut running) in now {
+            match outcome.as_ref().map_err(again).and_then(|_| self.keep(&mut running)) {
+                Ok(()) => self.running.push(running),
+                Err(error) => {
                     self.free.extend(running.slots);
                     running.told.end(Err(DecodeError::from(again(&error)).into()));
+                    lost = if matches!(error, ExecError::DeviceLost(_)) { Err(error) } else { lost };
                 }
-                if matches!(error, ExecError::DeviceLost(_)) { Err(error) } else { Ok(()) }
             }
         }
+        lost
     }
 
     fn count(&self) {
-        self.shared.running.store(self.running.len(), Ordering::Relaxed);
+        self.shared.running.store(self.running.len() + self.seated.len(), Ordering::Relaxed);
         self.shared.slots_taken.store(self.slots - self.free.len(), Ordering::Relaxed);
     }
 
@@ -255,8 +297,9 @@ impl Worker {
     fn stop(&mut self, lost: &ExecError) {
         self.shared.stopped.store(true, Ordering::Release);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|w| w.told);
+        let seated = std::mem::take(&mut self.seated).into_iter().map(|s| s.told);
         let running = std::mem::take(&mut self.running).into_iter().map(|r| r.told);
-        for told in running.chain(waiting) {
+        for told in running.chain(seated).chain(waiting) {
             told.end(Err(DecodeError::from(again(lost)).into()));
         }
     }

@@ -7,8 +7,10 @@
 
 use super::error::LoadError;
 use super::{KvShape, k_state_bytes, kv_row_parts, v_state_bytes};
+use crate::exec::CacheRow;
 use dlx_ir::{DType, MAX_SPANS, SPAN_FIELDS, State, Value, spans_type};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 const ALIGN: usize = 64;
@@ -259,18 +261,17 @@ impl StateBuffer {
         &mut self.buffer.bytes_mut()[slot * self.slot..][..self.slot]
     }
 
-    /// Copies what the first `rows` rows of a slot hold, for every head, to another slot. Keys are interleaved, so whole
-    /// tiles of rows go with them.
-    pub(super) fn copy_rows(&mut self, from: usize, to: usize, rows: usize) {
+    /// Copies what some rows hold, for every head, to other rows. Both begin with a tile of interleaved rows, and whole tiles
+    /// go with them.
+    pub(super) fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) {
         let kv = self.kv_shape();
         let head = self.slot / kv.kv_heads;
-        let parts = kv_row_parts(kv, head, rows);
+        let parts = |at: CacheRow| kv_row_parts(kv, head, at.row..at.row + rows);
         for h in 0..kv.kv_heads {
-            for part in &parts {
-                let place = |slot: usize| slot * self.slot + h * head + part.start;
-                let source = place(from)..place(from) + part.len();
-                let target = place(to);
-                self.buffer.bytes_mut().copy_within(source, target);
+            for (source, target) in parts(from).into_iter().zip(parts(to)) {
+                let start = |slot: usize, part: &Range<usize>| slot * self.slot + h * head + part.start;
+                let (source, length) = (start(from.slot, &source), source.len());
+                self.buffer.bytes_mut().copy_within(source..source + length, start(to.slot, &target));
             }
         }
     }

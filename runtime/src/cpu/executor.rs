@@ -16,7 +16,9 @@ use super::{
     AttentionShape, Ctx, Epilogue, Input, Isa, Kernels, MAX_WEIGHTS, Norm, Pool, add, attention, embed, head_stats,
     kernels, kv_write, linear, memory, mul, proof, rms_norm, rope, rope_table, scale, silu,
 };
-use crate::exec::{ExecError, Executor, HIDDEN, Limits, ReadRow, RowStats, See, Span, rows_of};
+use crate::exec::{
+    CacheRow, ExecError, Executor, HIDDEN, Limits, ReadRow, RowStats, See, Span, common_multiple, rows_of,
+};
 use crate::mapped::Mapped;
 use crate::memory::Budget;
 use dlx_ir::{Cost, EntryKind, Graph, Id, MAX_SPANS, Op, Post, SpanRows, VerifiedModule, hidden_state};
@@ -352,8 +354,13 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
-        self.limits().check_copy(self.prefix_unit, from, to, rows)?;
+    fn copy_unit(&self) -> Option<usize> {
+        let tiles = self.states.iter().filter(|s| !s.is_rows()).map(|s| s.kv_shape().interleaved());
+        tiles.max().map_or(self.prefix_unit, |tile| common_multiple(self.prefix_unit?, tile))
+    }
+
+    fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
+        self.limits().check_copy(self.prefix_unit, self.copy_unit(), [from, to], rows)?;
         self.states.iter_mut().filter(|s| !s.is_rows()).for_each(|s| s.copy_rows(from, to, rows));
         Ok(())
     }

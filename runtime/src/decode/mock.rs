@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::exec::{ExecError, Executor, ReadRow, RowStats, Span};
+use crate::exec::{CacheRow, ExecError, Executor, ReadRow, RowStats, Span};
 use dlx_ir::Mask;
 
 /// A recorded call.
@@ -135,8 +135,16 @@ impl Executor for Mock {
         Ok(())
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
-        self.caches[to] = [&self.caches[from][..rows], &vec![-1; self.max_seq - rows]].concat();
+    fn copy_unit(&self) -> Option<usize> {
+        self.mask.prefix_unit()
+    }
+
+    fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
+        let copy = self.caches[from.slot][from.row..from.row + rows].to_vec();
+        assert!(copy.iter().all(|&id| id >= 0), "copies rows that were never written");
+        let end = (to.row + rows).next_multiple_of(self.copy_unit().unwrap()).min(self.max_seq);
+        self.caches[to.slot][to.row..end].fill(-1);
+        self.caches[to.slot][to.row..to.row + rows].copy_from_slice(&copy);
         Ok(())
     }
 

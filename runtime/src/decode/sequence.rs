@@ -184,6 +184,16 @@ impl Sequence {
         self.wanted.as_ref().filter(|_| self.outcome.is_none())
     }
 
+    /// Its first tokens, whose rows the caches hold for good.
+    pub fn stored(&self) -> &[i32] {
+        &self.ids[..self.stored]
+    }
+
+    /// Its first tokens, whose rows the caches hold once the prompt has been read.
+    pub fn prefilled(&self) -> &[i32] {
+        &self.ids[..self.plan.prefill.last().copied().unwrap_or(0)]
+    }
+
     /// Takes what the wanted pass said of its rows.
     pub fn took(&mut self, rows: Rows<'_>, observer: &mut Observer<'_>) {
         let Some(pass) = self.wanted.take() else { return };

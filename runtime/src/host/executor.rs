@@ -4,7 +4,7 @@ use dlx_ir::Mask;
 use half::f16;
 
 use super::manifest::{Entry, EntryKind, Manifest, Role};
-use crate::exec::{ExecError, Executor, Limits, RowStats, Span, rows_of};
+use crate::exec::{CacheRow, ExecError, Executor, Limits, RowStats, Span, rows_of};
 use crate::mapped::Mapped;
 
 /// Runs the graphs of an export, usually in a library of whoever made the device.
@@ -226,11 +226,23 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
-        self.limits().check_copy(self.mask.prefix_unit(), from, to, rows)?;
-        // Rows behind those are never read before they are written.
-        let copy = self.slots[from].clone();
-        self.slots[to] = copy;
+    fn copy_unit(&self) -> Option<usize> {
+        self.mask.prefix_unit()
+    }
+
+    fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
+        self.limits().check_copy(self.mask.prefix_unit(), self.copy_unit(), [from, to], rows)?;
+        let m = &self.manifest.model;
+        for index in 0..2 * m.layers {
+            // Rows along the last dimension are an element each, along the middle one as wide as a head.
+            let row = if index % 2 == 0 { F16 } else { m.head_dim * F16 };
+            let source = self.slots[from.slot][index].clone();
+            let (at, to_at, bytes) = (from.row * row, to.row * row, rows * row);
+            let lines = self.slots[to.slot][index].chunks_exact_mut(m.max_seq * row);
+            for (line, source) in lines.zip(source.chunks_exact(m.max_seq * row)) {
+                line[to_at..to_at + bytes].copy_from_slice(&source[at..at + bytes]);
+            }
+        }
         Ok(())
     }
 

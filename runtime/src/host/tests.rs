@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::exec::{Executor, Span};
+use crate::exec::{CacheRow, Executor, Span};
 
 fn model() -> Model {
     Model {
@@ -102,6 +102,23 @@ fn a_step_is_given_embeddings_angles_masks_and_what_earlier_steps_left() {
     // Keys of the first step: a row per feature, its two rows first. Values: a row per row.
     assert_eq!(inputs[4][..10], [100.0, 101.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 102.0, 103.0]);
     assert_eq!(inputs[5][..9], [100.0, 101.0, 102.0, 103.0, 104.0, 105.0, 106.0, 107.0, 0.0]);
+}
+
+#[test]
+fn rows_are_copied_to_where_they_are_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut executor, watcher) = executor(dir.path());
+    executor.reserve(2).unwrap();
+    executor.step(&[Span::new(&[3, 4], &[0, 1], 0)]).unwrap();
+    let at = |slot: usize, row: usize| CacheRow { slot, row };
+    executor.copy_rows(at(0, 0), at(1, 4), 2).unwrap();
+    executor.copy_rows(at(1, 4), at(1, 0), 2).unwrap();
+    executor.step(&[Span { slot: 1, ..Span::new(&[5, 6], &[2, 3], 2) }]).unwrap();
+    let calls = watcher.0.lock().unwrap();
+    // Eight rows of a feature of the keys, then two rows of four features of the values.
+    assert_eq!(calls[1].1[4][..8], [100.0, 101.0, 0.0, 0.0, 100.0, 101.0, 0.0, 0.0]);
+    assert_eq!(calls[1].1[5][..9], [100.0, 101.0, 102.0, 103.0, 104.0, 105.0, 106.0, 107.0, 0.0]);
+    assert_eq!(calls[1].1[5][16..24], calls[1].1[5][..8]);
 }
 
 #[test]

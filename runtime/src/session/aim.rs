@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::{Report, Request, Session, SessionError};
 use crate::decode::{DecodeError, Overrides};
-use crate::exec::{RowStats, Span};
 use crate::policies::{Aim, Call, Chosen, Policies};
 
 /// Runs of a probe; the median counts.
@@ -44,19 +43,7 @@ impl Session {
         self.held.clear();
         let largest = self.executor.step_buckets().last().copied().unwrap_or(1);
         let rows = self.text.policy().block.min(largest).min(self.executor.max_seq()).max(1);
-        let pos: Vec<i32> = (0..).take(rows).collect();
-        let (ids, all) = (vec![0; rows], (0..rows).collect::<Vec<_>>());
-        let mut stats = vec![RowStats { best: 0, prob: 0.0, margin: 0.0, entropy: 0.0 }; rows];
-        let mut times = Vec::with_capacity(PROBES);
-        // The first run wakes threads and touches memory.
-        for run in 0..=PROBES {
-            let begin = Instant::now();
-            self.executor.step(&[Span::new(&ids, &pos, 0)]).map_err(DecodeError::from)?;
-            self.executor.head(&all, &mut stats).map_err(DecodeError::from)?;
-            times.extend((run > 0).then(|| begin.elapsed()));
-        }
-        times.sort_unstable();
-        Ok(times[PROBES / 2])
+        Ok(crate::probe::pass(&mut *self.executor, rows, PROBES).map_err(DecodeError::from)?)
     }
 
     /// Finds the pace of this machine, which the first request with a deadline to meet does otherwise, in its own time.

@@ -175,7 +175,7 @@ impl Speculator {
 }
 
 /// How many first tokens two sequences share.
-pub(super) fn common(a: &[i32], b: &[i32]) -> usize {
+pub(crate) fn common(a: &[i32], b: &[i32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

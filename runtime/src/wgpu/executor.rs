@@ -15,7 +15,7 @@ use super::pipelines::Pipelines;
 use super::plan::{Binding, Entry, Plan, Range};
 use super::replaced::Replaced;
 use super::weights::Weights;
-use crate::exec::{ExecError, Executor, Limits, RowStats, See, Span, rows_of};
+use crate::exec::{CacheRow, ExecError, Executor, Limits, RowStats, See, Span, rows_of};
 use crate::mapped::Mapped;
 use crate::memory::Budget;
 use dlx_ir::EntryKind;
@@ -331,23 +331,26 @@ impl Executor for WgpuExecutor {
         Ok(())
     }
 
-    fn copy_rows(&mut self, from: usize, to: usize, rows: usize) -> Result<(), ExecError> {
-        self.limits().check_copy(self.plan.prefix_unit, from, to, rows)?;
+    fn copy_unit(&self) -> Option<usize> {
+        self.plan.prefix_unit
+    }
+
+    fn copy_rows(&mut self, from: CacheRow, to: CacheRow, rows: usize) -> Result<(), ExecError> {
+        self.limits().check_copy(self.plan.prefix_unit, self.copy_unit(), [from, to], rows)?;
         if from == to || rows == 0 {
             return Ok(());
         }
         self.encoder();
         for (state, buffer) in self.plan.states.iter().zip(&self.buffers.states).filter(|(s, _)| s.cache) {
-            let (bytes, Some(encoder)) = (state.bytes / self.plan.max_seq as u64 * rows as u64, &mut self.pending)
-            else {
-                continue;
-            };
+            let Some(encoder) = &mut self.pending else { continue };
+            let row = state.bytes / self.plan.max_seq as u64;
+            let (bytes, place) = (row * rows as u64, |at: CacheRow| at.slot as u64 * state.bytes + at.row as u64 * row);
             // A buffer is not copied to itself.
             let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
             let between = self.device.buffer("copy of cache rows", bytes, usage);
             let between = between.map_err(|e| ExecError::OutOfMemory(e.to_string()))?;
-            encoder.copy_buffer_to_buffer(buffer, from as u64 * state.bytes, &between, 0, bytes);
-            encoder.copy_buffer_to_buffer(&between, 0, buffer, to as u64 * state.bytes, bytes);
+            encoder.copy_buffer_to_buffer(buffer, place(from), &between, 0, bytes);
+            encoder.copy_buffer_to_buffer(&between, 0, buffer, place(to), bytes);
         }
         self.flush();
         Ok(())

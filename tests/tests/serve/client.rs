@@ -25,6 +25,8 @@ pub(crate) struct Server {
 
 /// What a server is started with.
 pub(crate) struct Setup {
+    /// A trained tiny model.
+    pub(crate) model: &'static str,
     pub(crate) capacity: Capacity,
     pub(crate) keys: Vec<String>,
     pub(crate) timeout: Duration,
@@ -34,7 +36,8 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Setup {
-            capacity: Capacity { sequences: 4, waiting: 16, prefill_rows: 32 },
+            model: "sdar-tiny",
+            capacity: Capacity { sequences: 4, waiting: 16, ..Capacity::default() },
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
@@ -43,9 +46,9 @@ impl Default for Setup {
 }
 
 impl Server {
-    /// Starts a server of the trained tiny SDAR, by the name `tiny`, and waits until it is ready.
+    /// Starts a server of a trained tiny model, by the name `tiny`, and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(setup.model);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
         let model = compiled::load(&path, &options, &LoadOptions::default()).unwrap();
         let batch = Batch::new(model, setup.capacity).unwrap();

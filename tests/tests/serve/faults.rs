@@ -16,7 +16,7 @@ fn long_chat(stream: bool) -> String {
 }
 
 fn long(sequences: usize, waiting: usize) -> Setup {
-    let capacity = Capacity { sequences, waiting, prefill_rows: 32 };
+    let capacity = Capacity { sequences, waiting, ..Capacity::default() };
     Setup { capacity, max_seq: 4096, ..Setup::default() }
 }
 

@@ -3,5 +3,6 @@
 
 mod client;
 mod faults;
+mod prefix;
 mod streams;
 mod tables;

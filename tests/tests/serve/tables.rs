@@ -27,7 +27,8 @@ fn parameters_that_any_client_sends_are_accepted() {
                "frequency_penalty": 0.0, "modalities": ["text"], "n": 1, "parallel_tool_calls": true}),
         json!({"max_tokens": 50, "max_completion_tokens": 60, "response_format": {"type": "text"}}),
         json!({"ignore_eos": false, "min_tokens": 0, "top_k": -1, "min_p": 0, "repetition_penalty": 1.0,
-               "stop_token_ids": [], "logprobs": false, "seed": -5, "top_p": 1, "temperature": 0}),
+               "stop_token_ids": [], "logprobs": false, "seed": -5, "top_p": 1, "temperature": 0,
+               "priority": -7}),
         json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "What is 27 + 45?"}]}]}),
     ] {
         let got = server.chat(accepted.clone());
@@ -79,6 +80,8 @@ fn what_is_not_done_is_refused_by_name() {
         (json!({"max_completion_tokens": -1}), "max_completion_tokens"),
         (json!({"max_tokens": 1.5}), "max_tokens"),
         (json!({"seed": 1.5}), "seed"),
+        (json!({"priority": 0.5}), "priority"),
+        (json!({"priority": 1i64 << 40}), "priority"),
         (json!({"presence_penalty": 1}), "presence_penalty"),
         (json!({"frequency_penalty": 3}), "frequency_penalty"),
         (json!({"repetition_penalty": 1.1}), "repetition_penalty"),

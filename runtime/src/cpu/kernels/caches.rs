@@ -56,7 +56,8 @@ impl KvShape {
         rows.next_multiple_of(self.interleaved())
     }
 
-    fn interleaved(&self) -> usize {
+    /// Rows that lie together.
+    pub(in crate::cpu) fn interleaved(&self) -> usize {
         if self.dtype == DType::CACHE_Q8 { ROUND } else { KEY_LANES }
     }
 }
@@ -81,13 +82,13 @@ pub fn v_state_bytes(shape: KvShape) -> Option<usize> {
     state_bytes(shape, KEY_LANES)
 }
 
-/// Where a head of `head_bytes` bytes, of keys or of values, holds its first `rows` rows: the elements and, behind those of
-/// all rows, the scales. Rows are interleaved, so whole tiles of them are named.
-pub(in crate::cpu) fn kv_row_parts(shape: KvShape, head_bytes: usize, rows: usize) -> [Range<usize>; 2] {
+/// Where a head of `head_bytes` bytes, of keys or of values, holds these rows: the elements and, behind those of all rows,
+/// the scales. Rows are interleaved, so they begin with a tile, and whole tiles of them are named.
+pub(in crate::cpu) fn kv_row_parts(shape: KvShape, head_bytes: usize, rows: Range<usize>) -> [Range<usize>; 2] {
     let all = shape.whole_rows(shape.max_seq);
     let scale = if shape.dtype == DType::CACHE_Q8 { SCALE_BYTES } else { 0 };
-    let (rows, elements) = (shape.whole_rows(rows), head_bytes / all - scale);
-    [0..rows * elements, all * elements..all * elements + rows * scale]
+    let (Range { start, .. }, end, elements) = (rows.clone(), shape.whole_rows(rows.end), head_bytes / all - scale);
+    [start * elements..end * elements, all * elements + start * scale..all * elements + end * scale]
 }
 
 /// Writes new rows of keys and values, each `[rows, kv_heads * head_dim]`, to cache rows `at..`.
