@@ -120,6 +120,7 @@ struct Job {
     call: Call,
     policy: DecodePolicy,
     max_new: usize,
+    logprobs: Option<usize>,
     listener: Listener,
     place: Place,
 }
@@ -201,7 +202,8 @@ impl Batch {
         let place = self.place()?;
         let policy = self.text.policy_of(&request.overrides)?;
         let call = Call::new(&self.text, request, policy.clone(), begin)?;
-        let job = Job { call, policy, max_new: request.max_new, listener, place };
+        let Request { max_new, logprobs, .. } = *request;
+        let job = Job { call, policy, max_new, logprobs, listener, place };
         self.inbox.send(job).map_err(|_| Refused::Stopped)
     }
 
