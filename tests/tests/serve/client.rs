@@ -29,7 +29,12 @@ pub(crate) struct Setup {
     pub(crate) keys: Vec<String>,
     pub(crate) timeout: Duration,
     pub(crate) max_seq: usize,
+    /// A model's directory, from that of the tests on.
+    pub(crate) model: &'static str,
 }
+
+/// The trained tiny SDAR.
+pub(crate) const MODEL: &str = "../examples/models/sdar-tiny";
 
 impl Default for Setup {
     fn default() -> Self {
@@ -38,14 +43,15 @@ impl Default for Setup {
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
+            model: MODEL,
         }
     }
 }
 
 impl Server {
-    /// Starts a server of the trained tiny SDAR, by the name `tiny`, and waits until it is ready.
+    /// Starts a server of a model by the name `tiny` and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(setup.model);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
         let model = compiled::load(&path, &options, &LoadOptions::default()).unwrap();
         let batch = Batch::new(model, setup.capacity).unwrap();

@@ -3,5 +3,6 @@
 
 mod client;
 mod faults;
+mod sampling;
 mod streams;
 mod tables;
