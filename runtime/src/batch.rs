@@ -150,6 +150,7 @@ struct Job {
     policy: DecodePolicy,
     max_new: usize,
     priority: i32,
+    logprobs: Option<usize>,
     listener: Listener,
     place: Place,
 }
@@ -248,8 +249,8 @@ impl Batch {
         let place = self.place()?;
         let policy = self.text.policy_of(&request.overrides)?;
         let call = Call::new(&self.text, request, policy.clone(), begin)?;
-        let Request { max_new, priority, .. } = *request;
-        let job = Job { call, policy, max_new, priority, listener, place };
+        let Request { max_new, logprobs, priority, .. } = *request;
+        let job = Job { call, policy, max_new, priority, logprobs, listener, place };
         self.inbox.send(job).map_err(|_| Refused::Stopped)
     }
 

@@ -24,12 +24,14 @@ pub(crate) use call::Call;
 pub use prompt::TextSide;
 pub(crate) use speculator::common;
 pub use speculator::{Drafting, Speculate, Speculation};
+pub use told::Told;
 
 mod aim;
 mod call;
 mod prompt;
 mod speculator;
 mod stream;
+mod told;
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +73,11 @@ pub struct Request {
     /// (block-causal and causal attention) have such rows. On the CPU the answer is the same to the bit; a graphics device
     /// rounds a little differently in steps of another size.
     pub keep: bool,
+    /// Whether it is told how likely the tokens of the answer were, and with how many of the most likely ones beside each, up to 128: in
+    /// [`Report::logprobs`], and on the way in [`Event::Logprobs`]. A probability is that of the law which the token was
+    /// chosen from in the pass that decided it: after biases and penalties, temperature and filters, the mask left out; of
+    /// the plain softmax where the most likely token is taken.
+    pub logprobs: Option<usize>,
     /// Whether tokens are drafted and verified; the text is then that of the model this session is of, or for
     /// [`Drafting::Itself`] that of its causal mode.
     pub speculate: Option<Speculate>,
@@ -93,6 +100,7 @@ impl Request {
             allow_special: false,
             no_prefix: false,
             keep: false,
+            logprobs: None,
             speculate: None,
             priority: 0,
             deadline: None,
@@ -115,6 +123,9 @@ pub enum Event<'a> {
     },
     /// The next piece of the text. It will not change.
     Text(&'a str),
+    /// How likely the next tokens were, of those whose text ends in the piece that comes next or is not shown, in order; only
+    /// if the request asks for it.
+    Logprobs(&'a [Told]),
     /// A denoising step has changed the block.
     Canvas {
         /// The whole sequence, prompt included; undecided positions hold the mask id.
@@ -156,6 +167,9 @@ pub struct Report {
     pub text: String,
     /// The new tokens (and what stands between them, when masks in the prompt were filled in): without the stop token and what follows it; with the token that completed a stop string.
     pub ids: Vec<i32>,
+    /// How likely each of these tokens was, if the request asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<Told>>,
     /// Tokens of the prompt that the tokenizer put before a text.
     pub prefix: Vec<i32>,
     /// Tokens of the prompt.
@@ -363,6 +377,7 @@ impl Session {
             Some(chosen) => self.resolve(&chosen.settings.over(&request.overrides))?,
             None => self.resolve(&request.overrides)?,
         };
+        let resolved = resolved.telling(request.logprobs, &*self.executor).map_err(DecodeError::from)?;
         let mut call = Call::new(&self.text, request, resolved.policy.clone(), begin)?;
         call.end_by(Self::end(request, begin, chosen.as_ref()));
         let prompt = Arc::clone(call.prompt());

@@ -14,14 +14,15 @@ use axum::http::{Response, StatusCode};
 use dlx_runtime::batch::{Batch, Update};
 use dlx_runtime::decode::FinishReason;
 use dlx_runtime::decode::policy::Attention;
-use dlx_runtime::session::{Event, Report, Request, SessionError};
+use dlx_runtime::session::{Event, Report, Request, SessionError, Told};
+use dlx_runtime::text::Tokenizer;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::error::{ApiError, json_response};
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, stream};
+use crate::{Answering, App, Served, chat, completions, logprobs, stream};
 
 /// Updates of a request's choices that wait for the client.
 const BUFFER: usize = 256;
@@ -46,9 +47,17 @@ impl Kind {
 /// What is told of one choice.
 pub(crate) enum Note {
     Waiting,
-    Begin { prompt_tokens: usize },
-    Text { piece: String, tokens: usize },
-    End(Box<Result<Report, SessionError>>),
+    Begin {
+        prompt_tokens: usize,
+    },
+    /// A piece of text, tokens of the answer so far, and how likely those in the piece were.
+    Text {
+        piece: String,
+        tokens: usize,
+        told: Vec<Told>,
+    },
+    /// What became of it, and what no piece had told.
+    End(Box<Result<Report, SessionError>>, Vec<Told>),
 }
 
 /// Cancels what was submitted when the client is gone.
@@ -84,7 +93,7 @@ impl Choices {
         while waiting < count {
             match self.notes.recv().await {
                 Some((_, Note::Waiting)) => waiting += 1,
-                Some((_, Note::End(result))) if result.is_err() => {
+                Some((_, Note::End(result, _))) if result.is_err() => {
                     return Err(result.err().map_or_else(cut_off, |e| ApiError::session(&e, prompt)));
                 }
                 Some(note) => self.early.push_back(note),
@@ -106,12 +115,15 @@ pub(crate) struct Head {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
-    /// Choices.
+    /// Choices that are made.
     pub(crate) count: usize,
     /// What the answers begin with, prompt by prompt; nothing unless asked for.
     pub(crate) echo: Vec<String>,
-    /// Choices per prompt.
+    /// Choices per prompt that are made, and how many of them are answered.
+    pub(crate) made: usize,
     pub(crate) n: usize,
+    /// What turns tokens into their names, if probabilities are told.
+    pub(crate) telling: Option<Arc<Tokenizer>>,
     pub(crate) usage: Usage,
 }
 
@@ -119,6 +131,16 @@ impl Head {
     /// What choice `index` begins with.
     pub(crate) fn echoed(&self, index: usize) -> &str {
         self.echo.get(index / self.n).map_or("", String::as_str)
+    }
+
+    /// The probabilities of a choice's tokens; null unless asked for.
+    pub(crate) fn logprobs(&self, told: &[Told]) -> Result<Value, ApiError> {
+        let Some(tokenizer) = &self.telling else { return Ok(Value::Null) };
+        let told = match self.kind {
+            Kind::Chat => logprobs::of_chat(told, tokenizer),
+            Kind::Text => logprobs::of_text(told, tokenizer),
+        };
+        told.map_err(|e| ApiError::server(e.to_string()))
     }
 
     /// An object of this answer.
@@ -144,7 +166,7 @@ impl Used {
         Self { prompt: vec![0; count], cached: vec![0; count], completion: vec![0; count] }
     }
 
-    /// As the API tells it; `n` choices share a prompt.
+    /// As the API tells it; `n` choices share a prompt. Choices that are not answered count too.
     pub(crate) fn json(&self, n: usize) -> Value {
         let prompt: usize = self.prompt.chunks(n.max(1)).filter_map(|c| c.iter().max()).sum();
         // One of a prompt's choices has computed what the others share.
@@ -174,8 +196,8 @@ pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Res
         return Ok(stream::response(app, head, choices));
     }
     let (reports, used) = gather(&head, choices).await?;
-    app.metrics.used(&head.model, &used, head.n);
-    Ok(json_response(StatusCode::OK, &whole(&head, &reports, &used)))
+    app.metrics.used(&head.model, &used, head.made);
+    Ok(json_response(StatusCode::OK, &whole(&head, &best(&head, reports), &used)?))
 }
 
 /// The server ends.
@@ -206,37 +228,44 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     let policy = batch.text().policy();
     let sampling = Sampling::take(&mut params, &policy.stop_ids)?;
     let n = sampling.n;
-    let (prompts, max_new, echo) = match kind {
+    let (prompts, max_new, echo, logprobs, made) = match kind {
         Kind::Chat => {
             // What sees the whole answer at once answers by its length.
             let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
             let max_new = chat::max_tokens(&mut params)?.unwrap_or(default);
-            (vec![chat::prompt(&mut params)?], max_new, Vec::new())
+            let logprobs = chat::logprobs(&mut params)?;
+            (vec![chat::prompt(&mut params, batch.text())?], max_new, Vec::new(), logprobs, n)
         }
         Kind::Text => {
             let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
-            let text = completions::take(&mut params, n)?;
+            let text = completions::take(&mut params, &sampling)?;
             let texts = text.prompts.iter().map(|prompt| completions::text_of(prompt, batch.text()));
             let texts = texts.collect::<Result<Vec<_>, _>>()?;
-            (text.prompts, max_new, if text.echo { texts } else { Vec::new() })
+            (text.prompts, max_new, if text.echo { texts } else { Vec::new() }, text.logprobs, text.best_of)
         }
     };
     params.finish("")?;
-    let count = prompts.len() * n;
+    let count = prompts.len() * made;
     let capacity = batch.capacity();
     let most = capacity.sequences.saturating_add(capacity.waiting);
     if count > most {
-        return Err(ApiError::invalid("n", format!("{count} choices are more than the {most} that this server takes")));
+        let name = if made > n { "best_of" } else { "n" };
+        return Err(ApiError::invalid(
+            name,
+            format!("{count} choices are more than the {most} that this server takes"),
+        ));
     }
     let (id, seed) = (Uuid::new_v4(), sampling.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0));
     let cancel = Cancel(Arc::new(AtomicBool::new(false)));
     let (send, notes) = mpsc::channel(BUFFER.saturating_mul(count));
-    for (index, prompt) in prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
+    for (index, prompt) in prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, made)).enumerate() {
         let mut request = Request::new(prompt, max_new);
         request.overrides = sampling.overrides.clone();
         request.priority = sampling.priority;
         // Each choice of a prompt is drawn on its own.
-        request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
+        request.overrides.seed = Some(seed.wrapping_add((index % made) as u64));
+        // The best choices are those with the likeliest tokens.
+        request.logprobs = logprobs.or((made > n).then_some(0));
         request.deadline = Instant::now().checked_add(app.timeout);
         request.cancel = Some(Arc::clone(&cancel.0));
         let taken = batch.submit(&request, Box::new(listener(index, send.clone())));
@@ -250,7 +279,9 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         model,
         count,
         echo,
+        made,
         n,
+        telling: logprobs.map(|_| batch.text().tokenizer()),
         usage: sampling.stream.unwrap_or(Usage::Never),
     };
     let choices = Choices { notes, early: VecDeque::new(), _cancel: cancel, _answering: answering };
@@ -268,12 +299,19 @@ fn seconds_to_wait(batch: &Batch) -> u64 {
 }
 
 fn listener(index: usize, send: mpsc::Sender<(usize, Note)>) -> impl FnMut(Update<'_>) -> ControlFlow<()> + Send {
+    let mut waiting = Vec::new();
     move |update| {
         let note = match update {
             Update::Waiting => Note::Waiting,
             Update::Event { event: Event::Begin { prompt, .. }, .. } => Note::Begin { prompt_tokens: prompt.len() },
-            Update::Event { event: Event::Text(piece), tokens } => Note::Text { piece: piece.to_owned(), tokens },
-            Update::End(result) => Note::End(result),
+            Update::Event { event: Event::Logprobs(told), .. } => {
+                waiting.extend_from_slice(told);
+                return ControlFlow::Continue(());
+            }
+            Update::Event { event: Event::Text(piece), tokens } => {
+                Note::Text { piece: piece.to_owned(), tokens, told: std::mem::take(&mut waiting) }
+            }
+            Update::End(result) => Note::End(result, std::mem::take(&mut waiting)),
             Update::Event { .. } if send.is_closed() => return ControlFlow::Break(()),
             Update::Event { .. } => return ControlFlow::Continue(()),
         };
@@ -287,7 +325,7 @@ async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used)
     let mut reports: Vec<Option<Report>> = (0..head.count).map(|_| None).collect();
     while reports.iter().any(Option::is_none) {
         match choices.next().await {
-            Some((index, Note::End(result))) => {
+            Some((index, Note::End(result, _))) => {
                 reports[index] = Some((*result).map_err(|e| ApiError::session(&e, head.kind.prompt()))?);
             }
             Some(_) => {}
@@ -303,6 +341,19 @@ async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used)
     Ok((reports, used))
 }
 
+/// Of all choices of a prompt those whose tokens are likeliest, the best first.
+fn best(head: &Head, mut reports: Vec<Report>) -> Vec<Report> {
+    if head.made == head.n {
+        return reports;
+    }
+    let likely = |report: &Report| logprobs::mean(report.logprobs.as_deref().unwrap_or_default());
+    for choices in reports.chunks_mut(head.made) {
+        choices.sort_by(|a, b| likely(b).total_cmp(&likely(a)));
+    }
+    let kept = reports.into_iter().enumerate().filter(|(index, _)| index % head.made < head.n);
+    kept.map(|(_, report)| report).collect()
+}
+
 /// Why a choice ended, in the API's words.
 pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
     match finish {
@@ -314,20 +365,20 @@ pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
 }
 
 /// The answer of a call without a stream.
-fn whole(head: &Head, reports: &[Report], used: &Used) -> Value {
+fn whole(head: &Head, reports: &[Report], used: &Used) -> Result<Value, ApiError> {
     let choices = reports.iter().enumerate().map(|(index, report)| {
         let text = format!("{}{}", head.echoed(index), report.text);
         let mut choice = match head.kind {
             Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text, "refusal": null}}),
             Kind::Text => json!({"index": index, "text": text}),
         };
-        choice["logprobs"] = Value::Null;
+        choice["logprobs"] = head.logprobs(report.logprobs.as_deref().unwrap_or_default())?;
         choice["finish_reason"] = finish_reason(report.finish).into();
         choice["finish_detail"] = json!(report.finish);
-        choice
+        Ok(choice)
     });
     let name = if head.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
-    let mut body = head.object(name, choices.collect());
-    body["usage"] = used.json(head.n);
-    body
+    let mut body = head.object(name, choices.collect::<Result<_, ApiError>>()?);
+    body["usage"] = used.json(head.made);
+    Ok(body)
 }

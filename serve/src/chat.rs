@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a message holds is text: the text of a mask or another special token in it stays text.
 
-use dlx_runtime::session::Prompt;
+use dlx_runtime::session::{Prompt, TextSide};
 use dlx_runtime::text::Message;
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ pub(crate) fn max_tokens(params: &mut Params) -> Result<Option<usize>, ApiError>
 }
 
 /// Takes the conversation and everything that only chats have.
-pub(crate) fn prompt(params: &mut Params) -> Result<Prompt, ApiError> {
+pub(crate) fn prompt(params: &mut Params, side: &TextSide) -> Result<Prompt, ApiError> {
     let list = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
     params.neutral("tools", list)?;
     params.neutral("functions", list)?;
@@ -29,14 +29,7 @@ pub(crate) fn prompt(params: &mut Params) -> Result<Prompt, ApiError> {
     params.neutral("store", |v| v == &Value::Bool(false))?;
     params.neutral("service_tier", |v| v == "auto" || v == "default")?;
     params.neutral("metadata", Value::is_object)?;
-    let logprobs = params.boolean("logprobs")?.unwrap_or(false);
-    if params.integer("top_logprobs", 0..=20)?.is_some() && !logprobs {
-        return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
-    }
-    if logprobs {
-        return Err(ApiError::unsupported("logprobs", " yet"));
-    }
-    for later in ["audio", "web_search_options", "reasoning_effort", "prediction", "verbosity", "function_call"] {
+    for later in ["audio", "web_search_options", "prediction", "verbosity", "function_call"] {
         if params.take(later).is_some() {
             return Err(ApiError::unsupported(later, ""));
         }
@@ -49,7 +42,50 @@ pub(crate) fn prompt(params: &mut Params) -> Result<Prompt, ApiError> {
         return Err(wrong("messages", "a list of at least one message"));
     }
     let messages = messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m));
-    Ok(Prompt::Chat { messages: messages.collect::<Result<_, _>>()?, variables: Map::new() })
+    Ok(Prompt::Chat { messages: messages.collect::<Result<_, _>>()?, variables: variables(params, side)? })
+}
+
+/// Variables of the chat template, among them what it knows of thinking.
+fn variables(params: &mut Params, side: &TextSide) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = match params.take("chat_template_kwargs") {
+        None => Map::new(),
+        Some(Value::Object(variables)) => variables,
+        Some(_) => return Err(wrong("chat_template_kwargs", "an object")),
+    };
+    // What the request says elsewhere, or what the answer's place follows from.
+    let taken = ["messages", "tools", "add_generation_prompt"];
+    if let Some(name) = variables.keys().find(|name| taken.contains(&name.as_str()) || !side.template_reads(name)) {
+        let place: String = "chat_template_kwargs.".chars().chain(name.chars()).take(64).collect();
+        let message = format!("`{place}` is nothing that the model's chat template reads of a request: leave it out");
+        return Err(ApiError::invalid(place, message));
+    }
+    let Some(effort) = params.string("reasoning_effort")? else { return Ok(variables) };
+    if !["none", "minimal", "low", "medium", "high", "xhigh"].contains(&effort.as_str()) {
+        return Err(wrong("reasoning_effort", "none, minimal, low, medium, high or xhigh"));
+    }
+    let (name, value) = match effort.as_str() {
+        effort if side.template_reads("reasoning_effort") => ("reasoning_effort", effort.into()),
+        "none" if side.template_reads("enable_thinking") => ("enable_thinking", false.into()),
+        _ if side.template_reads("enable_thinking") => {
+            return Err(ApiError::unsupported("reasoning_effort", " other than `none` by the model's chat template"));
+        }
+        _ => return Err(ApiError::unsupported("reasoning_effort", " by the model's chat template")),
+    };
+    if variables.insert(name.into(), value).is_some() {
+        let message = format!("`reasoning_effort` and `chat_template_kwargs.{name}` say the same: leave one out");
+        return Err(ApiError::invalid("reasoning_effort", message));
+    }
+    Ok(variables)
+}
+
+/// How many likely tokens are told beside each token of the answer, if their probabilities are told.
+pub(crate) fn logprobs(params: &mut Params) -> Result<Option<usize>, ApiError> {
+    let logprobs = params.boolean("logprobs")?.unwrap_or(false);
+    let beside = params.count("top_logprobs", 0..=20)?;
+    if beside.is_some() && !logprobs {
+        return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
+    }
+    Ok(logprobs.then_some(beside.unwrap_or(0)))
 }
 
 fn message(place: &str, value: Value) -> Result<Message, ApiError> {

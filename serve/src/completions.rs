@@ -6,7 +6,7 @@ use dlx_runtime::session::{Prompt, TextSide};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::params::{Params, wrong};
+use crate::params::{Params, Sampling, wrong};
 
 /// Most prompts of one request.
 const MAX_PROMPTS: usize = 128;
@@ -16,18 +16,31 @@ pub(crate) struct Text {
     pub(crate) prompts: Vec<Prompt>,
     /// Whether the answers begin with their prompts.
     pub(crate) echo: bool,
+    /// How many likely tokens are told beside each token, if their probabilities are told.
+    pub(crate) logprobs: Option<usize>,
+    /// Choices that are made of each prompt.
+    pub(crate) best_of: usize,
 }
 
-/// Takes the prompts and everything that only text completions have; `n` is the number of choices.
-pub(crate) fn take(params: &mut Params, n: usize) -> Result<Text, ApiError> {
+/// Takes the prompts and everything that only text completions have.
+pub(crate) fn take(params: &mut Params, sampling: &Sampling) -> Result<Text, ApiError> {
     let echo = params.boolean("echo")?.unwrap_or(false);
-    if params.count("best_of", 1..=128)?.is_some_and(|best_of| best_of != n) {
-        return Err(ApiError::unsupported("best_of", " other than `n`"));
+    let logprobs = params.count("logprobs", 0..=5)?;
+    if echo && logprobs.is_some() {
+        return Err(ApiError::unsupported("echo", " with `logprobs`, which the model does not tell of a prompt"));
     }
-    for later in ["suffix", "logprobs"] {
-        if params.take(later).is_some() {
-            return Err(ApiError::unsupported(later, " yet"));
-        }
+    let best_of = params.count("best_of", 1..=128)?.unwrap_or(sampling.n);
+    if best_of < sampling.n {
+        return Err(ApiError::invalid("best_of", "`best_of` must be at least `n`"));
+    }
+    if best_of > sampling.n && sampling.stream.is_some() {
+        return Err(ApiError::unsupported(
+            "best_of",
+            " above `n` with `stream`, before whose end nobody knows the best",
+        ));
+    }
+    if params.take("suffix").is_some() {
+        return Err(ApiError::unsupported("suffix", " yet"));
     }
     let what = "a string, a list of strings, a list of token ids, or a list of such lists";
     let prompts = match params.take("prompt") {
@@ -46,7 +59,7 @@ pub(crate) fn take(params: &mut Params, n: usize) -> Result<Text, ApiError> {
         },
         _ => return Err(wrong("prompt", what)),
     };
-    Ok(Text { prompts, echo })
+    Ok(Text { prompts, echo, logprobs, best_of })
 }
 
 fn ids(list: &[Value]) -> Option<Vec<i32>> {

@@ -18,6 +18,7 @@ mod completions;
 mod error;
 mod guard;
 mod listen;
+mod logprobs;
 mod metrics;
 mod params;
 mod routes;

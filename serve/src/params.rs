@@ -3,6 +3,7 @@
 //! Invariant: a null is as good as nothing, a value of the wrong type or range is refused by name, and what nobody has taken
 //! in the end is unknown and refused by name too.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use axum::http::StatusCode;
@@ -73,6 +74,14 @@ impl Params {
         value.map(|v| v.as_f64().filter(|x| range.contains(x)).ok_or_else(what)).transpose()
     }
 
+    /// A number for which single precision is close enough.
+    #[allow(clippy::cast_possible_truncation, reason = "the bounds of the range say the same in single precision")]
+    pub(crate) fn small(&mut self, name: &str, range: RangeInclusive<f32>) -> Result<Option<f32>, ApiError> {
+        let (least, most) = (*range.start(), *range.end());
+        let number = self.number(name, f64::from(least)..=f64::from(most))?;
+        Ok(number.map(|number| (number as f32).clamp(least, most)))
+    }
+
     /// A parameter that may be there, but only with a value that changes nothing.
     pub(crate) fn neutral(&mut self, name: &str, neutral: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
         match self.take(name) {
@@ -122,30 +131,22 @@ pub(crate) struct Sampling {
 impl Sampling {
     /// Takes the parameters; the model's own `stop_ids` are what others are added to.
     pub(crate) fn take(params: &mut Params, stop_ids: &[i32]) -> Result<Self, ApiError> {
-        let zero = |value: &Value| value.as_f64() == Some(0.0);
-        let one = |value: &Value| value.as_f64() == Some(1.0);
-        for penalty in ["presence_penalty", "frequency_penalty"] {
-            if params.number(penalty, -2.0..=2.0)?.is_some_and(|x| x != 0.0) {
-                return Err(ApiError::unsupported(penalty, " other than 0"));
-            }
-        }
-        params.neutral("repetition_penalty", one)?;
-        params.neutral("min_p", zero)?;
-        params.neutral("logit_bias", |v| v.as_object().is_some_and(Map::is_empty))?;
         for text in ["user", "safety_identifier", "prompt_cache_key"] {
             params.string(text)?;
         }
         let top_p = params.number("top_p", 0.0..=1.0)?;
         let top_k = params.integer("top_k", -1..=i64::from(i32::MAX))?;
         let ignore_eos = params.boolean("ignore_eos")?.unwrap_or(false);
-        if params.integer("min_tokens", 0..=i64::from(i32::MAX))?.is_some_and(|n| n > 0) && !ignore_eos {
-            return Err(ApiError::unsupported("min_tokens", " without `ignore_eos`"));
-        }
         let more = stop_tokens(params)?;
         let own = if ignore_eos { &[] } else { stop_ids };
         let overrides = Overrides {
-            #[allow(clippy::cast_possible_truncation, reason = "0 to 2 is close enough in single precision")]
-            temperature: params.number("temperature", 0.0..=2.0)?.map(|t| t as f32),
+            temperature: params.small("temperature", 0.0..=2.0)?,
+            min_p: params.small("min_p", 0.0..=1.0)?,
+            repetition_penalty: params.small("repetition_penalty", 0.01..=100.0)?,
+            frequency_penalty: params.small("frequency_penalty", -2.0..=2.0)?,
+            presence_penalty: params.small("presence_penalty", -2.0..=2.0)?,
+            logit_bias: logit_bias(params)?,
+            min_tokens: params.count("min_tokens", 0..=i64::from(i32::MAX))?,
             #[allow(clippy::cast_possible_truncation, reason = "above 0, at most 1, and no smaller than can be said")]
             top_p: top_p.filter(|p| *p > 0.0).map(|p| (p as f32).max(f32::MIN_POSITIVE)),
             // With nothing left of the distribution but its head, the most likely token is taken.
@@ -182,6 +183,19 @@ fn stop_strings(params: &mut Params) -> Result<Option<Vec<String>>, ApiError> {
         return Err(wrong("stop", what));
     }
     Ok((!stops.is_empty()).then_some(stops))
+}
+
+fn logit_bias(params: &mut Params) -> Result<Option<BTreeMap<i32, f32>>, ApiError> {
+    let what = || wrong("logit_bias", "an object of token ids with numbers from -100 to 100");
+    let Some(bias) = params.take("logit_bias") else { return Ok(None) };
+    let Value::Object(bias) = bias else { return Err(what()) };
+    let one = |(token, bias): (String, Value)| {
+        let token = token.parse().ok().filter(|token| *token >= 0);
+        #[allow(clippy::cast_possible_truncation, reason = "-100 to 100 is close enough in single precision")]
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)).map(|bias| bias as f32);
+        token.zip(bias).ok_or_else(what)
+    };
+    Ok(Some(bias.into_iter().map(one).collect::<Result<_, _>>()?))
 }
 
 fn stop_tokens(params: &mut Params) -> Result<Vec<i32>, ApiError> {

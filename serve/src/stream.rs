@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Response, header};
+use dlx_runtime::session::Told;
 use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -82,11 +83,14 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
             Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
             Ok(Some((_, Note::Waiting))) => {}
             Ok(Some((index, Note::Begin { prompt_tokens }))) => used.prompt[index] = prompt_tokens,
-            Ok(Some((index, Note::Text { piece, tokens }))) => {
+            Ok(Some((index, Note::Text { piece, tokens, told }))) => {
                 used.completion[index] = tokens;
-                send(to, &chunk(head, delta(head, index, &piece), &used)).await?;
+                match with_logprobs(head, delta(head, index, &piece), &told) {
+                    Ok(choice) => send(to, &chunk(head, choice, &used)).await?,
+                    Err(error) => return send(to, &error.body()).await,
+                }
             }
-            Ok(Some((index, Note::End(result)))) => match *result {
+            Ok(Some((index, Note::End(result, told)))) => match *result {
                 Ok(report) => {
                     (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
                     used.cached[index] = report.held_tokens;
@@ -97,17 +101,20 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
                     }
                     last["finish_reason"] = finish_reason(report.finish).into();
                     last["finish_detail"] = json!(report.finish);
-                    send(to, &chunk(head, last, &used)).await?;
+                    match with_logprobs(head, last, &told) {
+                        Ok(last) => send(to, &chunk(head, last, &used)).await?,
+                        Err(error) => return send(to, &error.body()).await,
+                    }
                 }
                 Err(error) => return send(to, &ApiError::server(error.to_string()).body()).await,
             },
             Ok(None) => return send(to, &cut_off().body()).await,
         }
     }
-    app.metrics.used(&head.model, &used, head.n);
+    app.metrics.used(&head.model, &used, head.made);
     if head.usage != Usage::Never {
         let mut last = head.object(name(head), json!([]));
-        last["usage"] = used.json(head.n);
+        last["usage"] = used.json(head.made);
         send(to, &last).await?;
     }
     to.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| Gone)
@@ -123,7 +130,7 @@ fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
     match head.usage {
         Usage::Never => {}
         Usage::AtEnd => chunk["usage"] = Value::Null,
-        Usage::Running => chunk["usage"] = used.json(head.n),
+        Usage::Running => chunk["usage"] = used.json(head.made),
     }
     chunk
 }
@@ -135,6 +142,14 @@ fn first(head: &Head, index: usize) -> Value {
         choice["delta"] = json!({"role": "assistant", "content": ""});
     }
     choice
+}
+
+/// A choice with the probabilities of its tokens, if any are told.
+fn with_logprobs(head: &Head, mut choice: Value, told: &[Told]) -> Result<Value, ApiError> {
+    if !told.is_empty() {
+        choice["logprobs"] = head.logprobs(told)?;
+    }
+    Ok(choice)
 }
 
 fn delta(head: &Head, index: usize, text: &str) -> Value {

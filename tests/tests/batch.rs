@@ -36,7 +36,8 @@ fn load(model: &str) -> (Model, Model) {
     (load(), load())
 }
 
-/// A request of the mixture: a question, how long, how hot, whether stop strings and thresholds.
+/// A request of the mixture: a question, how long, how hot, whether stop strings and thresholds; some with penalties, biases or
+/// probabilities.
 fn request(kind: (usize, usize, u8, u64, bool)) -> Request {
     let (question, max_new, heat, seed, special) = kind;
     let prompt = match question % 3 {
@@ -52,10 +53,16 @@ fn request(kind: (usize, usize, u8, u64, bool)) -> Request {
         top_k: (heat == 3).then_some(20),
         seed: Some(seed),
         stop_strings: special.then(|| vec!["the".into(), "4".into()]),
+        min_p: (heat == 1).then_some(0.05),
+        frequency_penalty: (question % 4 == 2).then_some(0.4),
+        repetition_penalty: (question % 6 == 5).then_some(1.2),
+        logit_bias: (question % 8 == 3).then(|| [(37, 2.5), (301, -100.0)].into()),
+        min_tokens: special.then_some(3),
         reveal: (special && heat == 0).then(|| Reveal::new("threshold").with("threshold", 0.7)),
         ..Overrides::default()
     };
-    Request { overrides, ..Request::new(prompt, max_new) }
+    let logprobs = (question % 3 == 1).then_some(max_new % 5);
+    Request { overrides, logprobs, ..Request::new(prompt, max_new) }
 }
 
 /// Everything of a report that is no time, and what was streamed.
@@ -63,7 +70,7 @@ fn facts(streamed: &str, report: Result<Report, String>) -> String {
     match report {
         Ok(r) => {
             assert_eq!(streamed, r.text);
-            format!("{:?}", (r.text, r.ids, r.prefix, r.prompt_tokens, r.finish, r.passes))
+            format!("{:?}", (r.text, r.ids, r.prefix, r.prompt_tokens, r.finish, r.logprobs, r.passes))
         }
         Err(error) => error,
     }

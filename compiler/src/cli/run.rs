@@ -111,6 +111,24 @@ pub struct Decode {
     /// Sample among the most likely tokens that together have this probability.
     #[arg(long, value_name = "P", value_parser = probability)]
     pub top_p: Option<f32>,
+    /// Sample among tokens at least this part as likely as the most likely one.
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub min_p: Option<f32>,
+    /// Divide the logits of tokens that prompt or answer have by this; above 1 they become less likely.
+    #[arg(long, value_name = "R", value_parser = repetition)]
+    pub repetition_penalty: Option<f32>,
+    /// Take this from the logit of a token for each time that the answer has it.
+    #[arg(long, value_name = "X", value_parser = penalty, allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Take this from the logits of tokens that the answer has.
+    #[arg(long, value_name = "X", value_parser = penalty, allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Add to the logit of a token, such as 42=-100; may be repeated.
+    #[arg(long, value_name = "TOKEN=X")]
+    pub logit_bias: Vec<Bias>,
+    /// Do not end before so many tokens.
+    #[arg(long, value_name = "N")]
+    pub min_tokens: Option<u32>,
     /// Seed; the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -124,6 +142,30 @@ pub struct Decode {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[serde(skip)]
     pub threads: Option<u16>,
+}
+
+/// What is added to the logit of a token; written `42=-100`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bias {
+    token: i32,
+    add: f32,
+}
+
+impl std::str::FromStr for Bias {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=').and_then(|(token, add)| Some((token.parse().ok()?, add.parse().ok()?)));
+        let bias = parts.filter(|(token, add)| *token >= 0 && (-100.0..=100.0).contains(add));
+        bias.map(|(token, add)| Self { token, add })
+            .ok_or_else(|| "use a token id and a number from -100 to 100, such as 42=-100".into())
+    }
+}
+
+impl serde::Serialize for Bias {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}={}", self.token, self.add))
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -190,6 +232,13 @@ impl Decode {
             temperature: self.temperature,
             top_k: count(self.top_k),
             top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            logit_bias: (!self.logit_bias.is_empty())
+                .then(|| self.logit_bias.iter().map(|b| (b.token, b.add)).collect()),
+            min_tokens: count(self.min_tokens),
             seed: Some(self.seed),
             stop_ids: self.ignore_eos.then(Vec::new),
             stop_strings: (!self.stop.is_empty()).then(|| self.stop.clone()),
@@ -320,6 +369,14 @@ fn temperature(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|t| (0.0..=100.0).contains(t)).ok_or_else(|| "use a number from 0 to 100".into())
 }
 
+fn repetition(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|r| (0.01..=100.0).contains(r)).ok_or_else(|| "use a number from 0.01 to 100".into())
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|x| (-2.0..=2.0).contains(x)).ok_or_else(|| "use a number from -2 to 2".into())
+}
+
 /// A time such as 30s.
 ///
 /// # Errors
@@ -354,7 +411,20 @@ mod tests {
         );
         assert_eq!((args.timeout, args.decode.stop.len()), (Some(Duration::from_millis(500)), 2));
         assert_eq!(args.prompt().unwrap(), "hello");
+        let args =
+            parse("--min-p 0.1 --repetition-penalty 1.1 --presence-penalty -1 --logit-bias 5=-100 --logit-bias 7=2.5");
+        let overrides = args.unwrap().decode.overrides(&DecodePolicy::greedy(1, 4));
+        assert_eq!((overrides.min_p, overrides.repetition_penalty), (Some(0.1), Some(1.1)));
+        assert_eq!((overrides.presence_penalty, overrides.frequency_penalty), (Some(-1.0), None));
+        assert_eq!(overrides.logit_bias, Some([(5, -100.0), (7, 2.5)].into()));
         for wrong in [
+            "--min-p 0",
+            "--repetition-penalty 0",
+            "--frequency-penalty 2.1",
+            "--logit-bias 5",
+            "--logit-bias 5=101",
+            "--logit-bias -5=1",
+            "--logit-bias 5=NaN",
             "--threshold 0",
             "--threshold 1.1",
             "--threshold NaN",

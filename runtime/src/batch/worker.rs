@@ -157,8 +157,9 @@ impl Worker {
 
     /// Checks a request; what cannot be answered ends before anybody waits for it.
     fn arrive(&mut self, job: Job) {
-        let Job { call, policy, max_new, priority, mut listener, place } = job;
-        let checked = policy.resolve(&*self.executor).map_err(DecodeError::from).and_then(|resolved| {
+        let Job { call, policy, max_new, priority, logprobs, mut listener, place } = job;
+        let resolved = policy.resolve(&*self.executor).and_then(|r| r.telling(logprobs, &*self.executor));
+        let checked = resolved.map_err(DecodeError::from).and_then(|resolved| {
             let resolved = Resolved { prefill_rows: self.prefill_rows, ..resolved };
             if resolved.slots() > self.slots {
                 let (wanted, slots) = (resolved.slots(), self.slots);

@@ -13,6 +13,7 @@
 //! [`Executor`]: crate::exec::Executor
 //! [`Executor::max_seq`]: crate::exec::Executor::max_seq
 
+pub mod adjust;
 pub mod confidence;
 mod driver;
 mod error;

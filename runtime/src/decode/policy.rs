@@ -252,6 +252,25 @@ pub struct DecodePolicy {
     pub top_p: f32,
     /// Order of the two filters.
     pub filter_order: FilterOrder,
+    /// Of what they leave, keep the tokens whose probability is at least this part of the largest one; 0 keeps all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min_p: f32,
+    /// What is added to the logits of tokens, -100 to 100.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logit_bias: BTreeMap<i32, f32>,
+    /// Divides the positive logits of tokens that prompt or answer have and multiplies their negative ones; 1 changes
+    /// nothing.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub repetition_penalty: f32,
+    /// Taken from the logit of a token for each time that the answer has it, -2 to 2.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub frequency_penalty: f32,
+    /// Taken once from the logits of tokens that the answer has, -2 to 2.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub presence_penalty: f32,
+    /// The answer has no stop token, and no stop string ends, before so many tokens.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min_tokens: usize,
     /// Seed of the counter-based generator.
     pub seed: u64,
     /// When a stop token ends decoding.
@@ -290,6 +309,12 @@ impl DecodePolicy {
             temperature: o.temperature.unwrap_or(self.temperature),
             top_k: o.top_k.unwrap_or(self.top_k),
             top_p: o.top_p.unwrap_or(self.top_p),
+            min_p: o.min_p.unwrap_or(self.min_p),
+            logit_bias: o.logit_bias.unwrap_or_else(|| self.logit_bias.clone()),
+            repetition_penalty: o.repetition_penalty.unwrap_or(self.repetition_penalty),
+            frequency_penalty: o.frequency_penalty.unwrap_or(self.frequency_penalty),
+            presence_penalty: o.presence_penalty.unwrap_or(self.presence_penalty),
+            min_tokens: o.min_tokens.unwrap_or(self.min_tokens),
             seed: o.seed.unwrap_or(self.seed),
             stop_ids: o.stop_ids.unwrap_or_else(|| self.stop_ids.clone()),
             stop_strings: o.stop_strings.unwrap_or_else(|| self.stop_strings.clone()),
@@ -302,10 +327,31 @@ impl DecodePolicy {
         self.temperature == 0.0 || self.top_k == 1
     }
 
+    /// Whether logits are changed by what they are of and by what the sequence holds, see [`adjust`](super::adjust).
+    pub fn adjusts(&self) -> bool {
+        !self.logit_bias.is_empty()
+            || self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
+            || self.min_tokens > 0
+    }
+
     /// Whether blocks are finished by a pass that writes their permanent cache rows.
     pub fn commits(&self) -> bool {
         matches!(self.cache, CacheMode::CommitBlock | CacheMode::CommitBetween)
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn is_one(value: &f32) -> bool {
+    *value == 1.0
 }
 
 /// What one call changes of the artifact's policy; absent fields keep the artifact's value.
@@ -334,6 +380,18 @@ pub struct Overrides {
     pub top_k: Option<usize>,
     /// See [`DecodePolicy::top_p`].
     pub top_p: Option<f32>,
+    /// See [`DecodePolicy::min_p`].
+    pub min_p: Option<f32>,
+    /// See [`DecodePolicy::logit_bias`].
+    pub logit_bias: Option<BTreeMap<i32, f32>>,
+    /// See [`DecodePolicy::repetition_penalty`].
+    pub repetition_penalty: Option<f32>,
+    /// See [`DecodePolicy::frequency_penalty`].
+    pub frequency_penalty: Option<f32>,
+    /// See [`DecodePolicy::presence_penalty`].
+    pub presence_penalty: Option<f32>,
+    /// See [`DecodePolicy::min_tokens`].
+    pub min_tokens: Option<usize>,
     /// See [`DecodePolicy::seed`].
     pub seed: Option<u64>,
     /// See [`DecodePolicy::stop_ids`]; an empty list decodes to the length limit.
@@ -354,6 +412,8 @@ mod tests {
         assert_eq!(json["reveal"].to_string(), r#"{"rule":"threshold","threshold":0.8999999761581421}"#);
         assert_eq!(json["grid"], "absolute");
         assert_eq!(json["cache"], "commit-block");
+        policy.logit_bias = BTreeMap::from([(5, -100.0), (7, 0.1)]);
+        assert_eq!(serde_json::to_value(&policy).unwrap()["logit_bias"]["5"], -100.0);
         let text = serde_json::to_string(&policy).unwrap();
         assert!(text.contains(r#""threshold":0.9}"#), "{text}");
         assert_eq!(serde_json::from_str::<DecodePolicy>(&text).unwrap(), policy);
@@ -386,7 +446,9 @@ mod tests {
     #[test]
     fn what_a_method_does_not_use_may_be_absent() {
         let text = serde_json::to_string(&DecodePolicy::greedy(1, 4)).unwrap();
-        assert!(!text.contains("sub_block") && !text.contains("hidden_id"));
+        for absent in ["sub_block", "hidden_id", "min_p", "penalty", "logit_bias", "min_tokens"] {
+            assert!(!text.contains(absent), "{absent}");
+        }
         let without = text.replace(r#""cfg_scale":0.0,"#, "").replace(r#""lead":"none","#, "");
         assert_ne!(without, text);
         assert_eq!(serde_json::from_str::<DecodePolicy>(&without).unwrap(), DecodePolicy::greedy(1, 4));

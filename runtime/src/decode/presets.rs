@@ -2,6 +2,8 @@
 //!
 //! A front end starts from one of these and adds what the checkpoint says: stop ids, another block length.
 
+use std::collections::BTreeMap;
+
 use super::policy::{
     Attention, BlockGrid, CacheMode, ConfidenceStage, DecodePolicy, FilterOrder, FirstRow, Lead, PromptTail, Reveal,
     Schedule, StopAt, SubBlock,
@@ -40,6 +42,12 @@ impl DecodePolicy {
             top_k: 0,
             top_p: 1.0,
             filter_order: FilterOrder::TopKTopP,
+            min_p: 0.0,
+            logit_bias: BTreeMap::new(),
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            min_tokens: 0,
             seed: 0,
             stop_at: StopAt::Block,
             stop_ids: Vec::new(),

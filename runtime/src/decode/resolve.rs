@@ -17,6 +17,8 @@ use crate::exec::Executor;
 const MAX_STEPS: usize = 1 << 16;
 /// Longest block of a model whose attention does not fix one: far beyond any cache, so that positions never overflow.
 const MAX_BLOCK: usize = 1 << 20;
+/// Most tokens whose probabilities are told beside that of each token of an answer.
+const MAX_LOGPROBS: usize = 128;
 /// Most bytes of all stop strings.
 const MAX_STOP_TEXT: usize = 1 << 16;
 
@@ -35,8 +37,10 @@ pub struct Resolved {
     pub schedule_params: Vec<f32>,
     /// The confidence measure.
     pub confidence: &'static Confidence,
-    /// Whether the head's statistics do not say enough to choose a token.
+    /// Whether the head's statistics do not say enough to choose a token, or to tell what is asked for.
     pub needs_logits: bool,
+    /// Whether decisions tell how likely their tokens were, and with how many of the most likely ones beside.
+    pub logprobs: Option<usize>,
     /// What the rule and the confidence measure read of a chosen token.
     pub needs: Needs,
     /// Most rows of a pass over the prompt, where whole blocks of the mask are no more; without a bound, what a step holds.
@@ -68,7 +72,7 @@ impl DecodePolicy {
             .ok_or_else(|| unknown("reveal rule", &self.reveal.rule, reveal::names()))?;
         let schedule = schedule::find(&self.schedule.curve)
             .ok_or_else(|| unknown("schedule", &self.schedule.curve, schedule::names()))?;
-        let filtered = self.top_k != 1 && (self.top_k != 0 || self.top_p < 1.0);
+        let filtered = self.top_k != 1 && (self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0);
         let resolved = Resolved {
             rule,
             params: params("parameter of this reveal rule", rule.params, &self.reveal.params)?,
@@ -80,16 +84,15 @@ impl DecodePolicy {
                 || (filtered && self.confidence_stage == ConfidenceStage::AfterFilters)
                 || !self.suppress_ids.is_empty()
                 || !self.unsure_ids.is_empty()
+                || self.adjusts()
                 || self.cfg_scale > 0.0
                 || self.first_row == FirstRow::Before,
+            logprobs: None,
             needs: Needs { row_entropy: rule.entropy, ..confidence.reads },
             prefill_rows: usize::MAX,
             policy: self,
         };
-        let (rows, counted) = (resolved.policy.block.saturating_mul(resolved.slots()), executor.logits_rows());
-        if resolved.needs_logits && rows > counted {
-            return Err(PolicyError::LogitsRows { rows, counted });
-        }
+        resolved.check_rows(executor)?;
         Ok(resolved)
     }
 
@@ -106,6 +109,19 @@ impl DecodePolicy {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(out_of_range("top_p", "above 0 and at most 1"));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return Err(out_of_range("min_p", "0 to 1"));
+        }
+        if !(0.01..=100.0).contains(&self.repetition_penalty) {
+            return Err(out_of_range("repetition_penalty", "0.01 to 100; 1 changes nothing"));
+        }
+        for (field, penalty) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return Err(out_of_range(field, "-2 to 2; 0 changes nothing"));
+            }
+        }
         if !(self.cfg_scale >= 0.0 && self.cfg_scale.is_finite()) {
             return Err(out_of_range("cfg_scale", "0 (no guidance) or a positive number"));
         }
@@ -121,6 +137,12 @@ impl DecodePolicy {
             [("stop_ids", &self.stop_ids), ("suppress_ids", &self.suppress_ids), ("unsure_ids", &self.unsure_ids)];
         if let Some((field, _)) = lists.into_iter().find(|(_, ids)| ids.len() > vocab) {
             return Err(out_of_range(field, "no longer than the vocabulary: name each token once"));
+        }
+        let biased = |(&id, bias): (&i32, &f32)| {
+            usize::try_from(id).is_ok_and(|id| id < vocab) && (-100.0..=100.0).contains(bias)
+        };
+        if !self.logit_bias.iter().all(biased) {
+            return Err(out_of_range("logit_bias", "-100 to 100, of tokens of the model"));
         }
         if self.stop_strings.iter().map(|s| s.len().saturating_add(1)).sum::<usize>() > MAX_STOP_TEXT {
             return Err(out_of_range("stop_strings", "65536 bytes at most"));
@@ -165,6 +187,25 @@ impl DecodePolicy {
 }
 
 impl Resolved {
+    /// With decisions that tell how likely their tokens were, and `logprobs` of the most likely ones beside.
+    ///
+    /// # Errors
+    /// Too many of them, or rows of logits that memory was not counted for.
+    pub fn telling(mut self, logprobs: Option<usize>, executor: &dyn Executor) -> Result<Self, PolicyError> {
+        if logprobs.is_some_and(|beside| beside > MAX_LOGPROBS) {
+            return Err(out_of_range("logprobs", "at most 128 tokens beside"));
+        }
+        self.logprobs = logprobs;
+        self.needs_logits |= logprobs.is_some();
+        self.check_rows(executor)?;
+        Ok(self)
+    }
+
+    fn check_rows(&self, executor: &dyn Executor) -> Result<(), PolicyError> {
+        let (rows, counted) = (self.policy.block.saturating_mul(self.slots()), executor.logits_rows());
+        if self.needs_logits && rows > counted { Err(PolicyError::LogitsRows { rows, counted }) } else { Ok(()) }
+    }
+
     /// Slots of the caches that a sequence needs: guidance runs a second sequence, in which the prompt is masked.
     pub fn slots(&self) -> usize {
         if self.policy.cfg_scale == 0.0 { 1 } else { 2 }
@@ -233,6 +274,16 @@ mod tests {
         assert!(refused(&|p| p.logit_shift = 2).contains("`logit_shift`"));
         assert!(refused(&|p| p.temperature = f32::NAN).contains("`temperature`"));
         assert!(refused(&|p| p.top_p = 0.0).contains("`top_p`"));
+        assert!(refused(&|p| p.min_p = 1.1).contains("`min_p`"));
+        assert!(refused(&|p| p.min_p = f32::NAN).contains("`min_p`"));
+        assert!(refused(&|p| p.repetition_penalty = 0.0).contains("`repetition_penalty`"));
+        assert!(refused(&|p| p.frequency_penalty = -2.1).contains("`frequency_penalty`"));
+        assert!(refused(&|p| p.presence_penalty = f32::NAN).contains("`presence_penalty`"));
+        for bias in [(16, 0.0), (-1, 0.0), (3, 101.0), (3, f32::NAN)] {
+            assert!(refused(&|p| p.logit_bias = [bias].into()).contains("`logit_bias`"));
+        }
+        let telling = ok.clone().resolve(&mock).unwrap().telling(Some(129), &mock);
+        assert!(telling.unwrap_err().to_string().contains("`logprobs`"));
         assert!(refused(&|p| p.cfg_scale = -1.0).contains("`cfg_scale`"));
         assert!(refused(&|p| p.sub_block = Some(SubBlock { length: 5, cached: true })).contains("`sub_block`"));
         assert!(refused(&|p| p.reveal = Reveal::new("guess")).contains("sequential"));

@@ -1,4 +1,4 @@
-//! Choosing a token from a row of logits: temperature, top-k, top-p, and a draw.
+//! Choosing a token from a row of logits: temperature, top-k, top-p, min-p, and a draw.
 //!
 //! Invariant: the mask is never chosen, and equal values go to the lowest token id. A draw is `argmax(p / q)` with
 //! q ~ Exp(1) per token, which is how PyTorch draws from a categorical distribution on a CPU; with recorded q the same
@@ -14,7 +14,7 @@ mod weights;
 use self::draw::Choices;
 pub use self::kept::filter;
 use self::kept::{Kept, Left};
-pub use self::law::Law;
+pub use self::law::{Law, Logprob};
 use self::tail::Tail;
 use self::weights::{Distribution, prob, sum_listed, weigh};
 use super::noise::{Noise, NoiseRow};

@@ -17,13 +17,14 @@ use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
+use super::adjust::Adjust;
 use super::error::{DecodeError, FinishReason};
 use super::noise::Noise;
 use super::pass::{ForwardKind, Pass, Rows, Window};
 use super::plan::{Block, Plan};
 use super::policy::{CacheMode, FirstRow, Lead, StopAt};
 use super::resolve::Resolved;
-use super::reveal;
+use super::reveal::Change;
 use super::sample::Sampler;
 use super::schedule::{self, Due};
 use super::trace::{Forward, Moment, Passes, Times};
@@ -63,6 +64,7 @@ pub struct Sequence {
     /// Slots of the caches: its own and, with guidance, that of the sequence whose prompt is masked.
     slots: Vec<usize>,
     ids: Vec<i32>,
+    adjust: Option<Adjust>,
     /// Positions before this one will not change any more.
     settled: usize,
     stored: usize,
@@ -78,7 +80,7 @@ pub struct Sequence {
     passes: Passes,
     times: Times,
     /// Changes that are made in place of what passes decide, one entry each.
-    course: Option<VecDeque<Vec<reveal::Change>>>,
+    course: Option<VecDeque<Vec<Change>>>,
     /// The pass that has been asked for.
     wanted: Option<Pass>,
     outcome: Option<Result<FinishReason, DecodeError>>,
@@ -147,6 +149,7 @@ impl Sequence {
         Ok(Self {
             vocab: executor.vocab(),
             noise,
+            adjust: Adjust::new(&policy.policy, prompt),
             prompt: prompt.to_vec(),
             slots,
             ids,
@@ -448,12 +451,6 @@ impl Sequence {
         let cells = &self.current().cells;
         let length = self.policy.policy.sub_block.map_or(cells.len(), |sub| sub.length);
         start..cells.end.min(start + length)
-    }
-
-    fn change(&mut self, change: reveal::Change) {
-        if self.prompt.get(change.position).is_none_or(|&id| id == self.policy.policy.mask_id) {
-            self.ids[change.position] = change.token;
-        }
     }
 
     fn masked(&self, cells: &Range<usize>) -> Vec<usize> {

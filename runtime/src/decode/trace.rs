@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::pass::{ForwardKind, Pass};
 use super::reveal::{Candidate, Change};
-use super::sample::Drawn;
+use super::sample::{Drawn, Logprob};
 
 /// A forward pass that is about to run.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,8 @@ pub struct Decision<'a> {
     pub part: f32,
     /// What it changes, in the order in which the rule took it.
     pub changes: &'a [Change],
+    /// How likely each of these tokens was in the law that it was chosen from; nothing unless asked for.
+    pub logprobs: &'a [Logprob],
 }
 
 /// What the observer of [`decode`](super::decode) is told, in order.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::stream::Stream;
+use super::told::Telling;
 use super::{Event, Report, Request, SessionError, TextSide};
 use crate::decode::{DecodePolicy, Decoded, FinishReason, Moment, Passes, Times};
 use crate::text::{Detokenizer, StopStrings, TextError};
@@ -50,8 +51,10 @@ impl Call {
             mask_id: policy.mask_id,
             end: prompt.len().saturating_add(request.max_new),
             prompt,
+            min_tokens: policy.min_tokens,
             ids: Vec::new(),
             text: String::new(),
+            telling: request.logprobs.map(|_| Telling::default()),
             stopped: None,
         };
         let (deadline, cancel) = (request.deadline, request.cancel.clone());
@@ -100,6 +103,10 @@ impl Call {
                 tell(Event::Forward(forward), tokens)
             }
             Moment::Revealed { ids, start, end, decision } => {
+                if let Some(telling) = &mut self.stream.telling {
+                    let changes = decision.changes.iter().zip(decision.logprobs);
+                    changes.for_each(|(change, logprob)| telling.decide(change.position, logprob.clone()));
+                }
                 let masked: Vec<usize> = (start..end).filter(|&at| ids[at] == self.policy.mask_id).collect();
                 tell(Event::Canvas { ids, masked: &masked, block: start..end, decision }, tokens)
             }
@@ -111,6 +118,11 @@ impl Call {
                         return ControlFlow::Break(FinishReason::Cancelled);
                     }
                 };
+                let shown = self.stream.text.len();
+                let told = self.stream.telling.as_mut().map_or(&[][..], |telling| telling.with_text(shown));
+                if !told.is_empty() {
+                    tell(Event::Logprobs(told), tokens)?;
+                }
                 if !piece.is_empty() {
                     tell(Event::Text(&piece), self.stream.ids.len())?;
                 }
@@ -137,6 +149,10 @@ impl Call {
         }
         if !self.hung_up {
             let tail = self.stream.finish()?;
+            let told = self.stream.telling.as_mut().map_or(&[][..], Telling::rest);
+            if !told.is_empty() {
+                let _ = events(Event::Logprobs(told), self.stream.ids.len());
+            }
             if !tail.is_empty() {
                 // The call is over: there is nothing left to cancel.
                 let _ = events(Event::Text(&tail), self.stream.ids.len());
@@ -151,6 +167,7 @@ impl Call {
         Ok(Report {
             text: self.stream.text,
             ids: self.stream.ids,
+            logprobs: self.stream.telling.map(Telling::finish),
             prefix: self.prefix,
             prompt_tokens: self.stream.prompt.len(),
             held_tokens: decoded.held,

@@ -35,6 +35,11 @@ impl TextSide {
         &self.policy
     }
 
+    /// Whether the model has a chat template that reads this variable.
+    pub fn template_reads(&self, variable: &str) -> bool {
+        self.template.as_ref().is_some_and(|template| template.reads(variable))
+    }
+
     /// The model's policy with a request's changes, its stop strings told apart from stop tokens.
     ///
     /// # Errors

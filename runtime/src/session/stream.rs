@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::told::Telling;
 use crate::decode::FinishReason;
 use crate::text::{Detokenizer, StopStrings, TextError, Tokenizer};
 
@@ -19,8 +20,12 @@ pub(super) struct Stream {
     pub(super) next: usize,
     /// Position after the last token that was asked for.
     pub(super) end: usize,
+    /// Tokens whose text ends nothing.
+    pub(super) min_tokens: usize,
     pub(super) ids: Vec<i32>,
     pub(super) text: String,
+    /// How likely the tokens were, if that is to be told.
+    pub(super) telling: Option<Telling>,
     pub(super) stopped: Option<FinishReason>,
 }
 
@@ -38,6 +43,9 @@ impl Stream {
             }
             self.ids.push(id);
             let piece = self.detokenizer.push(&self.tokenizer, id)?;
+            if let Some(telling) = &mut self.telling {
+                telling.push(self.next - 1, id, &piece);
+            }
             self.show(&piece);
         }
         Ok(self.text[from..].to_owned())
@@ -57,6 +65,10 @@ impl Stream {
     }
 
     fn show(&mut self, piece: &str) {
+        if self.ids.len() <= self.min_tokens {
+            self.text += piece;
+            return;
+        }
         let checked = self.stops.push(piece);
         self.text += &checked.text;
         if checked.stopped {

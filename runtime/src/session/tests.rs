@@ -222,6 +222,76 @@ proptest! {
     }
 }
 
+/// Report, and the tokens that were told before each piece of the text; the last entry is what no piece held.
+fn telling(session: &mut Session, request: &Request) -> (Report, Vec<(Vec<i32>, String)>) {
+    let mut pieces = vec![(Vec::new(), String::new())];
+    let report = session.generate(request, &mut |event| {
+        let last = pieces.last_mut().unwrap();
+        match event {
+            Event::Logprobs(told) => last.0.extend(told.iter().map(|told| told.token)),
+            Event::Text(piece) => {
+                last.1 += piece;
+                pieces.push((Vec::new(), String::new()));
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    (report.unwrap(), pieces)
+}
+
+#[test]
+fn probabilities_come_with_the_text_of_their_tokens() {
+    let bytes = |text: &str| text.bytes().map(i32::from).collect::<Vec<_>>();
+    let mut request = Request { logprobs: Some(2), ..text("ab", 9) };
+    let (report, pieces) = telling(&mut session(2, "a€bcdefghij".as_bytes()), &request);
+    let told = report.logprobs.unwrap();
+    assert_eq!(told.iter().map(|told| told.token).collect::<Vec<_>>(), report.ids);
+    assert_eq!(told.iter().map(|told| told.offset).collect::<Vec<_>>(), [0, 1, 1, 1, 2, 3, 4, 5, 6]);
+    for told in &told {
+        // The mock is all but certain.
+        assert!(told.logprob.unwrap() > -1e-3 && told.logprob.unwrap() <= 0.0);
+        assert_eq!((told.top[0], told.top.len()), ((told.token, told.logprob.unwrap()), 2));
+    }
+    let piece = |text: &str| (bytes(text), text.to_owned());
+    assert_eq!(pieces[..3], [piece("a"), piece("€bc"), piece("def")]);
+    assert!(telling(&mut session(2, b"hello"), &text("ab", 9)).1.iter().all(|(told, _)| told.is_empty()));
+
+    // A text that may stop is held back with its tokens; what was cut off is told in the end.
+    request.overrides.stop_strings = Some(vec!["o w".into()]);
+    let (report, pieces) = telling(&mut session(2, b"hello world"), &request);
+    assert_eq!((report.text.as_str(), report.logprobs.unwrap().len()), ("hell", 7));
+    assert_eq!(pieces, [piece("he"), piece("ll"), (bytes("o w"), String::new())]);
+}
+
+#[test]
+fn tokens_that_the_prompt_gave_have_no_probability() {
+    let mut mock = Mock::new(64, 258, &[32]);
+    mock.say(1, i32::from(b'x'));
+    let tokenizer = bytes_tokenizer(&["<stop>", "<mask>"]);
+    let mut session = Session::with_executor(Box::new(mock), tokenizer, None, DecodePolicy::llada(MASK)).unwrap();
+    let request = Request { logprobs: Some(0), ..text("a<mask>bc<mask>d", 0) };
+    let told = telling(&mut session, &request).0.logprobs.unwrap();
+    assert_eq!(told.iter().map(|told| told.logprob.is_some()).collect::<Vec<_>>(), [true, false, false, true, false]);
+}
+
+#[test]
+fn nothing_ends_an_answer_before_its_least_length() {
+    let ask = |least: usize| {
+        let mut request = text("ab", 12);
+        request.overrides.min_tokens = Some(least);
+        request.overrides.stop_strings = Some(vec!["l".into()]);
+        let (report, _) = run(&mut session(2, b"hello\0world"), &request);
+        (report.text, report.finish)
+    };
+    assert_eq!(ask(0), ("he".into(), FinishReason::StopString));
+    assert_eq!(ask(3), ("hel".into(), FinishReason::StopString));
+    assert_eq!(ask(5), ("hello".into(), FinishReason::StopId));
+    let (text, finish) = ask(6);
+    assert!(text.starts_with("hello") && text.len() > 5 && text.ends_with("wor"), "{text:?}");
+    assert_eq!(finish, FinishReason::StopString);
+}
+
 fn chatting(prompt: usize, answer: &[u8]) -> Session {
     let source = "<stop>{{ messages[-1].content }}<stop>";
     let template = ChatTemplate::new(source, std::collections::BTreeMap::new()).unwrap();

@@ -4,6 +4,7 @@
 //! [`TextError`], never a panic or an endless loop. Nothing here reads files: the caller passes bytes and strings.
 
 mod bpe;
+mod bytes;
 mod compiled;
 mod growth;
 pub mod literal;

@@ -111,6 +111,12 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(failed)?;
         template.render(minijinja::value::Serde(&context)).map_err(failed)
     }
+
+    /// Whether the template reads a variable of this name that it does not set itself.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
 }
 
 /// The innermost message with the line of the template.

@@ -31,7 +31,7 @@ pub struct Tokenizer {
     prefix: Vec<i32>,
 }
 
-/// What the decoder does across the borders of tokens.
+/// What the decoder does with tokens, and across their borders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Joins {
     /// A run of byte tokens is decoded as a whole: one byte that does not fit turns all of them into replacement
@@ -39,6 +39,10 @@ pub(super) struct Joins {
     pub(super) byte_runs: bool,
     /// A token may change the text of any token before it.
     pub(super) everything: bool,
+    /// Tokens like `<0xE9>` are bytes.
+    pub(super) byte_tokens: bool,
+    /// Tokens are spelled in GPT-2's alphabet of bytes.
+    pub(super) byte_level: bool,
 }
 
 /// What a token is to the decoder.
@@ -185,7 +189,7 @@ impl Tokenizer {
         guarded(|| inner.decode(&ids, skip_special)).map_err(TextError::Tokenize)
     }
 
-    /// What the decoder does across the borders of tokens.
+    /// What the decoder does with tokens, and across their borders.
     pub(super) fn joins(&self) -> Joins {
         self.joins
     }
@@ -247,8 +251,12 @@ impl Joins {
                     self.add(step, fused);
                 }
             }
-            "ByteFallback" => self.byte_runs |= !*fused,
-            "Fuse" | "ByteLevel" => *fused = true,
+            "ByteFallback" => {
+                self.byte_tokens = true;
+                self.byte_runs |= !*fused;
+            }
+            "Fuse" => *fused = true,
+            "ByteLevel" => (*fused, self.byte_level) = (true, true),
             // Neither looks further than one character, or than the two ends of the text.
             "Metaspace" | "Strip" => {}
             "Replace" => {

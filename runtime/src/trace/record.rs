@@ -56,7 +56,7 @@ impl<W: Write> Recorder<W> {
                 self.tokens.extend(decided.canvas.iter().chain(decided.rows.iter().map(|row| &row.token)));
                 self.write(&Line::Decision(decided))
             }
-            Event::Text(_) | Event::Committed { .. } => Ok(()),
+            Event::Text(_) | Event::Logprobs(_) | Event::Committed { .. } => Ok(()),
             Event::Drafted { .. } | Event::Judged { .. } => Err(TraceError::Speculative),
         }
     }
@@ -123,7 +123,7 @@ impl Notes {
         block: [usize; 2],
         decision: &Decision<'_>,
     ) -> Result<Decided, TraceError> {
-        let Decision { why, turn, positions, drawn, candidates, quota, part, changes } = *decision;
+        let Decision { why, turn, positions, drawn, candidates, quota, part, changes, logprobs: _ } = *decision;
         let draws = !self.policy.is_greedy() && (why != Why::Lead || self.policy.lead == Lead::Chosen);
         let mut rows = Vec::with_capacity(positions.len());
         for (i, (&position, drawn)) in positions.iter().zip(drawn).enumerate() {

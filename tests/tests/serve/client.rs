@@ -25,30 +25,33 @@ pub(crate) struct Server {
 
 /// What a server is started with.
 pub(crate) struct Setup {
-    /// A trained tiny model.
-    pub(crate) model: &'static str,
     pub(crate) capacity: Capacity,
     pub(crate) keys: Vec<String>,
     pub(crate) timeout: Duration,
     pub(crate) max_seq: usize,
+    /// A model's directory, from that of the tests on.
+    pub(crate) model: &'static str,
 }
+
+/// The trained tiny SDAR.
+pub(crate) const MODEL: &str = "../examples/models/sdar-tiny";
 
 impl Default for Setup {
     fn default() -> Self {
         Setup {
-            model: "sdar-tiny",
             capacity: Capacity { sequences: 4, waiting: 16, ..Capacity::default() },
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
+            model: MODEL,
         }
     }
 }
 
 impl Server {
-    /// Starts a server of a trained tiny model, by the name `tiny`, and waits until it is ready.
+    /// Starts a server of a model by the name `tiny` and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(setup.model);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(setup.model);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
         let model = compiled::load(&path, &options, &LoadOptions::default()).unwrap();
         let batch = Batch::new(model, setup.capacity).unwrap();

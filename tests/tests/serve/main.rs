@@ -4,5 +4,6 @@
 mod client;
 mod faults;
 mod prefix;
+mod sampling;
 mod streams;
 mod tables;

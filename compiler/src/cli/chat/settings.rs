@@ -152,6 +152,8 @@ mod tests {
             ("stop", "-a b"),
             ("stop", "="),
             ("ignore_eos", "true"),
+            ("logit-bias", "5=-100"),
+            ("logit-bias", "7=0.1"),
         ] {
             decode = with(&decode, name, value).unwrap();
         }
@@ -160,7 +162,9 @@ mod tests {
         let saved = values(&decode);
         assert_eq!((saved["threshold"].to_string(), &saved["cache"]), ("0.9".into(), &Value::from("dual")));
         assert_eq!(values(&read(&none(), &saved).unwrap()), saved, "what was saved is what is loaded");
-        for name in ["max_new", "top_k", "temperature", "threshold", "cache", "seed", "stop", "ignore_eos"] {
+        for name in
+            ["max_new", "top_k", "temperature", "threshold", "cache", "seed", "stop", "ignore_eos", "logit_bias"]
+        {
             decode = with(&decode, name, "default").unwrap();
         }
         assert_eq!(values(&decode), values(&none()));

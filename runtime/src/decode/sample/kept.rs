@@ -1,11 +1,13 @@
-//! What top-k and top-p leave of a row.
+//! What top-k, top-p and min-p leave of a row.
+//!
+//! Min-p comes last, as with Hugging Face: it compares with the largest probability, which no other filter changes.
 //!
 //! Invariant: entries keep their order, which is that of their tokens, and at least one stays. A row stays a row as long as
 //! many tokens may be left, with nothing where a token is gone; top-k lists what it keeps.
 
 use super::super::noise::GROUP;
 use super::super::policy::{DecodePolicy, FilterOrder};
-use super::tail::{Ranked, Tail};
+use super::tail::Tail;
 use super::weights::{Mass, sum, weigh, weigh_listed};
 use super::{Choices, Entry};
 
@@ -39,7 +41,7 @@ impl Kept {
         tail: &mut Tail,
     ) -> (Left, Option<Mass>) {
         tail.reserve(row.len(), policy.top_k, policy.top_p);
-        if policy.top_k > 0 || policy.top_p < 1.0 {
+        if policy.top_k > 0 || policy.top_p < 1.0 || policy.min_p > 0.0 {
             self.clear(row.len());
         }
         let (mut left, mut whole) = (Left::All, None);
@@ -51,7 +53,7 @@ impl Kept {
                 (Filter::TopP, _) => {
                     let mass = *whole.insert(weigh(row, weights));
                     if let Some(last) = tail.last_of_top_p(weights, mass.sum, policy.top_p) {
-                        self.cut(row, weights, last);
+                        self.cut(row, weights, last.0, last.1 + 1);
                         left = Left::Row;
                     }
                 }
@@ -64,6 +66,19 @@ impl Kept {
                     self.shorten(policy.top_k, tail);
                     left = Left::Listed;
                 }
+            }
+        }
+        if policy.min_p > 0.0 {
+            match left {
+                Left::All => {
+                    if whole.is_none() {
+                        whole = Some(weigh(row, weights));
+                    }
+                    self.cut(row, weights, policy.min_p, row.len());
+                    left = Left::Row;
+                }
+                Left::Row => self.blank(policy.min_p),
+                Left::Listed => self.shed(policy.min_p),
             }
         }
         (left, whole)
@@ -89,11 +104,10 @@ impl Kept {
         }
     }
 
-    /// Takes over a row but for what comes after `last` by its weight. The largest weights are among what stays, so that all
-    /// weights are still those of their distribution.
+    /// Takes over what weighs more than `least` of a row, and before `end` also what weighs as much. The largest weights are
+    /// among what stays, so that all weights are still those of their distribution.
     #[inline(always)]
-    fn cut(&mut self, row: &[f32], weights: &[f32], last: Ranked) {
-        let (least, end) = (last.0, last.1 + 1);
+    fn cut(&mut self, row: &[f32], weights: &[f32], least: f32, end: usize) {
         let (first, rest) = (row[..end].iter().zip(&weights[..end]), row[end..].iter().zip(&weights[end..]));
         let value = |keep: bool, value: f32| if keep { value } else { f32::NEG_INFINITY };
         self.values.extend(first.clone().map(|(v, w)| value(*w >= least, *v)));
@@ -135,6 +149,25 @@ impl Kept {
             self.retain(|index, _| weights[index] > least || (weights[index] == least && index <= end));
             self.weights = weights;
         }
+    }
+
+    /// Applies min-p to the row that is here.
+    #[inline(always)]
+    fn blank(&mut self, min_p: f32) {
+        for (value, weight) in self.values.iter_mut().zip(&mut self.weights) {
+            let keep = *weight >= min_p;
+            *value = if keep { *value } else { f32::NEG_INFINITY };
+            *weight = if keep { *weight } else { 0.0 };
+        }
+    }
+
+    /// Applies min-p to what is listed.
+    #[inline(always)]
+    fn shed(&mut self, min_p: f32) {
+        weigh_listed(&self.ids, &self.values, &mut self.weights);
+        let weights = std::mem::take(&mut self.weights);
+        self.retain(|index, _| weights[index] >= min_p);
+        self.weights = weights;
     }
 
     #[inline(always)]

@@ -43,6 +43,22 @@ fn top_p_always_keeps_the_first() {
 }
 
 #[test]
+fn min_p_compares_with_the_most_likely_token() {
+    // 0.5, 0.3, 0.2: a part of 0.5 of the largest is 0.25, whatever top-p has left.
+    let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln(), f32::NEG_INFINITY];
+    let chosen = |min_p, top_k, top_p| {
+        let policy = DecodePolicy { temperature: 1.0, min_p, top_k, top_p, ..DecodePolicy::greedy(3, 4) };
+        let of = |seed| choose(&logits, &policy, &Noise::Seeded(seed), AT).unwrap().stats.best;
+        (0..200).map(of).collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    for (top_k, top_p) in [(0, 1.0), (3, 1.0), (0, 0.95)] {
+        assert_eq!(chosen(0.5, top_k, top_p), [0, 1]);
+        assert_eq!(chosen(1.0, top_k, top_p), [0]);
+        assert_eq!(chosen(0.39, top_k, top_p), [0, 1, 2]);
+    }
+}
+
+#[test]
 fn the_order_of_filters_matters() {
     // Top-k first renormalizes 0.5, 0.3 to 0.625, 0.375: the first alone exceeds 0.55.
     let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
@@ -325,16 +341,20 @@ fn policy() -> impl Strategy<Value = DecodePolicy> {
     ];
     let ids = || proptest::collection::vec(-1i32..16, 0..4);
     let ids = || prop_oneof![Just(Vec::new()), ids()];
-    (temperature, top_k, top_p, order, stage, ids(), ids(), -1i32..14).prop_map(
-        |(temperature, top_k, top_p, filter_order, confidence_stage, suppress_ids, unsure_ids, mask_id)| DecodePolicy {
-            temperature,
-            top_k,
-            top_p,
-            filter_order,
-            confidence_stage,
-            suppress_ids,
-            unsure_ids,
-            ..DecodePolicy::greedy(mask_id, 4)
+    let min_p = prop_oneof![4 => Just(0.0f32), 2 => 0.0f32..0.5, 1 => Just(1.0f32)];
+    (temperature, (top_k, top_p, min_p), order, stage, ids(), ids(), -1i32..14).prop_map(
+        |(temperature, (top_k, top_p, min_p), filter_order, confidence_stage, suppress_ids, unsure_ids, mask_id)| {
+            DecodePolicy {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                filter_order,
+                confidence_stage,
+                suppress_ids,
+                unsure_ids,
+                ..DecodePolicy::greedy(mask_id, 4)
+            }
         },
     )
 }

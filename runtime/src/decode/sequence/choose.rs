@@ -1,4 +1,4 @@
-//! From what a pass said of its rows to tokens: guidance, choosing, revealing.
+//! From what a pass said of its rows to tokens: guidance, what the policy changes of logits, choosing, revealing.
 
 use super::super::error::{DecodeError, FinishReason};
 use super::super::noise::{Noise, NoiseRow};
@@ -6,11 +6,12 @@ use super::super::pass::{Pass, Rows};
 use super::super::policy::{ConfidenceStage, DecodePolicy, FirstRow, Lead};
 use super::super::resolve::Resolved;
 use super::super::reveal::{self, Candidate, Change};
-use super::super::sample::{Choice, Drawn, Needs, Sampler};
+use super::super::sample::{Choice, Drawn, Logprob, Needs, Sampler};
 use super::super::schedule::Due;
 use super::super::trace::{Decision, Moment, Why};
 use super::{Halt, Observer, Sequence, Stage};
 use crate::exec::RowStats;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -37,8 +38,9 @@ impl Chooser<'_> {
 impl Sequence {
     /// How the wanted pass chooses from its logits, if it chooses from each row alone and needs none of them afterwards.
     pub fn chooser(&self) -> Option<Chooser<'_>> {
-        let Resolved { policy, needs_logits, .. } = &self.policy;
-        let alone = *needs_logits && self.slots.len() == 1 && policy.first_row != FirstRow::Before;
+        let Resolved { policy, needs_logits, logprobs, .. } = &self.policy;
+        let again = self.adjust.is_some() || logprobs.is_some() || policy.first_row == FirstRow::Before;
+        let alone = *needs_logits && self.slots.len() == 1 && !again;
         let pass = self.wanted().filter(|pass| alone && !pass.positions.is_empty())?;
         let leads = match self.stage {
             Stage::Prefill { .. } | Stage::Commit => true,
@@ -75,10 +77,13 @@ impl Sequence {
     }
 
     /// Gives the position that a pass leads to the token that its last row decides.
-    pub(super) fn lead(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
+    pub(super) fn lead(&mut self, pass: &Pass, mut rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
         let Some(&position) = pass.positions.first() else { return Ok(()) };
+        self.adjust(&[position], &mut None, &mut rows);
         let (choice, needs) = self.leading();
-        let chosen = self.choose(&[position], rows, choice, needs, None)?;
+        let chosen = self.choose(&[position], &rows, choice, needs, None)?;
+        let changes = [Change { position, token: chosen[0].stats.best }];
+        let logprobs = self.logprobs(&[position], &changes, None, &rows, choice)?;
         let decision = Decision {
             why: Why::Lead,
             turn: self.passes.head,
@@ -87,7 +92,8 @@ impl Sequence {
             candidates: &[],
             quota: 1,
             part: 1.0,
-            changes: &[Change { position, token: chosen[0].stats.best }],
+            changes: &changes,
+            logprobs: &logprobs,
         };
         self.passes.head += 1;
         self.make(decision, position..position + 1, observer).map(drop)
@@ -110,6 +116,18 @@ impl Sequence {
         Ok(changes.len())
     }
 
+    fn change(&mut self, change: Change) {
+        let Self { policy: Resolved { policy, .. }, prompt, ids, adjust, .. } = self;
+        if prompt.get(change.position).is_some_and(|&id| id != policy.mask_id) {
+            return;
+        }
+        let before = std::mem::replace(&mut ids[change.position], change.token);
+        if let Some(adjust) = adjust {
+            adjust.remove(policy, before);
+            adjust.add(policy, change.token);
+        }
+    }
+
     /// From now on the changes of `course` are made, one entry for every pass that chooses tokens, in place of what passes
     /// decide; what they would have decided is told. Changes outside a pass's block are left out, and where the course ends, so
     /// does the decode.
@@ -118,10 +136,15 @@ impl Sequence {
     }
 
     /// One denoising step: the pass may change the positions that it looked at.
-    pub(super) fn denoise(&mut self, pass: &Pass, rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
+    pub(super) fn denoise(&mut self, pass: &Pass, mut rows: Rows<'_>, observer: &mut Observer<'_>) -> Result<(), Halt> {
         let masked = &pass.positions[..];
         let turn = self.passes.head;
-        let (drawn, candidates) = self.candidates(pass, rows)?;
+        // Taken for the call, so that the sampler may be changed meanwhile.
+        let before = std::mem::take(&mut self.before);
+        let mut first = Self::borrows_first(&before, &pass.window, masked).then_some(Cow::Borrowed(&before[..]));
+        self.adjust(masked, &mut first, &mut rows);
+        let first = first.as_deref();
+        let (drawn, candidates) = self.candidates(masked, &rows, first)?;
         let steps = &mut self.steps;
         let due = steps.due.get(steps.taken).copied().unwrap_or(Due::Part(1.0));
         let carried = if self.policy.rule.carries { steps.left } else { 0 };
@@ -135,27 +158,59 @@ impl Sequence {
             changes.extend(candidates.iter().map(|c| Change { position: c.position, token: c.token }));
         }
         steps.taken += 1;
+        let logprobs = self.logprobs(masked, &changes, first, &rows, Choice::AsPolicy)?;
+        self.before = before;
         let (positions, drawn, candidates, changes) = (masked, &drawn[..], &candidates[..], &changes[..]);
-        let decision = Decision { why, turn, positions, drawn, candidates, quota, part, changes };
+        let decision = Decision { why, turn, positions, drawn, candidates, quota, part, changes, logprobs: &logprobs };
         let made = self.make(decision, self.current().cells.clone(), observer)?;
         self.steps.left = quota.saturating_sub(made);
         Ok(())
     }
 
-    /// What the model proposes for the positions of a pass.
-    fn candidates(&mut self, pass: &Pass, rows: Rows<'_>) -> Result<(Vec<Drawn>, Vec<Candidate>), Halt> {
+    /// Changes the logits of `positions` as the policy says; `first` stands for the row of the first one.
+    fn adjust(&self, positions: &[usize], first: &mut Option<Cow<'_, [f32]>>, rows: &mut Rows<'_>) {
+        let (Some(adjust), Rows::Logits(logits)) = (&self.adjust, rows) else { return };
+        let first = first.iter_mut().map(|first| &mut first.to_mut()[..]);
+        for (&position, row) in positions.iter().zip(first.chain(logits.chunks_exact_mut(self.vocab))) {
+            adjust.apply(&self.policy.policy, position, row);
+        }
+    }
+
+    /// How likely the tokens of `changes` were, if that is to be told; rows are as for [`Sequence::choose`].
+    fn logprobs(
+        &mut self,
+        positions: &[usize],
+        changes: &[Change],
+        first: Option<&[f32]>,
+        rows: &Rows<'_>,
+        choice: Choice,
+    ) -> Result<Vec<Logprob>, Halt> {
+        let (Some(beside), Rows::Logits(logits)) = (self.policy.logprobs, rows) else { return Ok(Vec::new()) };
+        let (policy, sampler) = (&self.policy.policy, &mut self.sampler);
+        let plain = choice == Choice::MostLikely || policy.is_greedy();
+        let told = changes.iter().map(|&Change { position, token }| {
+            let index = positions.iter().position(|at| *at == position);
+            let row = index.and_then(|index| first.into_iter().chain(logits.chunks_exact(self.vocab)).nth(index));
+            let law = row.and_then(|row| if plain { sampler.plain_law(row, policy) } else { sampler.law(row, policy) });
+            Ok(law.ok_or(DecodeError::BadRow { position })?.logprob(token, beside))
+        });
+        told.collect()
+    }
+
+    /// What the model proposes for `positions`; rows are as for [`Sequence::choose`].
+    fn candidates(
+        &mut self,
+        positions: &[usize],
+        rows: &Rows<'_>,
+        first: Option<&[f32]>,
+    ) -> Result<(Vec<Drawn>, Vec<Candidate>), Halt> {
         let random = self.policy.rule.random || self.policy.confidence.random;
         let at = self.passes.head;
         let needs = self.policy.needs;
-        // Taken for the call, so that the sampler may be changed meanwhile.
-        let before = std::mem::take(&mut self.before);
-        let first = Self::borrows_first(&before, &pass.window, &pass.positions).then_some(&before[..]);
-        let chosen = self.choose(&pass.positions, rows, Choice::AsPolicy, needs, first);
-        self.before = before;
-        let chosen = chosen?;
+        let chosen = self.choose(positions, rows, Choice::AsPolicy, needs, first)?;
         self.passes.head += 1;
         let of = self.policy.confidence.of;
-        let rows = pass.positions.iter().zip(&chosen).map(|(&position, drawn)| {
+        let rows = positions.iter().zip(&chosen).map(|(&position, drawn)| {
             let noise = if random { self.noise.of_position(NoiseRow { pass: at, position }) } else { Some(1.0) };
             let noise = noise.ok_or(DecodeError::BadRow { position })?;
             let confidence = of(&drawn.stats, noise);
@@ -172,7 +227,7 @@ impl Sequence {
     fn choose(
         &mut self,
         positions: &[usize],
-        rows: Rows<'_>,
+        rows: &Rows<'_>,
         choice: Choice,
         needs: Needs,
         first: Option<&[f32]>,

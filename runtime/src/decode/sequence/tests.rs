@@ -1,5 +1,6 @@
 //! Unit tests of decoding, on an executor without a model.
 
+mod adjusted;
 mod beside;
 mod chosen;
 

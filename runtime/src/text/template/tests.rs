@@ -24,6 +24,27 @@ fn renders_as_transformers_does() {
 }
 
 #[test]
+fn a_template_says_which_variables_it_reads() {
+    let source = "{% set own = 1 %}{% for m in messages %}{{ m.role + own|string + (m.x if deep is defined else '') }}\
+                  {% endfor %}{% if enable_thinking is defined and enable_thinking is false %}quiet{% endif %}\
+                  {% macro say(what) %}{{ what ~ outer.field }}{% endmacro %}{{ say(1) }}";
+    let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
+    for (name, read) in [
+        ("enable_thinking", true),
+        ("messages", true),
+        ("deep", true),
+        ("outer", true),
+        ("own", false),
+        ("what", false),
+        ("m", false),
+        ("field", false),
+        ("reasoning_effort", false),
+    ] {
+        assert_eq!(template.reads(name), read, "{name}");
+    }
+}
+
+#[test]
 fn variables_of_the_call_reach_the_template() {
     let source = "{% if enable_thinking is defined and enable_thinking is false %}quiet{% endif %}";
     assert_eq!(render(source, serde_json::json!({"enable_thinking": false})).unwrap(), "quiet");

@@ -25,6 +25,8 @@ pub(super) fn choose(logits: &[f32], policy: &DecodePolicy, noise: &Noise, at: N
     }
     let mut kept: Vec<Entry> = scaled.iter().copied().filter(|entry| entry.1.is_finite()).collect();
     filter(&mut kept, policy.filter_order, policy.top_k, policy.top_p);
+    let largest = kept.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
+    kept.retain(|entry| crate::cpu::exp(entry.1 - largest) >= policy.min_p);
     let kept = softmax(&kept);
 
     let allowed = |entries: &[Entry]| -> Vec<Entry> {
