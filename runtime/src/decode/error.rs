@@ -84,6 +84,20 @@ pub enum DecodeError {
         /// Rows of the largest compiled step.
         largest: usize,
     },
+    /// Nothing that the constraint allows is that short.
+    #[error(
+        "the shortest answer that the constraint allows has {shortest} tokens, but there is room for {room}: ask for more tokens, \
+         or shorten the prompt"
+    )]
+    NoRoom {
+        /// Tokens of the shortest answer.
+        shortest: usize,
+        /// Tokens that were asked for and fit behind the prompt.
+        room: usize,
+    },
+    /// A constraint says what is written from the prompt's end on.
+    #[error("the prompt holds the mask token, and what is filled in cannot be constrained: leave out one of them")]
+    ConstrainedInfill,
     /// The policy cannot be run on this model.
     #[error("decode policy: {0}")]
     Policy(#[from] PolicyError),

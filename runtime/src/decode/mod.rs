@@ -16,6 +16,7 @@
 pub mod confidence;
 mod driver;
 mod error;
+mod guide;
 pub mod hybrid;
 #[cfg(test)]
 pub(crate) mod mock;

@@ -15,9 +15,11 @@ pub use choose::Chooser;
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{DecodeError, FinishReason};
+use super::guide::Guide;
 use super::noise::Noise;
 use super::pass::{ForwardKind, Pass, Rows, Window};
 use super::plan::{Block, Plan};
@@ -75,6 +77,8 @@ pub struct Sequence {
     /// Logits of the row before the current block, where the policy asks for it.
     before: Vec<f32>,
     sampler: Sampler,
+    /// Keeps the answer within a constraint.
+    guide: Option<Guide>,
     passes: Passes,
     times: Times,
     /// Changes that are made in place of what passes decide, one entry each.
@@ -142,6 +146,14 @@ impl Sequence {
         assert_eq!(slots.len(), policy.slots(), "slots of a sequence");
         let plan = Plan::new(&policy, executor, prompt, max_new, held)?;
         let mask = policy.policy.mask_id;
+        let guide = match &policy.constraint {
+            Some(_) if prompt.contains(&mask) => return Err(DecodeError::ConstrainedInfill),
+            Some(constraint) => {
+                let end = prompt.len().saturating_add(max_new).min(plan.end);
+                Some(Guide::new(Arc::clone(constraint), &policy.policy, executor.vocab(), prompt.len()..end)?)
+            }
+            None => None,
+        };
         let mut ids = prompt.to_vec();
         ids.resize(plan.end, mask);
         Ok(Self {
@@ -158,6 +170,7 @@ impl Sequence {
             steps: Steps::default(),
             before: Vec::new(),
             sampler: Sampler::default(),
+            guide,
             passes: Passes::default(),
             times: Times::default(),
             course: None,
