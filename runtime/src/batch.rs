@@ -163,14 +163,14 @@ impl Batch {
         executor.reserve(slots).map_err(DecodeError::from)?;
         let shared = Arc::new(Shared::default());
         shared.slots.store(slots, Ordering::Relaxed);
-        let max_seq = executor.max_seq();
+        let (max_seq, vocab) = (executor.max_seq(), executor.vocab());
         let (inbox, jobs) = channel();
         let worker = worker::Worker::new(executor, slots, capacity.prefill_rows, Arc::clone(&shared));
         std::thread::Builder::new()
             .name("dlxc-batch".into())
             .spawn(move || worker.run(&jobs))
             .map_err(|e| DecodeError::from(crate::exec::ExecError::Device(format!("no thread can be started: {e}"))))?;
-        Ok(Self { inbox, text: Arc::new(TextSide::new(tokenizer, template, policy)), shared, capacity, max_seq })
+        Ok(Self { inbox, text: Arc::new(TextSide::new(tokenizer, template, policy, vocab)), shared, capacity, max_seq })
     }
 
     /// The model's text side.

@@ -136,6 +136,11 @@ impl Constraint {
         &self.vocabulary
     }
 
+    /// How much memory it takes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.automaton.bytes()
+    }
+
     /// Whether these tokens are an answer that nothing can be added to.
     pub fn is_finished_by(&self, ids: &[i32]) -> bool {
         let state = ids.iter().try_fold(0, |state, &id| self.automaton.step(state, id));
@@ -180,3 +185,6 @@ pub enum ConstraintError {
     #[error("answers of this model cannot be constrained: {0}")]
     Tokenizer(&'static str),
 }
+
+#[cfg(test)]
+mod tests;

@@ -300,7 +300,7 @@ async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used)
 /// Why a choice ended, in the API's words.
 pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
     match finish {
-        FinishReason::StopId | FinishReason::StopString => "stop",
+        FinishReason::StopId | FinishReason::StopString | FinishReason::Complete => "stop",
         FinishReason::MaxTokens | FinishReason::ContextFull | FinishReason::Cancelled | FinishReason::Deadline => {
             "length"
         }

@@ -124,6 +124,10 @@ impl Worker {
     fn arrive(&mut self, job: Job) {
         let Job { call, policy, max_new, mut listener, place } = job;
         let checked = policy.resolve(&*self.executor).map_err(DecodeError::from).and_then(|resolved| {
+            let resolved = match call.constraint() {
+                None => resolved,
+                Some(constraint) => resolved.constrained(constraint, &*self.executor)?,
+            };
             let resolved = Resolved { prefill_rows: self.prefill_rows, ..resolved };
             if resolved.slots() > self.slots {
                 let (wanted, slots) = (resolved.slots(), self.slots);

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use super::ConstraintError;
 
 /// Most memory of the automaton in bytes, and of what making it needs besides.
-const MAX_BYTES: usize = 24 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// No state.
 const NONE: u32 = u32::MAX;

@@ -17,9 +17,9 @@ use super::vocabulary::Vocabulary;
 /// Nodes of the tries that are looked at: a second or less.
 const LOOKS: usize = 1 << 26;
 /// Ids in all sets together.
-const IDS: usize = 1 << 23;
+const IDS: usize = 1 << 22;
 /// Edges.
-const EDGES: usize = 1 << 21;
+const EDGES: usize = 1 << 20;
 /// States in which an automaton may be within one character and still treat all characters alike.
 const MOST_APART: usize = 4;
 
@@ -102,6 +102,12 @@ impl Automaton {
     /// Number of states.
     pub fn len(&self) -> usize {
         self.complete.len()
+    }
+
+    /// How much memory it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        let ids: usize = self.sets.iter().map(|set| set.len()).sum();
+        self.complete.len() * 9 + self.edges.len() * size_of::<Edge>() + ids * 4
     }
 
     /// Whether there are no states, which never is so.

@@ -13,7 +13,7 @@ use regex_syntax::utf8::Utf8Sequences;
 use super::ConstraintError;
 
 /// Most memory of the automaton in bytes.
-const MAX_BYTES: usize = 32 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// A state of the automaton that is written.
 pub(super) type State = StateID;

@@ -14,6 +14,8 @@ pub enum FinishReason {
     MaxTokens,
     /// The next block does not fit into the caches.
     ContextFull,
+    /// The requested number of tokens, or no further room, where a constraint allows nothing more to be added.
+    Complete,
     /// The caller said so.
     Cancelled,
     /// The deadline passed.
@@ -94,6 +96,8 @@ pub enum DecodeError {
         shortest: usize,
         /// Tokens that were asked for and fit behind the prompt.
         room: usize,
+        /// Tokens that were asked for.
+        asked: usize,
     },
     /// A constraint says what is written from the prompt's end on.
     #[error("the prompt holds the mask token, and what is filled in cannot be constrained: leave out one of them")]

@@ -47,24 +47,17 @@ pub(super) struct Choosing<'c> {
 }
 
 impl Guide {
-    /// A guide of what is decoded in this range of positions by a model of `vocab` tokens.
-    ///
-    /// # Errors
-    /// [`DecodeError::NoRoom`] when no answer is that short.
+    /// A guide of what is decoded in this range of positions, which has room for an answer, by a model of `vocab` tokens.
     pub(super) fn new(
         constraint: Arc<Constraint>,
         policy: &DecodePolicy,
         vocab: usize,
         Range { start: begin, end }: Range<usize>,
-    ) -> Result<Self, DecodeError> {
+    ) -> Self {
         let known = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < vocab);
         let stops = policy.stop_ids.iter().copied().filter(|id| known(id) && !policy.suppress_ids.contains(id));
         let language = Language::new(constraint, stops.collect(), policy.hidden_id.filter(known));
-        let (shortest, room) = (language.shortest(0), end - begin);
-        if shortest > room {
-            return Err(DecodeError::NoRoom { shortest, room });
-        }
-        Ok(Self { language, end, at: begin, state: 0, room: Room::default(), row: Vec::new() })
+        Self { language, end, at: begin, state: 0, room: Room::default(), row: Vec::new() }
     }
 
     /// How many of these positions, from the first, were asked for.

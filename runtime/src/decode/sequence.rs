@@ -150,7 +150,11 @@ impl Sequence {
             Some(_) if prompt.contains(&mask) => return Err(DecodeError::ConstrainedInfill),
             Some(constraint) => {
                 let end = prompt.len().saturating_add(max_new).min(plan.end);
-                Some(Guide::new(Arc::clone(constraint), &policy.policy, executor.vocab(), prompt.len()..end)?)
+                let (shortest, room) = (constraint.automaton().shortest(0), end - prompt.len());
+                if shortest > room {
+                    return Err(DecodeError::NoRoom { shortest, room, asked: max_new });
+                }
+                Some(Guide::new(Arc::clone(constraint), &policy.policy, executor.vocab(), prompt.len()..end))
             }
             None => None,
         };

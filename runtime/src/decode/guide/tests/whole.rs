@@ -103,6 +103,17 @@ fn what_contradicts_a_constraint_is_refused_by_name() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_that_short_is_refused() {
+    let new = |expression: &str, max_new| {
+        let mut mock = Mock::new(16, TOKENS.len(), &[16]).masked(Mask::BlockCausal(4));
+        answer(&mut mock, &policy(), expression, max_new)
+    };
+    assert!(matches!(new("(a|b){3,}", 1), Err(DecodeError::NoRoom { shortest: 2, room: 1, asked: 1 })));
+    assert!(new("(a|b){3,}", 2).is_ok());
+    assert!(matches!(new("(abcc){8}", 99), Err(DecodeError::NoRoom { shortest: 16, room: 13, asked: 99 })));
+}
+
+#[test]
 fn an_answer_ends_where_it_is_complete() {
     let mut mock = Mock::new(64, TOKENS.len(), &[64]).masked(Mask::BlockCausal(4));
     let decoded = answer(&mut mock, &policy(), "abcab|bac?|c", 12).unwrap();
