@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use crate::error::{ApiError, json_response};
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, stream};
+use crate::tools::{self, Tools};
+use crate::{Answering, App, Served, chat, completions, format, stream};
 
 /// Updates of a request's choices that wait for the client.
 const BUFFER: usize = 256;
@@ -113,6 +114,8 @@ pub(crate) struct Head {
     /// Choices per prompt.
     pub(crate) n: usize,
     pub(crate) usage: Usage,
+    /// What the answers may call.
+    pub(crate) tools: Option<Tools>,
 }
 
 impl Head {
@@ -202,12 +205,18 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     let policy = batch.text().policy();
     let sampling = Sampling::take(&mut params, &policy.stop_ids)?;
     let n = sampling.n;
+    let template = batch.text().template().map_or("", |template| template.source());
+    let format = format::take(&mut params)?;
+    let mut tools = None;
     let (prompts, max_new, echo) = match kind {
         Kind::Chat => {
             // What sees the whole answer at once answers by its length.
             let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
             let max_new = chat::max_tokens(&mut params)?.unwrap_or(default);
-            (vec![chat::prompt(&mut params)?], max_new, Vec::new())
+            tools = tools::take(&mut params, template)?;
+            let variables = tools.as_ref().map(Tools::variables).unwrap_or_default();
+            let prompt = chat::prompt(&mut params, variables, tools::knows_tools(template))?;
+            (vec![prompt], max_new, Vec::new())
         }
         Kind::Text => {
             let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
@@ -218,6 +227,17 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         }
     };
     params.finish("")?;
+    let constraint = match (&format, &tools) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::unsupported("response_format", " beside `tools` that may be called"));
+        }
+        (Some(format), None) => Some(format.constraint(batch.text())?),
+        (None, Some(tools)) => {
+            let alone = |e| tools.culprit(|format| format.constraint(batch.text()).err()).unwrap_or(e);
+            Some(tools.format().constraint(batch.text()).map_err(alone)?)
+        }
+        (None, None) => None,
+    };
     let count = prompts.len() * n;
     let capacity = batch.capacity();
     let most = capacity.sequences.saturating_add(capacity.waiting);
@@ -232,6 +252,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         request.overrides = sampling.overrides.clone();
         // Each choice of a prompt is drawn on its own.
         request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
+        request.constraint = constraint.clone();
         request.deadline = Instant::now().checked_add(app.timeout);
         request.cancel = Some(Arc::clone(&cancel.0));
         let taken = batch.submit(&request, Box::new(listener(index, send.clone())));
@@ -247,6 +268,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         echo,
         n,
         usage: sampling.stream.unwrap_or(Usage::Never),
+        tools,
     };
     let choices = Choices { notes, early: VecDeque::new(), _cancel: cancel, _answering: answering };
     Ok((head, choices, sampling.stream.is_some()))
@@ -317,6 +339,14 @@ fn whole(head: &Head, reports: &[Report], used: &Used) -> Value {
         };
         choice["logprobs"] = Value::Null;
         choice["finish_reason"] = finish_reason(report.finish).into();
+        if let Some(tools) = &head.tools {
+            let (content, calls) = tools.message(&report.text);
+            choice["message"]["content"] = content;
+            if !calls.is_empty() {
+                choice["finish_reason"] = tools::finish_reason(finish_reason(report.finish)).into();
+                choice["message"]["tool_calls"] = calls.into();
+            }
+        }
         choice["finish_detail"] = json!(report.finish);
         choice
     });

@@ -16,12 +16,14 @@ mod answer;
 mod chat;
 mod completions;
 mod error;
+mod format;
 mod guard;
 mod listen;
 mod metrics;
 mod params;
 mod routes;
 mod stream;
+mod tools;
 
 pub use listen::{ServeError, serve};
 

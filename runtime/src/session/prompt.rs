@@ -36,6 +36,11 @@ impl TextSide {
         Arc::clone(&self.tokenizer)
     }
 
+    /// The chat template.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
     /// The model's own decode policy.
     pub fn policy(&self) -> &DecodePolicy {
         &self.policy
