@@ -200,7 +200,7 @@ impl Batch {
         let capacity = Capacity { sequences, step_rows: Some(knee), prefill_rows, ..capacity };
         let shared = Arc::new(Shared::default());
         shared.slots.store(slots, Ordering::Relaxed);
-        let max_seq = executor.max_seq();
+        let (max_seq, vocab) = (executor.max_seq(), executor.vocab());
         let (inbox, jobs) = channel();
         let pages = shelf.ok().map(pages::Pages::new);
         let worker = worker::Worker::new(executor, slots, pages, capacity, Arc::clone(&shared));
@@ -212,7 +212,7 @@ impl Batch {
             Ok(shelf) => PrefixCache::On { page: shelf.page, rows: shelf.rows() },
             Err(why) => PrefixCache::Off(why),
         };
-        let text = Arc::new(TextSide::new(tokenizer, template, policy));
+        let text = Arc::new(TextSide::new(tokenizer, template, policy, vocab));
         Ok(Self { inbox, text, shared, capacity, prefix_cache, max_seq })
     }
 

@@ -5,6 +5,7 @@
 mod agree;
 pub mod artifact;
 pub mod batch;
+pub mod constrain;
 pub mod cpu;
 pub mod decode;
 pub mod exec;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::constrain::{Constraint, ConstraintError, Grammar};
 use crate::decode::{
     Decision, DecodeError, DecodePolicy, FinishReason, Forward, Moment, Noise, Overrides, Passes, Resolved, Times,
     decode,
@@ -28,6 +29,7 @@ pub use told::Told;
 
 mod aim;
 mod call;
+mod constraints;
 mod prompt;
 mod speculator;
 mod stream;
@@ -64,6 +66,9 @@ pub struct Request {
     /// What a setting is picked by from those that were measured of the model; it is put into `overrides`, which must not
     /// say the same.
     pub aim: Option<Aim>,
+    /// What the answer must be, from [`Session::constraint`] or [`TextSide::constraint`]. Then every answer that ends by itself
+    /// is allowed, and one that ends with the tokens asked for, too; what a stop string cuts, or cancelling, need not be.
+    pub constraint: Option<Arc<Constraint>>,
     /// Whether special tokens in the messages of a conversation are special tokens.
     pub allow_special: bool,
     /// Whether a text is encoded without what the tokenizer puts before texts.
@@ -97,6 +102,7 @@ impl Request {
             max_new,
             overrides: Overrides::default(),
             aim: None,
+            constraint: None,
             allow_special: false,
             no_prefix: false,
             keep: false,
@@ -239,6 +245,15 @@ pub enum SessionError {
     /// A chat template wrote a token that means "to be filled in".
     #[error("the chat template writes the mask token, which would be filled in: pass a plain prompt for infilling")]
     MaskInChat,
+    /// A grammar that cannot be used with this model.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// A constraint in the tokens of another model.
+    #[error("the constraint was made for another model: make it with this one")]
+    OtherVocabulary,
+    /// What is drafted is not constrained.
+    #[error("a constrained answer cannot be drafted and verified: leave out the drafter, or the constraint")]
+    ConstrainedDraft,
     /// No measured setting does what the request aims at.
     #[error("the request cannot have what it aims at: {why}")]
     Aim {
@@ -265,6 +280,7 @@ impl SessionError {
                 DecodeError::EmptyPrompt
                     | DecodeError::PromptTooLong { .. }
                     | DecodeError::PassTooLarge { .. }
+                    | DecodeError::NoRoom { .. }
                     | DecodeError::TokenId { .. }
             ),
             Self::MaskInChat => true,
@@ -308,7 +324,7 @@ impl Session {
         policy: DecodePolicy,
     ) -> Result<Self, SessionError> {
         policy.clone().resolve(&*executor).map_err(DecodeError::from)?;
-        let (text, speculator) = (TextSide::new(tokenizer, template, policy), Speculator::default());
+        let (text, speculator) = (TextSide::new(tokenizer, template, policy, executor.vocab()), Speculator::default());
         Ok(Self { executor, text, held: Vec::new(), policies: None, pace: None, speculator })
     }
 
@@ -338,6 +354,14 @@ impl Session {
     /// The model's own decode policy.
     pub fn policy(&self) -> &DecodePolicy {
         self.text.policy()
+    }
+
+    /// A constraint for requests of this session, see [`Request::constraint`].
+    ///
+    /// # Errors
+    /// As [`TextSide::constraint`].
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Arc<Constraint>, SessionError> {
+        self.text.constraint(grammar)
     }
 
     /// Token ids of a request's prompt.
@@ -378,6 +402,12 @@ impl Session {
             None => self.resolve(&request.overrides)?,
         };
         let resolved = resolved.telling(request.logprobs, &*self.executor).map_err(DecodeError::from)?;
+        let resolved = match &request.constraint {
+            None => resolved,
+            Some(constraint) => {
+                resolved.constrained(Arc::clone(constraint), &*self.executor).map_err(DecodeError::from)?
+            }
+        };
         let mut call = Call::new(&self.text, request, resolved.policy.clone(), begin)?;
         call.end_by(Self::end(request, begin, chosen.as_ref()));
         let prompt = Arc::clone(call.prompt());

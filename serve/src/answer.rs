@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 use crate::error::{ApiError, json_response};
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, logprobs, stream};
+use crate::tools::{self, Tools};
+use crate::{Answering, App, Served, chat, completions, format, logprobs, stream};
 
 /// Updates of a request's choices that wait for the client.
 const BUFFER: usize = 256;
@@ -125,6 +126,8 @@ pub(crate) struct Head {
     /// What turns tokens into their names, if probabilities are told.
     pub(crate) telling: Option<Arc<Tokenizer>>,
     pub(crate) usage: Usage,
+    /// What the answers may call.
+    pub(crate) tools: Option<Tools>,
 }
 
 impl Head {
@@ -228,13 +231,22 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     let policy = batch.text().policy();
     let sampling = Sampling::take(&mut params, &policy.stop_ids)?;
     let n = sampling.n;
+    let template = batch.text().template().map_or("", |template| template.source());
+    let format = format::take(&mut params)?;
+    let mut tools = None;
     let (prompts, max_new, echo, logprobs, made) = match kind {
         Kind::Chat => {
             // What sees the whole answer at once answers by its length.
             let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
             let max_new = chat::max_tokens(&mut params)?.unwrap_or(default);
             let logprobs = chat::logprobs(&mut params)?;
-            (vec![chat::prompt(&mut params, batch.text())?], max_new, Vec::new(), logprobs, n)
+            tools = tools::take(&mut params, template)?;
+            if logprobs.is_some() && tools.is_some() {
+                return Err(ApiError::unsupported("logprobs", " beside `tools` that may be called"));
+            }
+            let own = tools.as_ref().map(Tools::variables).unwrap_or_default();
+            let prompt = chat::prompt(&mut params, batch.text(), own, tools::knows_tools(template))?;
+            (vec![prompt], max_new, Vec::new(), logprobs, n)
         }
         Kind::Text => {
             let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
@@ -245,6 +257,17 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         }
     };
     params.finish("")?;
+    let constraint = match (&format, &tools) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::unsupported("response_format", " beside `tools` that may be called"));
+        }
+        (Some(format), None) => Some(format.constraint(batch.text())?),
+        (None, Some(tools)) => {
+            let alone = |e| tools.culprit(|format| format.constraint(batch.text()).err()).unwrap_or(e);
+            Some(tools.format().constraint(batch.text()).map_err(alone)?)
+        }
+        (None, None) => None,
+    };
     let count = prompts.len() * made;
     let capacity = batch.capacity();
     let most = capacity.sequences.saturating_add(capacity.waiting);
@@ -266,6 +289,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         request.overrides.seed = Some(seed.wrapping_add((index % made) as u64));
         // The best choices are those with the likeliest tokens.
         request.logprobs = logprobs.or((made > n).then_some(0));
+        request.constraint = constraint.clone();
         request.deadline = Instant::now().checked_add(app.timeout);
         request.cancel = Some(Arc::clone(&cancel.0));
         let taken = batch.submit(&request, Box::new(listener(index, send.clone())));
@@ -283,6 +307,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         n,
         telling: logprobs.map(|_| batch.text().tokenizer()),
         usage: sampling.stream.unwrap_or(Usage::Never),
+        tools,
     };
     let choices = Choices { notes, early: VecDeque::new(), _cancel: cancel, _answering: answering };
     Ok((head, choices, sampling.stream.is_some()))
@@ -357,7 +382,7 @@ fn best(head: &Head, mut reports: Vec<Report>) -> Vec<Report> {
 /// Why a choice ended, in the API's words.
 pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
     match finish {
-        FinishReason::StopId | FinishReason::StopString => "stop",
+        FinishReason::StopId | FinishReason::StopString | FinishReason::Complete => "stop",
         FinishReason::MaxTokens | FinishReason::ContextFull | FinishReason::Cancelled | FinishReason::Deadline => {
             "length"
         }
@@ -374,6 +399,14 @@ fn whole(head: &Head, reports: &[Report], used: &Used) -> Result<Value, ApiError
         };
         choice["logprobs"] = head.logprobs(report.logprobs.as_deref().unwrap_or_default())?;
         choice["finish_reason"] = finish_reason(report.finish).into();
+        if let Some(tools) = &head.tools {
+            let (content, calls) = tools.message(&report.text);
+            choice["message"]["content"] = content;
+            if !calls.is_empty() {
+                choice["finish_reason"] = tools::finish_reason(finish_reason(report.finish)).into();
+                choice["message"]["tool_calls"] = calls.into();
+            }
+        }
         choice["finish_detail"] = json!(report.finish);
         Ok(choice)
     });

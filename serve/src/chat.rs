@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::params::{Params, wrong};
+use crate::tools;
 
 /// Most tokens of the answer, if the client says so.
 pub(crate) fn max_tokens(params: &mut Params) -> Result<Option<usize>, ApiError> {
@@ -15,16 +16,15 @@ pub(crate) fn max_tokens(params: &mut Params) -> Result<Option<usize>, ApiError>
     Ok(params.count("max_completion_tokens", 1..=i64::from(i32::MAX))?.or(old))
 }
 
-/// Takes the conversation and everything that only chats have.
-pub(crate) fn prompt(params: &mut Params, side: &TextSide) -> Result<Prompt, ApiError> {
-    let list = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
-    params.neutral("tools", list)?;
-    params.neutral("functions", list)?;
-    params.neutral("tool_choice", |v| v == "none" || v == "auto")?;
-    params.boolean("parallel_tool_calls")?;
-    params.neutral("response_format", |v| {
-        v.as_object().is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| t == "text"))
-    })?;
+/// Takes the conversation and everything that only chats have. `own` are variables of the template that follow from the tools;
+/// `knows_tools` says whether it shows calls.
+pub(crate) fn prompt(
+    params: &mut Params,
+    side: &TextSide,
+    own: Map<String, Value>,
+    knows_tools: bool,
+) -> Result<Prompt, ApiError> {
+    params.neutral("functions", |v| v.as_array().is_some_and(Vec::is_empty))?;
     params.neutral("modalities", |v| v.as_array().is_some_and(|m| m.len() == 1 && m[0] == "text"))?;
     params.neutral("store", |v| v == &Value::Bool(false))?;
     params.neutral("service_tier", |v| v == "auto" || v == "default")?;
@@ -41,8 +41,11 @@ pub(crate) fn prompt(params: &mut Params, side: &TextSide) -> Result<Prompt, Api
     if messages.is_empty() {
         return Err(wrong("messages", "a list of at least one message"));
     }
-    let messages = messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m));
-    Ok(Prompt::Chat { messages: messages.collect::<Result<_, _>>()?, variables: variables(params, side)? })
+    let messages = messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m, knows_tools));
+    let messages = messages.collect::<Result<_, _>>()?;
+    let mut variables = variables(params, side)?;
+    variables.extend(own);
+    Ok(Prompt::Chat { messages, variables })
 }
 
 /// Variables of the chat template, among them what it knows of thinking.
@@ -88,7 +91,7 @@ pub(crate) fn logprobs(params: &mut Params) -> Result<Option<usize>, ApiError> {
     Ok(logprobs.then_some(beside.unwrap_or(0)))
 }
 
-fn message(place: &str, value: Value) -> Result<Message, ApiError> {
+fn message(place: &str, value: Value, knows_tools: bool) -> Result<Message, ApiError> {
     let Value::Object(map) = value else { return Err(wrong(place, "an object")) };
     let mut fields = Params::inside(map);
     let at = |name: &str| format!("{place}.{name}");
@@ -115,13 +118,18 @@ fn message(place: &str, value: Value) -> Result<Message, ApiError> {
             message.extra.insert(name.into(), text.into());
         }
     }
-    for name in ["tool_calls", "annotations"] {
-        match fields.take(name) {
-            Some(value) if value.as_array().is_none_or(|list| !list.is_empty()) => {
-                return Err(ApiError::unsupported(at(name), " yet"));
-            }
-            _ => {}
+    let some = |value: &Value| value.as_array().is_none_or(|list| !list.is_empty());
+    if let Some(calls) = fields.take("tool_calls").filter(some) {
+        if role != "assistant" {
+            return Err(wrong(&at("tool_calls"), "part of an assistant's message"));
         }
+        if !knows_tools {
+            return Err(ApiError::unsupported(at("tool_calls"), ": the model's chat template knows no tools"));
+        }
+        message.extra.insert("tool_calls".into(), tools::earlier(&at("tool_calls"), calls)?);
+    }
+    if fields.take("annotations").is_some_and(|value| some(&value)) {
+        return Err(ApiError::unsupported(at("annotations"), ""));
     }
     fields.finish(&format!("{place}."))?;
     Ok(message)

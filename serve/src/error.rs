@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use dlx_runtime::batch::Refused;
+use dlx_runtime::constrain::ConstraintError;
 use dlx_runtime::decode::{DecodeError, PolicyError};
 use dlx_runtime::session::SessionError;
 use serde_json::{Value, json};
@@ -77,7 +78,10 @@ impl ApiError {
             SessionError::Decode(DecodeError::PromptTooLong { .. } | DecodeError::PassTooLarge { .. }) => {
                 context(message)
             }
-            SessionError::Decode(DecodeError::ZeroMaxNew) => Self::invalid("max_tokens", message),
+            SessionError::Decode(DecodeError::NoRoom { room, asked, .. }) if room < asked => context(message),
+            SessionError::Decode(DecodeError::ZeroMaxNew | DecodeError::NoRoom { .. }) => {
+                Self::invalid("max_tokens", message)
+            }
             SessionError::Decode(DecodeError::Policy(
                 PolicyError::Range { field, .. } | PolicyError::Conflict { field, .. },
             )) => {
@@ -97,6 +101,18 @@ impl ApiError {
             SessionError::NoTemplate => Self::invalid(prompt, message),
             error if error.is_about_prompt() => Self::invalid(prompt, message),
             _ => Self::server(message),
+        }
+    }
+
+    /// What a session says of a grammar that the parameter `param` gives.
+    pub(crate) fn constraint(param: &str, error: &SessionError) -> Self {
+        let message = error.to_string();
+        match error {
+            SessionError::Constraint(ConstraintError::Unsupported { .. } | ConstraintError::Tokenizer(_)) => {
+                Self { code: Some("unsupported_parameter"), ..Self::invalid(param, message) }
+            }
+            SessionError::Constraint(_) => Self::invalid(param, message),
+            _ => Self::session(error, param),
         }
     }
 

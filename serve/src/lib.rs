@@ -16,6 +16,7 @@ mod answer;
 mod chat;
 mod completions;
 mod error;
+mod format;
 mod guard;
 mod listen;
 mod logprobs;
@@ -23,6 +24,7 @@ mod metrics;
 mod params;
 mod routes;
 mod stream;
+mod tools;
 
 pub use listen::{ServeError, serve};
 

@@ -21,6 +21,7 @@ use crate::App;
 use crate::answer::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
 use crate::error::ApiError;
 use crate::params::Usage;
+use crate::tools::{self, Part, Split, Tools};
 
 /// Time without an event after which a comment shows that the stream is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -73,6 +74,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
     for index in 0..head.count {
         send(to, &chunk(head, first(head, index), &used)).await?;
     }
+    let mut splits: Vec<Option<Calls<'_>>> = (0..head.count).map(|_| head.tools.as_ref().map(Calls::new)).collect();
     let mut open = head.count;
     while open > 0 {
         let note = tokio::select! {
@@ -85,9 +87,15 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
             Ok(Some((index, Note::Begin { prompt_tokens }))) => used.prompt[index] = prompt_tokens,
             Ok(Some((index, Note::Text { piece, tokens, told }))) => {
                 used.completion[index] = tokens;
-                match with_logprobs(head, delta(head, index, &piece), &told) {
-                    Ok(choice) => send(to, &chunk(head, choice, &used)).await?,
-                    Err(error) => return send(to, &error.body()).await,
+                let deltas = match &mut splits[index] {
+                    Some(calls) => calls.push(head, index, &piece),
+                    None => vec![delta(head, index, &piece)],
+                };
+                for delta in deltas {
+                    match with_logprobs(head, delta, &told) {
+                        Ok(choice) => send(to, &chunk(head, choice, &used)).await?,
+                        Err(error) => return send(to, &error.body()).await,
+                    }
                 }
             }
             Ok(Some((index, Note::End(result, told)))) => match *result {
@@ -100,6 +108,11 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
                         last["delta"] = json!({});
                     }
                     last["finish_reason"] = finish_reason(report.finish).into();
+                    if let Some(calls) = splits[index].take() {
+                        if let Some(delta) = calls.finish(head, index, &mut last) {
+                            send(to, &chunk(head, delta, &used)).await?;
+                        }
+                    }
                     last["finish_detail"] = json!(report.finish);
                     match with_logprobs(head, last, &told) {
                         Ok(last) => send(to, &chunk(head, last, &used)).await?,
@@ -118,6 +131,54 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
         send(to, &last).await?;
     }
     to.send(Bytes::from_static(b"data: [DONE]\n\n")).await.map_err(|_| Gone)
+}
+
+/// Calls of a choice as they come.
+struct Calls<'t> {
+    split: Split<'t>,
+    /// How many have begun.
+    count: usize,
+}
+
+impl<'t> Calls<'t> {
+    fn new(tools: &'t Tools) -> Self {
+        Self { split: Split::new(tools), count: 0 }
+    }
+
+    /// What a piece of text adds.
+    fn push(&mut self, head: &Head, index: usize, piece: &str) -> Vec<Value> {
+        let parts = self.split.push(piece);
+        parts.into_iter().map(|part| Self::delta(&mut self.count, head, index, part)).collect()
+    }
+
+    /// What was held back, if anything; a choice with calls ends for another reason.
+    fn finish(mut self, head: &Head, index: usize, last: &mut Value) -> Option<Value> {
+        let part = self.split.finish();
+        let delta = part.map(|part| Self::delta(&mut self.count, head, index, part));
+        if self.count > 0 && last["finish_reason"] == "stop" {
+            last["finish_reason"] = tools::finish_reason("stop").into();
+        }
+        delta
+    }
+
+    fn delta(count: &mut usize, head: &Head, index: usize, part: Part) -> Value {
+        let call = match part {
+            Part::Content(text) => return delta(head, index, &text),
+            Part::Call { name } => {
+                *count += 1;
+                tools::call(&name)
+            }
+            Part::Arguments(text) => json!({"function": {"arguments": text}}),
+        };
+        let mut delta = delta(head, index, "");
+        let mut numbered = json!({"index": *count - 1});
+        numbered
+            .as_object_mut()
+            .into_iter()
+            .for_each(|fields| fields.extend(call.as_object().cloned().unwrap_or_default()));
+        delta["delta"] = json!({"tool_calls": [numbered]});
+        delta
+    }
 }
 
 fn name(head: &Head) -> &'static str {
@@ -139,7 +200,9 @@ fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
 fn first(head: &Head, index: usize) -> Value {
     let mut choice = delta(head, index, head.echoed(index));
     if head.kind == Kind::Chat {
-        choice["delta"] = json!({"role": "assistant", "content": ""});
+        // An answer that is a call has no content, not an empty one.
+        let content = if head.tools.is_some() { Value::Null } else { "".into() };
+        choice["delta"] = json!({"role": "assistant", "content": content});
     }
     choice
 }

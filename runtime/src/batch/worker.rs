@@ -160,6 +160,10 @@ impl Worker {
         let Job { call, policy, max_new, priority, logprobs, mut listener, place } = job;
         let resolved = policy.resolve(&*self.executor).and_then(|r| r.telling(logprobs, &*self.executor));
         let checked = resolved.map_err(DecodeError::from).and_then(|resolved| {
+            let resolved = match call.constraint() {
+                None => resolved,
+                Some(constraint) => resolved.constrained(constraint, &*self.executor)?,
+            };
             let resolved = Resolved { prefill_rows: self.prefill_rows, ..resolved };
             if resolved.slots() > self.slots {
                 let (wanted, slots) = (resolved.slots(), self.slots);

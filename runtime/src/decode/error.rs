@@ -14,6 +14,8 @@ pub enum FinishReason {
     MaxTokens,
     /// The next block does not fit into the caches.
     ContextFull,
+    /// The requested number of tokens, or no further room, where a constraint allows nothing more to be added.
+    Complete,
     /// The caller said so.
     Cancelled,
     /// The deadline passed.
@@ -84,6 +86,22 @@ pub enum DecodeError {
         /// Rows of the largest compiled step.
         largest: usize,
     },
+    /// Nothing that the constraint allows is that short.
+    #[error(
+        "the shortest answer that the constraint allows has {shortest} tokens, but there is room for {room}: ask for more tokens, \
+         or shorten the prompt"
+    )]
+    NoRoom {
+        /// Tokens of the shortest answer.
+        shortest: usize,
+        /// Tokens that were asked for and fit behind the prompt.
+        room: usize,
+        /// Tokens that were asked for.
+        asked: usize,
+    },
+    /// A constraint says what is written from the prompt's end on.
+    #[error("the prompt holds the mask token, and what is filled in cannot be constrained: leave out one of them")]
+    ConstrainedInfill,
     /// The policy cannot be run on this model.
     #[error("decode policy: {0}")]
     Policy(#[from] PolicyError),

@@ -17,6 +17,7 @@ pub mod adjust;
 pub mod confidence;
 mod driver;
 mod error;
+mod guide;
 pub mod hybrid;
 #[cfg(test)]
 pub(crate) mod mock;

@@ -4,13 +4,15 @@
 //! and asks for a combination that the loop can run, so the loop never has to ask again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::confidence::{self, Confidence};
 use super::error::PolicyError;
-use super::policy::{Attention, CacheMode, ConfidenceStage, DecodePolicy, FirstRow, Lead, PromptTail};
+use super::policy::{Attention, CacheMode, ConfidenceStage, DecodePolicy, FirstRow, Lead, PromptTail, StopAt};
 use super::reveal::{self, Param, RevealRule};
 use super::sample::Needs;
 use super::schedule::{self, ScheduleCurve};
+use crate::constrain::Constraint;
 use crate::exec::Executor;
 
 /// Most denoising steps per block. A schedule is made per block and holds one number per step.
@@ -45,6 +47,8 @@ pub struct Resolved {
     pub needs: Needs,
     /// Most rows of a pass over the prompt, where whole blocks of the mask are no more; without a bound, what a step holds.
     pub prefill_rows: usize,
+    /// What the answer must be.
+    pub constraint: Option<Arc<Constraint>>,
 }
 
 impl DecodePolicy {
@@ -90,6 +94,7 @@ impl DecodePolicy {
             logprobs: None,
             needs: Needs { row_entropy: rule.entropy, ..confidence.reads },
             prefill_rows: usize::MAX,
+            constraint: None,
             policy: self,
         };
         resolved.check_rows(executor)?;
@@ -199,6 +204,36 @@ impl Resolved {
         self.needs_logits |= logprobs.is_some();
         self.check_rows(executor)?;
         Ok(self)
+    }
+
+    /// The same policy, for answers that fit a constraint.
+    ///
+    /// # Errors
+    /// What contradicts it: an answer that cannot end, tokens with a text that are not chosen or end it, positions before the
+    /// end that stay undecided, or tokens that the model does not have.
+    pub fn constrained(self, constraint: Arc<Constraint>, executor: &dyn Executor) -> Result<Self, PolicyError> {
+        let conflict = |field, value, why| Err(PolicyError::Conflict { field, value, why });
+        let DecodePolicy { stop_ids, suppress_ids, stop_at, .. } = &self.policy;
+        let writes = |ids: &[i32]| ids.iter().any(|id| constraint.vocabulary().writes(*id));
+        let known = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < executor.vocab());
+        if !stop_ids.iter().any(|id| known(id) && !suppress_ids.contains(id)) {
+            return conflict("stop_ids", "empty", "a constrained answer has to end");
+        }
+        if writes(stop_ids) {
+            return conflict("stop_ids", "tokens with a text", "in a constrained answer they are part of it");
+        }
+        if writes(suppress_ids) {
+            return conflict("suppress_ids", "tokens with a text", "a constrained answer may need them");
+        }
+        if *stop_at == StopAt::Revealed {
+            return conflict("stop_at", "revealed", "a constrained answer is complete where it ends");
+        }
+        if constraint.vocabulary().limit() > executor.vocab() {
+            return conflict("constraint", "one of more tokens", "the model does not have them");
+        }
+        let resolved = Self { needs_logits: true, constraint: Some(constraint), ..self };
+        resolved.check_rows(executor)?;
+        Ok(resolved)
     }
 
     fn check_rows(&self, executor: &dyn Executor) -> Result<(), PolicyError> {

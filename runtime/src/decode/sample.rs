@@ -62,6 +62,8 @@ pub enum Choice {
     MostLikely,
     /// The most likely one if the policy is greedy; otherwise a draw.
     AsPolicy,
+    /// This one, which somebody else has chosen.
+    Given(i32),
 }
 
 /// Chooses tokens. Its memory grows to what the largest row needs and is reused.
@@ -97,6 +99,11 @@ impl Sampler {
     /// One that computes with these kernels' instruction set.
     pub fn new(kernels: &'static Kernels) -> Self {
         Sampler { kernels, room: Room::default() }
+    }
+
+    /// The kernels that it computes with.
+    pub(super) fn kernels(&self) -> &'static Kernels {
+        self.kernels
     }
 
     /// Chooses a token from one row of raw logits, `[vocab]`.
@@ -136,6 +143,7 @@ impl Work for Choose<'_> {
         let Choose { room, logits, policy, choice, needs, noise, at } = self;
         let Room { row, scaled, sure, weights, kept, tail } = room;
         let greedy = choice == Choice::MostLikely || policy.is_greedy();
+        let given = if let Choice::Given(token) = choice { Some(token) } else { None };
         let all = without(logits, &policy.suppress_ids, row);
         let scaled = if greedy { all } else { at_temperature(all, policy.temperature, scaled) };
         let (left, mut whole) = kept.filter(scaled, policy, weights, tail);
@@ -149,7 +157,12 @@ impl Work for Choose<'_> {
         } else {
             kept.choices(left, policy.mask_id)
         };
-        let token = match if greedy { choices.most_likely() } else { choices.draw(noise, at)? } {
+        let chosen = match given {
+            Some(token) => Some(token),
+            None if greedy => choices.most_likely(),
+            None => choices.draw(noise, at)?,
+        };
+        let token = match chosen {
             Some(token) => token,
             None => {
                 // The filters left the mask alone.

@@ -15,10 +15,12 @@ pub use choose::Chooser;
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::adjust::Adjust;
 use super::error::{DecodeError, FinishReason};
+use super::guide::Guide;
 use super::noise::Noise;
 use super::pass::{ForwardKind, Pass, Rows, Window};
 use super::plan::{Block, Plan};
@@ -77,6 +79,8 @@ pub struct Sequence {
     /// Logits of the row before the current block, where the policy asks for it.
     before: Vec<f32>,
     sampler: Sampler,
+    /// Keeps the answer within a constraint.
+    guide: Option<Guide>,
     passes: Passes,
     times: Times,
     /// Changes that are made in place of what passes decide, one entry each.
@@ -144,6 +148,18 @@ impl Sequence {
         assert_eq!(slots.len(), policy.slots(), "slots of a sequence");
         let plan = Plan::new(&policy, executor, prompt, max_new, held)?;
         let mask = policy.policy.mask_id;
+        let guide = match &policy.constraint {
+            Some(_) if prompt.contains(&mask) => return Err(DecodeError::ConstrainedInfill),
+            Some(constraint) => {
+                let end = prompt.len().saturating_add(max_new).min(plan.end);
+                let (shortest, room) = (constraint.automaton().shortest(0), end - prompt.len());
+                if shortest > room {
+                    return Err(DecodeError::NoRoom { shortest, room, asked: max_new });
+                }
+                Some(Guide::new(Arc::clone(constraint), &policy.policy, executor.vocab(), prompt.len()..end))
+            }
+            None => None,
+        };
         let mut ids = prompt.to_vec();
         ids.resize(plan.end, mask);
         Ok(Self {
@@ -161,6 +177,7 @@ impl Sequence {
             steps: Steps::default(),
             before: Vec::new(),
             sampler: Sampler::default(),
+            guide,
             passes: Passes::default(),
             times: Times::default(),
             course: None,

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::stream::Stream;
 use super::told::Telling;
 use super::{Event, Report, Request, SessionError, TextSide};
+use crate::constrain::Constraint;
 use crate::decode::{DecodePolicy, Decoded, FinishReason, Moment, Passes, Times};
 use crate::text::{Detokenizer, StopStrings, TextError};
 
@@ -23,6 +24,7 @@ pub(crate) struct Call {
     policy: DecodePolicy,
     prefix: Vec<i32>,
     max_new: usize,
+    constraint: Option<Arc<Constraint>>,
     deadline: Option<Instant>,
     cancel: Option<Arc<AtomicBool>>,
     begin: Instant,
@@ -34,13 +36,14 @@ impl Call {
     /// A call that began at `begin` and is decoded with `policy`.
     ///
     /// # Errors
-    /// As [`TextSide::encode`].
+    /// As [`TextSide::encode`]; a constraint that the request cannot have.
     pub(crate) fn new(
         text: &TextSide,
         request: &Request,
         policy: DecodePolicy,
         begin: Instant,
     ) -> Result<Self, SessionError> {
+        text.check_constraint(request)?;
         let prefix = text.prefix(request)?;
         let prompt: Arc<[i32]> = text.encode(request)?.into();
         let stream = Stream {
@@ -58,13 +61,18 @@ impl Call {
             stopped: None,
         };
         let (deadline, cancel) = (request.deadline, request.cancel.clone());
-        let max_new = request.max_new;
-        Ok(Self { stream, policy, prefix, max_new, deadline, cancel, begin, failure: None, hung_up: false })
+        let (max_new, constraint) = (request.max_new, request.constraint.clone());
+        Ok(Self { stream, policy, prefix, max_new, constraint, deadline, cancel, begin, failure: None, hung_up: false })
     }
 
     /// The prompt in tokens.
     pub(crate) fn prompt(&self) -> &Arc<[i32]> {
         &self.stream.prompt
+    }
+
+    /// What the answer must be.
+    pub(crate) fn constraint(&self) -> Option<Arc<Constraint>> {
+        self.constraint.clone()
     }
 
     /// Ends it by then instead of by the request's deadline.
@@ -163,6 +171,11 @@ impl Call {
             // The stop token stands beyond the tokens that were asked for.
             (None, FinishReason::StopId) => FinishReason::MaxTokens,
             (None, reason) => reason,
+        };
+        let complete = || self.constraint.as_ref().is_some_and(|c| c.is_finished_by(&self.stream.ids));
+        let finish = match finish {
+            FinishReason::MaxTokens | FinishReason::ContextFull if complete() => FinishReason::Complete,
+            other => other,
         };
         Ok(Report {
             text: self.stream.text,

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
+use super::constraints::Constraints;
 use super::{Prompt, Request, SessionError};
+use crate::constrain::{Constraint, Grammar};
 use crate::decode::{DecodeError, DecodePolicy, Overrides};
 use crate::text::{ChatTemplate, Controls, Tokenizer};
 
@@ -15,19 +17,28 @@ pub struct TextSide {
     pub(super) template: Option<ChatTemplate>,
     policy: DecodePolicy,
     controls: Controls,
+    /// Tokens of the model.
+    vocab: usize,
+    constraints: Constraints,
 }
 
 impl TextSide {
-    /// The text side of a model with this policy.
-    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, policy: DecodePolicy) -> Self {
+    /// The text side of a model of `vocab` tokens with this policy.
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, policy: DecodePolicy, vocab: usize) -> Self {
         let others = policy.stop_ids.iter().copied().chain([policy.mask_id]).chain(policy.hidden_id);
         let controls = Controls::new(&tokenizer, others);
-        Self { tokenizer: Arc::new(tokenizer), template, policy, controls }
+        let constraints = Constraints::default();
+        Self { tokenizer: Arc::new(tokenizer), template, policy, controls, vocab, constraints }
     }
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> Arc<Tokenizer> {
         Arc::clone(&self.tokenizer)
+    }
+
+    /// The chat template.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     /// The model's own decode policy.
@@ -48,6 +59,26 @@ impl TextSide {
         let mut policy = self.policy.with(overrides).map_err(DecodeError::from)?;
         self.split_stops(&mut policy)?;
         Ok(policy)
+    }
+
+    /// A constraint for requests of this model. The last ones are kept, so that asking again costs nothing.
+    ///
+    /// # Errors
+    /// [`SessionError::Constraint`].
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Arc<Constraint>, SessionError> {
+        let policy = &self.policy;
+        let own = [policy.mask_id].into_iter().chain(policy.hidden_id);
+        let excluded: Vec<i32> = policy.stop_ids.iter().chain(&policy.suppress_ids).copied().chain(own).collect();
+        Ok(self.constraints.get(grammar, (&self.tokenizer, self.vocab, &excluded))?)
+    }
+
+    /// Refuses constraints of other models, and answers that cannot have one.
+    pub(super) fn check_constraint(&self, request: &Request) -> Result<(), SessionError> {
+        match &request.constraint {
+            Some(_) if request.speculate.is_some() => Err(SessionError::ConstrainedDraft),
+            Some(constraint) if !self.constraints.made(constraint) => Err(SessionError::OtherVocabulary),
+            _ => Ok(()),
+        }
     }
 
     /// Token ids of a request's prompt.

@@ -62,6 +62,7 @@ impl Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -89,7 +90,12 @@ impl ChatTemplate {
             out.write_str(&python::text(state, value)?).map_err(Error::from)
         });
         environment.add_template_owned(NAME, metered).map_err(bad)?;
-        Ok(Self { environment, special_tokens })
+        Ok(Self { environment, special_tokens, source: source.to_owned() })
+    }
+
+    /// The template as it was written.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt text of a conversation, ending where the assistant speaks next. `variables` are further variables of

@@ -1,6 +1,7 @@
 //! From what a pass said of its rows to tokens: guidance, what the policy changes of logits, choosing, revealing.
 
 use super::super::error::{DecodeError, FinishReason};
+use super::super::guide::Choosing;
 use super::super::noise::{Noise, NoiseRow};
 use super::super::pass::{Pass, Rows};
 use super::super::policy::{ConfidenceStage, DecodePolicy, FirstRow, Lead};
@@ -39,7 +40,10 @@ impl Sequence {
     /// How the wanted pass chooses from its logits, if it chooses from each row alone and needs none of them afterwards.
     pub fn chooser(&self) -> Option<Chooser<'_>> {
         let Resolved { policy, needs_logits, logprobs, .. } = &self.policy;
-        let again = self.adjust.is_some() || logprobs.is_some() || policy.first_row == FirstRow::Before;
+        let again = self.adjust.is_some()
+            || self.guide.is_some()
+            || logprobs.is_some()
+            || policy.first_row == FirstRow::Before;
         let alone = *needs_logits && self.slots.len() == 1 && !again;
         let pass = self.wanted().filter(|pass| alone && !pass.positions.is_empty())?;
         let leads = match self.stage {
@@ -237,10 +241,20 @@ impl Sequence {
         let bad = |index: usize| DecodeError::BadRow { position: positions[index] };
         let chosen: Vec<Drawn> = match rows {
             Rows::Logits(logits) => {
-                let Self { policy: Resolved { policy, .. }, noise, passes, sampler, .. } = self;
-                let chooser = Chooser { policy, noise, choice, needs, pass: passes.head, positions };
-                let rows = first.into_iter().chain(logits.chunks_exact(vocab)).take(positions.len()).enumerate();
-                rows.map(|(i, row)| chooser.choose(sampler, i, row).ok_or(bad(i))).collect::<Result<_, _>>()?
+                let Self { policy: Resolved { policy, .. }, noise, passes, sampler, guide, ids, .. } = self;
+                let pass = passes.head;
+                let mut rows = first.into_iter().chain(logits.chunks_exact(vocab)).take(positions.len());
+                let mut chosen = Vec::with_capacity(positions.len());
+                if let Some(guide) = guide {
+                    let guided = &positions[..guide.within(positions)];
+                    let how = Choosing { policy, choice, needs, noise, pass };
+                    chosen = guide.choose(sampler, ids, guided, rows.by_ref().take(guided.len()), &how)?;
+                }
+                let chooser = Chooser { policy, noise, choice, needs, pass, positions };
+                for (i, row) in (chosen.len()..).zip(rows) {
+                    chosen.push(chooser.choose(sampler, i, row).ok_or(bad(i))?);
+                }
+                chosen
             }
             Rows::Chosen(chosen) => {
                 let chosen = chosen.iter().take(positions.len()).enumerate();
