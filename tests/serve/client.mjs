@@ -39,6 +39,20 @@ for await (const part of await client.completions.create({
 assert.equal(parts, whole.choices[0].text);
 done("completions");
 
+const told = (await chat({ logprobs: true, top_logprobs: 2 })).choices[0].logprobs.content;
+assert.equal(told.map((t) => t.token).join(""), ANSWER);
+assert.equal(Buffer.from(told.flatMap((t) => t.bytes)).toString(), ANSWER);
+let streamed = [];
+for await (const chunk of await chat({ logprobs: true, top_logprobs: 2, stream: true })) {
+  streamed = streamed.concat(chunk.choices[0]?.logprobs?.content ?? []);
+}
+assert.deepEqual(streamed, told);
+const telling = client.chat.completions.stream({ model: "tiny", messages, logprobs: true, top_logprobs: 2 });
+assert.deepEqual((await telling.finalChatCompletion()).choices[0].logprobs.content, told);
+const places = await client.completions.create({ model: "tiny", prompt: "Once upon a time", max_tokens: 8, logprobs: 2 });
+assert.equal(places.choices[0].logprobs.tokens.join(""), places.choices[0].text);
+done("logprobs");
+
 assert.deepEqual((await client.models.list()).data.map((m) => m.id), ["tiny"]);
 assert.equal((await client.models.retrieve("tiny")).id, "tiny");
 done("models");

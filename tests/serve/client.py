@@ -54,6 +54,30 @@ pieces = client.completions.create(model="tiny", prompt="Once upon a time", max_
 assert "".join(p.choices[0].text for p in pieces if p.choices) == text.choices[0].text
 case("completions")
 
+told = chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+assert "".join(t.token for t in told) == ANSWER == bytes(b for t in told for b in t.bytes).decode()
+assert all(t.logprob <= 0 and [u.token for u in t.top_logprobs][0] == t.token and len(t.top_logprobs) == 2 for t in told)
+chunks = [c.choices[0] for c in chat(stream=True, logprobs=True, top_logprobs=2)]
+assert all("".join(t.token for t in c.logprobs.content) == c.delta.content for c in chunks if c.logprobs)
+assert [t for c in chunks if c.logprobs for t in c.logprobs.content] == told
+with client.chat.completions.stream(model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=2) as stream:
+    pieces = [t for event in stream if event.type == "logprobs.content.delta" for t in event.content]
+    assert stream.get_final_completion().choices[0].logprobs.content == told == pieces
+whole = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=8, logprobs=2).choices[0]
+assert "".join(whole.logprobs.tokens) == whole.text and whole.logprobs.text_offset[0] == 0
+assert all(top[token] == logprob for token, logprob, top in
+           zip(whole.logprobs.tokens, whole.logprobs.token_logprobs, whole.logprobs.top_logprobs))
+pieces = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=8, logprobs=2, stream=True)
+assert [t for p in pieces if p.choices[0].logprobs for t in p.choices[0].logprobs.tokens] == whole.logprobs.tokens
+best = client.completions.create(model="tiny", prompt="zq", max_tokens=8, n=2, best_of=3, temperature=1.5, seed=1)
+assert [c.index for c in best.choices] == [0, 1]
+case("logprobs")
+
+penalties = {"presence_penalty": 1.0, "frequency_penalty": 0.5, "extra_body": {"repetition_penalty": 1.1, "min_p": 0.1}}
+other = chat(logit_bias={str(id): -100 for id in range(32, 64)}, **penalties)
+assert other.choices[0].message.content != ANSWER
+case("biases and penalties")
+
 assert [m.id for m in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
 case("models")
 

@@ -120,13 +120,22 @@ fn sampling() -> Vec<String> {
     let mut complaints = Vec::new();
     let orders = [FilterOrder::TopKTopP, FilterOrder::TopPTopK];
     let stages = [ConfidenceStage::AfterFilters, ConfidenceStage::BeforeFilters, ConfidenceStage::BeforeTemperature];
-    for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (0.7, 0, 1.0), (0.7, 50, 1.0), (0.7, 0, 0.95), (0.7, 2000, 0.5)]
-    {
+    for (temperature, top_k, top_p, min_p) in [
+        (0.0, 0, 1.0, 0.0),
+        (0.7, 0, 1.0, 0.0),
+        (0.7, 50, 1.0, 0.0),
+        (0.7, 0, 0.95, 0.0),
+        (0.7, 2000, 0.5, 0.0),
+        (0.7, 0, 1.0, 0.1),
+        (0.7, 50, 1.0, 0.1),
+        (0.7, 0, 0.95, 0.1),
+    ] {
         for (filter_order, confidence_stage) in orders.into_iter().flat_map(|o| stages.map(|stage| (o, stage))) {
             let mut policy = DecodePolicy {
                 temperature,
                 top_k,
                 top_p,
+                min_p,
                 filter_order,
                 confidence_stage,
                 ..DecodePolicy::greedy(1, 4)

@@ -95,6 +95,8 @@ pub enum Moment<'a> {
         accepted: usize,
         /// All tokens that it decided.
         tokens: &'a [i32],
+        /// How likely each of them was in the verifier's law; nothing unless asked for.
+        logprobs: &'a [Logprob],
     },
     /// No position before `end` will change any more.
     Settled {

@@ -141,7 +141,11 @@ impl Call {
             }
             Moment::Committed { start, end } => tell(Event::Committed { block: start..end }, tokens),
             Moment::Drafted { tokens: drafted, .. } => tell(Event::Drafted { tokens: drafted }, tokens),
-            Moment::Judged { drafted, accepted, tokens: settled, .. } => {
+            Moment::Judged { ids, drafted, accepted, tokens: settled, logprobs } => {
+                if let Some(telling) = &mut self.stream.telling {
+                    let places = (ids.len()..).zip(logprobs);
+                    places.for_each(|(position, logprob)| telling.decide(position, logprob.clone()));
+                }
                 tell(Event::Judged { drafted, accepted, tokens: settled }, tokens)
             }
         }

@@ -51,7 +51,6 @@ fn byte_of(c: char) -> Option<u8> {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::text::tokenizer::tests::{bytes_tokenizer, decoding_tokenizer};
 
     #[test]

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use dlx_runtime::decode::DecodePolicy;
 use dlx_runtime::decode::hybrid::accept::{Origin, Proposal, bonus};
 use dlx_runtime::decode::noise::{Noise, NoiseRow, Stream};
 use dlx_runtime::decode::sample::{Law, Sampler};
+use dlx_runtime::decode::{DecodePolicy, Overrides};
 use dlx_runtime::exec::{Executor, Span};
 use dlx_runtime::session::{Drafting, Length, Prompt, Request, Speculate, Verdict};
 use dlx_runtime::text::Message;
@@ -34,6 +34,8 @@ struct Laws {
     executor: Box<dyn Executor + Send>,
     policy: DecodePolicy,
     sampler: Sampler,
+    /// Length of the prompt, behind which penalties count.
+    prompt: usize,
     known: BTreeMap<Vec<i32>, Vec<Law>>,
 }
 
@@ -42,7 +44,8 @@ impl Laws {
         let model = load(model, "cpu", 0);
         // The mask of the drafters, which the verifier is kept from.
         let policy = DecodePolicy { temperature, top_p, suppress_ids: vec![511], ..model.manifest.policy.clone() };
-        Laws { executor: model.executor.into_executor(), policy, sampler: Sampler::default(), known: BTreeMap::new() }
+        let (executor, sampler) = (model.executor.into_executor(), Sampler::default());
+        Laws { executor, policy, sampler, prompt: usize::MAX, known: BTreeMap::new() }
     }
 
     /// The laws of the last `rows` rows of these tokens.
@@ -56,10 +59,25 @@ impl Laws {
         let vocab = self.executor.vocab();
         let mut logits = vec![0.0; rows.len() * vocab];
         self.executor.logits(&rows, &mut logits).unwrap();
-        let laws = logits.chunks_exact(vocab).map(|row| self.sampler.law(row, &self.policy).unwrap());
+        let laws = rows.iter().zip(logits.chunks_exact_mut(vocab)).map(|(row, logits)| {
+            adjust(&self.policy, self.prompt, &ids[..=*row], logits);
+            self.sampler.law(logits, &self.policy).unwrap()
+        });
         let laws: Vec<Law> = laws.collect();
         self.known.insert(ids.to_vec(), laws.clone());
         laws
+    }
+}
+
+/// Biases and penalties as the documents have them, from all tokens before a row's.
+fn adjust(policy: &DecodePolicy, prompt: usize, before: &[i32], logits: &mut [f32]) {
+    for (id, logit) in (0..).zip(logits) {
+        *logit += policy.logit_bias.get(&id).copied().unwrap_or(0.0);
+        if before.contains(&id) {
+            *logit *= if *logit < 0.0 { policy.repetition_penalty } else { 1.0 / policy.repetition_penalty };
+        }
+        let count = before.iter().skip(prompt).filter(|token| **token == id).count() as f32;
+        *logit -= count * policy.frequency_penalty + count.min(1.0) * policy.presence_penalty;
     }
 }
 
@@ -137,6 +155,51 @@ fn sessions_draw_from_the_verifiers_law() {
             println!("{drafter} {drafting:?} {setting:?}: {draws} draws, z {z:.2}");
             assert!(z.abs() < 4.0, "{drafter} {drafting:?} {setting:?}: z {z}");
         }
+    }
+}
+
+#[test]
+fn a_bias_and_penalties_are_part_of_the_law() {
+    let draws: u64 = wanted("DLX_HYBRID_DRAWS", 600);
+    let setting = SETTINGS[1];
+    let mut plain = Laws::of(VERIFIER, setting);
+    let prompt = session(VERIFIER, "cpu", 0).encode(&request()).unwrap();
+    // What would come most likely does not, and what came once comes less.
+    let mut likely: Vec<(i32, f64)> = plain.last(&prompt, 1)[0].iter().collect();
+    likely.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut verifier = Laws::of(VERIFIER, setting);
+    verifier.prompt = prompt.len();
+    let policy = &mut verifier.policy;
+    policy.logit_bias = [(likely[0].0, -1.0), (likely[1].0, 0.7)].into();
+    (policy.repetition_penalty, policy.frequency_penalty, policy.presence_penalty) = (1.3, 0.4, 0.5);
+    let asked = policy.clone();
+    let least = 1.0 / draws as f64;
+    let (law, other) = (enumerate(&mut verifier, &prompt, least), enumerate(&mut plain, &prompt, least));
+    for (drafter, drafting) in
+        [("sdar-tiny", Drafting::Deer), ("llada-tiny", Drafting::Deer), ("fast-dllm-v2-tiny", Drafting::SpecDiff)]
+    {
+        let mut hybrid = session(VERIFIER, "cpu", 0);
+        hybrid.draft_with(load(drafter, "cpu", 0)).unwrap();
+        let mut draw = |seed| {
+            let speculate = Speculate { drafting, length: Length::Fixed(DRAFT), verdict: Verdict::Verifier };
+            let mut request = Request { keep: true, speculate: Some(speculate), ..request() };
+            request.overrides = Overrides {
+                temperature: Some(setting.0),
+                logit_bias: Some(asked.logit_bias.clone()),
+                repetition_penalty: Some(asked.repetition_penalty),
+                frequency_penalty: Some(asked.frequency_penalty),
+                presence_penalty: Some(asked.presence_penalty),
+                stop_ids: Some(vec![]),
+                seed: Some(seed),
+                ..Overrides::default()
+            };
+            first(&answer(&mut hybrid, &request).ids, &asked.stop_ids)
+        };
+        let drawn: Vec<_> = (0..draws).map(&mut draw).collect();
+        let (z, without) = (z(&law, &drawn), z(&other, &drawn));
+        println!("{drafter} {drafting:?} with a bias and penalties: {draws} draws, z {z:.2}; without {without:.2}");
+        assert!(z.abs() < 4.0, "{drafter} {drafting:?}: z {z}");
+        assert!(without > 6.0, "{drafter} {drafting:?}: z {without}");
     }
 }
 

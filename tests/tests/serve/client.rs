@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) max_seq: usize,
     /// A model's directory, from that of the tests on.
     pub(crate) model: &'static str,
+    /// Another chat template than the model's own.
+    pub(crate) template: Option<&'static str>,
 }
 
 /// The trained tiny SDAR.
@@ -44,6 +46,7 @@ impl Default for Setup {
             timeout: Duration::from_secs(60),
             max_seq: 256,
             model: MODEL,
+            template: None,
         }
     }
 }
@@ -51,9 +54,11 @@ impl Default for Setup {
 impl Server {
     /// Starts a server of a model by the name `tiny` and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(setup.model);
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(setup.model);
+        let changed = setup.template.map(|template| with_template(&own, template));
+        let path = changed.as_ref().map_or(own.as_path(), tempfile::TempDir::path);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
-        let model = compiled::load(&path, &options, &LoadOptions::default()).unwrap();
+        let model = compiled::load(path, &options, &LoadOptions::default()).unwrap();
         let batch = Batch::new(model, setup.capacity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (at, stop) = (listener.local_addr().unwrap(), &*Box::leak(Box::new(AtomicBool::new(false))));
@@ -123,6 +128,20 @@ impl Server {
         }
         panic!("the batch never comes to rest: {:?}", self.batch.load());
     }
+}
+
+/// A checkpoint with another chat template.
+fn with_template(model: &Path, template: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let path = dir.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = template.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    dir
 }
 
 impl Drop for Server {

@@ -6,4 +6,5 @@ mod faults;
 mod prefix;
 mod sampling;
 mod streams;
+mod structured;
 mod tables;

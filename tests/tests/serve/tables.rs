@@ -96,7 +96,6 @@ fn what_is_not_done_is_refused_by_name() {
         (json!({"stop_token_ids": ["a"]}), "stop_token_ids"),
         (json!({"tools": tool}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"response_format": {"type": "json_schema"}}), "response_format"),
         (json!({"reasoning_effort": "high"}), "reasoning_effort"),
         (json!({"reasoning_effort": "none"}), "reasoning_effort"),
         (json!({"reasoning_effort": "whatever"}), "reasoning_effort"),

@@ -9,6 +9,7 @@
 
 use super::accept::{Origin, Proposal};
 use super::verifier::Verifier;
+use crate::decode::adjust::Adjust;
 use crate::decode::error::{DecodeError, PolicyError};
 use crate::decode::noise::{Noise, NoiseRow, Stream};
 use crate::decode::pass::{Fed, ForwardKind, Pass, Reads, Rows, Window};
@@ -123,12 +124,21 @@ impl Drafter {
         }
         let asked = &verifier.policy.policy;
         let shared = verifier.vocab.min(executor.vocab());
+        let has = |id: i32| usize::try_from(id).is_ok_and(|id| id < executor.vocab());
         let beyond = (shared..executor.vocab()).filter_map(|id| i32::try_from(id).ok());
         let policy = DecodePolicy {
             temperature: asked.temperature,
             top_k: asked.top_k,
             top_p: asked.top_p,
             filter_order: asked.filter_order,
+            min_p: asked.min_p,
+            // Of tokens that it has.
+            logit_bias: asked.logit_bias.iter().map(|(id, bias)| (*id, *bias)).filter(|(id, _)| has(*id)).collect(),
+            repetition_penalty: asked.repetition_penalty,
+            frequency_penalty: asked.frequency_penalty,
+            presence_penalty: asked.presence_penalty,
+            min_tokens: asked.min_tokens,
+            stop_ids: asked.stop_ids.clone(),
             seed: asked.seed,
             // Tokens that only the drafter has, and those that the verifier never takes.
             suppress_ids: asked.suppress_ids.iter().copied().filter(|&id| id != own.mask_id).chain(beyond).collect(),
@@ -149,8 +159,8 @@ impl Drafter {
         }
         let largest = executor.step_buckets().last().copied().unwrap_or(0);
         let (max_seq, vocab) = (executor.max_seq(), executor.vocab());
-        let drawn = methods.iter().any(|method| draws(&policy, *method));
-        let logits_rows = if drawn { executor.logits_rows() } else { usize::MAX };
+        let reads = methods.iter().any(|method| draws(&policy, *method)) || policy.policy.adjusts();
+        let logits_rows = if reads { executor.logits_rows() } else { usize::MAX };
         let draft = Draft { method: Method::OnePass, start: 0, proposals: Vec::new(), passes: 0 };
         Ok(Self { policy, slot, stored: 0, largest, logits_rows, max_seq, vocab, shared, draft })
     }
@@ -245,17 +255,18 @@ impl Drafter {
     fn feed(&self, window: Window, ids: Vec<i32>, positions: Vec<usize>) -> Pass {
         let at = window.cells.start;
         let rows = positions.iter().map(|position| position - at - self.policy.policy.logit_shift).collect();
-        let reads = if self.is_drawn() { Reads::Logits } else { Reads::Stats };
+        let reads = if self.is_drawn() || self.policy.policy.adjusts() { Reads::Logits } else { Reads::Stats };
         let pos = (0..).skip(at).take(ids.len()).collect();
         let fed = vec![Fed { slot: self.slot, ids, pos, at, visible: window.visible }];
         Pass { window, fed, rows, reads, positions }
     }
 
-    /// Takes in what a pass said; `round` is what its random numbers are for.
+    /// Takes in what a pass said. `adjust` holds the tokens before the draft, `round` is what its random numbers are for.
     pub(super) fn took(
         &mut self,
         pass: &Pass,
-        rows: &Rows<'_>,
+        mut rows: Rows<'_>,
+        adjust: Option<&Adjust>,
         sampler: &mut Sampler,
         round: usize,
     ) -> Result<(), DecodeError> {
@@ -266,6 +277,15 @@ impl Drafter {
         }
         self.stored = self.block().map_or(n, |block| n / block * block);
         self.draft.passes += 1;
+        if let (Some(adjust), Rows::Logits(logits)) = (adjust, &mut rows) {
+            let (mut adjust, policy) = (adjust.clone(), &self.policy.policy);
+            let proposed = self.draft.proposals.iter().flatten();
+            proposed.for_each(|drafted| adjust.add(policy, drafted.proposal.token));
+            for (&position, logits) in pass.positions.iter().zip(logits.chunks_exact_mut(self.vocab)) {
+                adjust.apply(policy, position, logits);
+            }
+        }
+        let rows = &rows;
         let found = pass.positions.iter().enumerate().map(|(row, &position)| {
             let bad = || DecodeError::BadRow { position };
             self.propose(rows, row, sampler, NoiseRow { pass: round, position }).ok_or_else(bad)
@@ -314,6 +334,15 @@ impl Drafter {
                 let proposal = Proposal { token: stats.best, origin: Origin::Given };
                 let confidence = (self.policy.confidence.of)(stats, 1.0);
                 Some(Drafted { proposal, confidence, entropy: stats.entropy })
+            }
+            Rows::Logits(logits) if !self.is_drawn() => {
+                let logits = logits.chunks_exact(self.vocab).nth(row)?;
+                let needs = Needs { row_entropy: true, ..self.policy.confidence.reads };
+                let noise = Noise::Stream(policy.seed, Stream::Draft);
+                let chosen = sampler.choose(logits, policy, Choice::MostLikely, needs, &noise, at)?;
+                let proposal = Proposal { token: chosen.stats.best, origin: Origin::Given };
+                let confidence = (self.policy.confidence.of)(&chosen.stats, 1.0);
+                Some(Drafted { proposal, confidence, entropy: chosen.entropy })
             }
             Rows::Logits(logits) => {
                 let logits = logits.chunks_exact(self.vocab).nth(row)?;

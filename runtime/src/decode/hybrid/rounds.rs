@@ -10,11 +10,13 @@ use super::controller::Standing;
 use super::drafter::{Drafted, Drafter, Method};
 use super::verifier::Verifier;
 use super::{Controller, Counts, Length, Plan, Side, Speculated, Verdict};
+use crate::decode::adjust::Adjust;
 use crate::decode::driver::Cost;
 use crate::decode::error::{DecodeError, FinishReason, PolicyError};
 use crate::decode::noise::{Noise, NoiseRow, Stream};
 use crate::decode::pass::{ForwardKind, Pass, Rows};
-use crate::decode::sample::Sampler;
+use crate::decode::policy::DecodePolicy;
+use crate::decode::sample::{Logprob, Sampler};
 use crate::decode::sequence::{Decoded, Observer};
 use crate::decode::trace::{Forward, Moment, Passes, Times};
 
@@ -57,6 +59,7 @@ pub(super) struct Hybrid {
     verdict: Verdict,
     /// The tokens that are decided, prompt included.
     ids: Vec<i32>,
+    adjust: Option<Adjust>,
     /// Length of the sequence at the end, and why it ends there.
     end: usize,
     finish: FinishReason,
@@ -109,6 +112,11 @@ impl Hybrid {
                 return Err(DecodeError::DraftTooLong { draft: k, longest: longest.min(most) });
             }
         }
+        if verifier.policy.logprobs.is_some() && plan.verdict != Verdict::Verifier {
+            let why = "what is taken by another rule than the verifier's was drawn from no law: leave out the rule";
+            return Err(PolicyError::Conflict { field: "logprobs", value: "asked for", why }.into());
+        }
+        let adjust = Adjust::new(&verifier.policy.policy, prompt);
         let wanted = length.saturating_add(max_new);
         let finish = if wanted > rows { FinishReason::ContextFull } else { FinishReason::MaxTokens };
         Ok(Self {
@@ -118,6 +126,7 @@ impl Hybrid {
             length: plan.length,
             verdict: plan.verdict,
             ids: prompt.to_vec(),
+            adjust,
             end: wanted.min(rows),
             finish,
             held: 0,
@@ -246,7 +255,7 @@ impl Hybrid {
         if self.stage == Stage::Draft {
             self.passes.denoise += 1;
             self.counts.draft_passes += 1;
-            self.drafted(pass, &rows, controller, observer)
+            self.drafted(pass, rows, controller, observer)
         } else if pass.kind() == ForwardKind::Prefill {
             self.passes.prefill += 1;
             self.verifier.stored = pass.window.cells.end;
@@ -254,19 +263,19 @@ impl Hybrid {
         } else {
             self.passes.commit += 1;
             self.counts.verify_passes += 1;
-            self.judged(&rows, controller, observer)
+            self.judged(rows, controller, observer)
         }
     }
 
     fn drafted(
         &mut self,
         pass: &Pass,
-        rows: &Rows<'_>,
+        rows: Rows<'_>,
         controller: &mut Controller,
         observer: &mut Observer<'_>,
     ) -> Result<(), Halt> {
-        let Self { drafter, sampler, round, .. } = self;
-        drafter.took(pass, rows, sampler, *round)?;
+        let Self { drafter, sampler, round, adjust, .. } = self;
+        drafter.took(pass, rows, adjust.as_ref(), sampler, *round)?;
         let draft = drafter.draft();
         if !draft.is_complete() {
             return Ok(());
@@ -286,7 +295,7 @@ impl Hybrid {
         if sure && !tokens.is_empty() {
             self.counts.unverified += 1;
             let kept = vec![true; tokens.len()];
-            return self.settle(tokens, kept, controller, observer);
+            return self.settle(tokens, kept, Vec::new(), controller, observer);
         }
         self.stage = Stage::Verify;
         Ok(())
@@ -295,16 +304,20 @@ impl Hybrid {
     /// Decides the tokens of a round.
     fn judged(
         &mut self,
-        rows: &Rows<'_>,
+        mut rows: Rows<'_>,
         controller: &mut Controller,
         observer: &mut Observer<'_>,
     ) -> Result<(), Halt> {
         let drafted: Vec<Drafted> = self.drafter.draft().iter().cloned().collect();
         let sure = if let Verdict::Sure(least) = self.verdict { self.drafter.draft().sure(least) } else { 0 };
-        let (mut tokens, mut kept) = (Vec::new(), Vec::new());
+        let (mut tokens, mut kept, mut logprobs) = (Vec::new(), Vec::new(), Vec::new());
         // One row for every proposal, and one more.
         for row in 0..=drafted.len() {
             let one = drafted.get(row);
+            if let Some(adjust) = &self.adjust {
+                self.verifier.adjust(&mut rows, row, adjust, self.ids.len() + row);
+            }
+            let rows = &rows;
             let surely = |least: f32| one.filter(|one| one.confidence >= least).map(|one| (one.proposal.token, true));
             let decided = match self.verdict {
                 _ if row < sure => surely(f32::NEG_INFINITY),
@@ -316,20 +329,33 @@ impl Hybrid {
                 _ => self.decide(rows, row, one)?,
             };
             let Some((token, keeps)) = decided else { break };
+            logprobs.extend(self.verifier.logprob(rows, row, &mut self.sampler, token));
+            self.count(token, Adjust::add);
             tokens.push(token);
             kept.extend(one.map(|_| keeps));
             if !keeps && !matches!(self.verdict, Verdict::Overwrite(_) | Verdict::TopUp(_)) {
                 break;
             }
         }
-        self.settle(tokens, kept, controller, observer)
+        // They count again when it is known how many stay.
+        tokens.iter().for_each(|token| self.count(*token, Adjust::remove));
+        self.settle(tokens, kept, logprobs, controller, observer)
     }
 
-    /// Ends a round that gave these tokens; `kept` says of the drafted ones that were looked at which are among them.
+    /// Adds a token to those that penalties count, or removes it.
+    fn count(&mut self, token: i32, change: fn(&mut Adjust, &DecodePolicy, i32)) {
+        if let Some(adjust) = &mut self.adjust {
+            change(adjust, &self.verifier.policy.policy, token);
+        }
+    }
+
+    /// Ends a round that gave these tokens; `kept` says of the drafted ones that were looked at which are among them, and
+    /// `logprobs` how likely the tokens were, if that is to be told.
     fn settle(
         &mut self,
         mut tokens: Vec<i32>,
         mut kept: Vec<bool>,
+        logprobs: Vec<Logprob>,
         controller: &mut Controller,
         observer: &mut Observer<'_>,
     ) -> Result<(), Halt> {
@@ -351,8 +377,10 @@ impl Hybrid {
         self.entropies.clear();
         let verified = self.stage == Stage::Verify;
         (self.round, self.stage) = (self.round + 1, Stage::Choose);
-        tell(observer, Moment::Judged { ids: &self.ids, drafted: &drafted, accepted, tokens: &tokens })?;
+        let (ids, logprobs) = (&self.ids, &logprobs[..]);
+        tell(observer, Moment::Judged { ids, drafted: &drafted, accepted, tokens: &tokens, logprobs })?;
         self.ids.extend(&tokens);
+        tokens.iter().for_each(|token| self.count(*token, Adjust::add));
         if verified {
             self.verifier.stored = (n + accepted).min(self.ids.len() - 1);
         }

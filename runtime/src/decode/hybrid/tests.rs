@@ -1,5 +1,7 @@
 //! Whole decodes on mocks: the verifier's own tokens at temperature 0, its own law otherwise, whoever drafts.
 
+mod adjusted;
+
 use std::ops::ControlFlow;
 
 use crate::decode::trace::Moment;
@@ -130,9 +132,9 @@ proptest! {
 }
 
 /// Frequencies of the first two tokens over many seeds, and their law by the verifier alone.
-fn joint(which: usize, method: Method, reveal: Option<&str>, draws: u64) -> f64 {
+fn joint(which: usize, method: Method, reveal: Option<&str>, draws: u64, overrides: &Overrides) -> f64 {
     let prompt = [4, 7, 2];
-    let drawing = Overrides { temperature: Some(0.9), top_p: Some(0.95), ..Overrides::default() };
+    let drawing = Overrides { temperature: Some(0.9), top_p: Some(0.95), ..overrides.clone() };
     let flat = || verifier().flat(6.0);
     let mut law: Vec<((i32, i32), f64)> = Vec::new();
     let (mut mock, mut sampler) = (flat(), Sampler::default());
@@ -142,6 +144,14 @@ fn joint(which: usize, method: Method, reveal: Option<&str>, draws: u64) -> f64 
         mock.step(&[crate::exec::Span::new(tokens, &pos, 0)]).unwrap();
         let mut logits = vec![0.0; VOCAB];
         mock.logits(&[tokens.len() - 1], &mut logits).unwrap();
+        for (id, logit) in (0..).zip(&mut logits) {
+            *logit += own.logit_bias.get(&id).copied().unwrap_or(0.0);
+            if tokens.contains(&id) {
+                *logit *= if *logit < 0.0 { own.repetition_penalty } else { 1.0 / own.repetition_penalty };
+            }
+            let count = tokens[prompt.len()..].iter().filter(|token| **token == id).count() as f32;
+            *logit -= count * own.frequency_penalty + count.min(1.0) * own.presence_penalty;
+        }
         sampler.law(&logits, &own).unwrap()
     };
     for (a, p) in next(&prompt).iter() {
@@ -178,11 +188,11 @@ fn joint(which: usize, method: Method, reveal: Option<&str>, draws: u64) -> f64 
 #[test]
 fn drawn_tokens_have_the_verifiers_law() {
     for which in 0..4 {
-        let z = joint(which, Method::OnePass, None, 4000);
+        let z = joint(which, Method::OnePass, None, 4000, &Overrides::default());
         assert!(z.abs() < 4.0, "one pass of drafter {which}: z {z}");
     }
     for reveal in [None, Some("sequential")] {
-        let z = joint(0, Method::Several, reveal, 4000);
+        let z = joint(0, Method::Several, reveal, 4000, &Overrides::default());
         assert!(z.abs() < 4.0, "several passes, {reveal:?}: z {z}");
     }
 }

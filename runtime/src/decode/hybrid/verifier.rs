@@ -5,12 +5,13 @@
 //! one row, each of which sees what comes before it: its causal mode.
 
 use super::accept::bonus;
+use crate::decode::adjust::Adjust;
 use crate::decode::error::{DecodeError, PolicyError};
 use crate::decode::noise::{Noise, NoiseRow};
 use crate::decode::pass::{Fed, ForwardKind, Pass, Reads, Rows, Window};
 use crate::decode::policy::{Attention, DecodePolicy};
 use crate::decode::resolve::Resolved;
-use crate::decode::sample::{Choice, Law, Needs, Sampler};
+use crate::decode::sample::{Choice, Law, Logprob, Needs, Sampler};
 use crate::exec::Executor;
 
 /// See the module.
@@ -170,6 +171,22 @@ impl Verifier {
     /// The law of a row, with everything that the request asks for.
     pub(super) fn law(&self, rows: &Rows<'_>, row: usize, sampler: &mut Sampler) -> Option<Law> {
         sampler.law(self.row(rows, row)?, &self.policy.policy)
+    }
+
+    /// How likely a token is behind a row, if that is to be told.
+    pub(super) fn logprob(&self, rows: &Rows<'_>, row: usize, sampler: &mut Sampler, token: i32) -> Option<Logprob> {
+        let (beside, logits, policy) = (self.policy.logprobs?, self.row(rows, row)?, &self.policy.policy);
+        let law = if policy.is_greedy() { sampler.plain_law(logits, policy) } else { sampler.law(logits, policy) };
+        Some(law?.logprob(token, beside))
+    }
+
+    /// Changes a row of logits as the request asks for behind what `adjust` holds.
+    pub(super) fn adjust(&self, rows: &mut Rows<'_>, row: usize, adjust: &Adjust, position: usize) {
+        if let Rows::Logits(logits) = rows
+            && let Some(logits) = logits.chunks_exact_mut(self.vocab).nth(row)
+        {
+            adjust.apply(&self.policy.policy, position, logits);
+        }
     }
 
     fn row<'r>(&self, rows: &'r Rows<'_>, row: usize) -> Option<&'r [f32]> {
