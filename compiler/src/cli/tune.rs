@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut session = Session::new(loaded).map_err(|e| Error::new(args.artifact.display(), e.to_string()))?;
     let max_new = run::max_new(args.max_new, session.policy());
     if let Some(path) = &args.draft {
-        let drafter = super::model(path, QuantSpec::None, &args.place, args.threads)?;
+        let drafter = super::model(path, None, &args.place, args.threads)?;
         session.draft_with(drafter).map_err(|e| Error::new(path.display(), e.to_string()))?;
     }
     let mut settings = grid::settings(session.policy(), max_new, args.draft.is_some());

@@ -40,10 +40,8 @@ impl Sequence {
     /// How the wanted pass chooses from its logits, if it chooses from each row alone and needs none of them afterwards.
     pub fn chooser(&self) -> Option<Chooser<'_>> {
         let Resolved { policy, needs_logits, logprobs, .. } = &self.policy;
-        let again = self.adjust.is_some()
-            || self.guide.is_some()
-            || logprobs.is_some()
-            || policy.first_row == FirstRow::Before;
+        let again =
+            self.adjust.is_some() || self.guide.is_some() || logprobs.is_some() || policy.first_row == FirstRow::Before;
         let alone = *needs_logits && self.slots.len() == 1 && !again;
         let pass = self.wanted().filter(|pass| alone && !pass.positions.is_empty())?;
         let leads = match self.stage {
