@@ -1,159 +1,25 @@
-//! From a parsed request to its choices: submits one request per choice to the batch and gathers what comes back.
+//! From a body to its answer: submits one request per choice to the batch and gathers what comes back.
 //!
-//! Invariant: when the client goes, everything that was submitted for it is cancelled; what is sent to a client waits in a
-//! bounded buffer, and whoever does not read in time is cut off instead of holding up a step.
+//! Invariant: what is sent to a client waits in a bounded buffer, and whoever does not read in time is cut off instead of
+//! holding up a step.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::http::{Response, StatusCode};
 use dlx_runtime::batch::{Batch, Update};
-use dlx_runtime::decode::FinishReason;
 use dlx_runtime::decode::policy::Attention;
-use dlx_runtime::session::{Event, Report, Request, SessionError};
+use dlx_runtime::session::{Event, Report, Request};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::choices::{Asked, Choices, Head, Kind, Note, Teller, Used, cut_off, finish_reason};
 use crate::error::{ApiError, json_response};
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, stream};
-
-/// Updates of a request's choices that wait for the client.
-const BUFFER: usize = 256;
-
-/// Which endpoint asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Chat,
-    Text,
-}
-
-impl Kind {
-    /// The parameter that holds the prompt.
-    fn prompt(self) -> &'static str {
-        match self {
-            Kind::Chat => "messages",
-            Kind::Text => "prompt",
-        }
-    }
-}
-
-/// What is told of one choice.
-pub(crate) enum Note {
-    Waiting,
-    Begin { prompt_tokens: usize },
-    Text { piece: String, tokens: usize },
-    End(Box<Result<Report, SessionError>>),
-}
-
-/// Cancels what was submitted when the client is gone.
-struct Cancel(Arc<AtomicBool>);
-
-impl Drop for Cancel {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The choices of a request while they are made.
-pub(crate) struct Choices {
-    notes: mpsc::Receiver<(usize, Note)>,
-    /// Notes that came while others were waited for.
-    early: VecDeque<(usize, Note)>,
-    _cancel: Cancel,
-    _answering: Answering,
-}
-
-impl Choices {
-    /// The next note; `None` when the choices were cut off.
-    pub(crate) async fn next(&mut self) -> Option<(usize, Note)> {
-        match self.early.pop_front() {
-            Some(note) => Some(note),
-            None => self.notes.recv().await,
-        }
-    }
-
-    /// Waits until all of `count` choices are known to be possible.
-    async fn accepted(&mut self, count: usize, prompt: &str) -> Result<(), ApiError> {
-        let mut waiting = 0;
-        while waiting < count {
-            match self.notes.recv().await {
-                Some((_, Note::Waiting)) => waiting += 1,
-                Some((_, Note::End(result))) if result.is_err() => {
-                    return Err(result.err().map_or_else(cut_off, |e| ApiError::session(&e, prompt)));
-                }
-                Some(note) => self.early.push_back(note),
-                None => return Err(cut_off()),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The model's thread is gone, or has given up on a client that does not read.
-pub(crate) fn cut_off() -> ApiError {
-    ApiError::server("the answer was cut off")
-}
-
-/// What every part of an answer repeats.
-pub(crate) struct Head {
-    pub(crate) kind: Kind,
-    pub(crate) id: String,
-    pub(crate) created: u64,
-    pub(crate) model: String,
-    /// Choices.
-    pub(crate) count: usize,
-    /// What the answers begin with, prompt by prompt; nothing unless asked for.
-    pub(crate) echo: Vec<String>,
-    /// Choices per prompt.
-    pub(crate) n: usize,
-    pub(crate) usage: Usage,
-}
-
-impl Head {
-    /// What choice `index` begins with.
-    pub(crate) fn echoed(&self, index: usize) -> &str {
-        self.echo.get(index / self.n).map_or("", String::as_str)
-    }
-
-    /// An object of this answer.
-    pub(crate) fn object(&self, name: &str, choices: Value) -> Value {
-        let Self { id, created, model, .. } = self;
-        let fingerprint = concat!("dlxc-", env!("CARGO_PKG_VERSION"));
-        json!({"id": id, "object": name, "created": created, "model": model, "system_fingerprint": fingerprint, "choices": choices})
-    }
-}
-
-/// Tokens that went in and came out.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Used {
-    /// Of each choice; choices of one prompt count it once.
-    pub(crate) prompt: Vec<usize>,
-    pub(crate) completion: Vec<usize>,
-}
-
-impl Used {
-    pub(crate) fn new(count: usize) -> Self {
-        Self { prompt: vec![0; count], completion: vec![0; count] }
-    }
-
-    /// As the API tells it; `n` choices share a prompt.
-    pub(crate) fn json(&self, n: usize) -> Value {
-        let prompt: usize = self.prompt.chunks(n.max(1)).filter_map(|c| c.iter().max()).sum();
-        let completion: usize = self.completion.iter().sum();
-        json!({
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        })
-    }
-}
+use crate::{Answering, App, Served, chat, completions, responses, stream};
 
 /// Answers a body.
 pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Response<Body>, ApiError> {
@@ -167,11 +33,18 @@ pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Res
     let (head, mut choices, stream) = submitted.map_err(|_| ApiError::server("the request could not be read"))??;
     choices.accepted(head.count, kind.prompt()).await?;
     if stream {
-        return Ok(stream::response(app, head, choices));
+        return Ok(match kind {
+            Kind::Response => responses::stream(app, head, choices),
+            _ => stream::response(app, head, choices),
+        });
     }
     let (reports, used) = gather(&head, choices).await?;
     app.metrics.used(&head.model, &used, head.n);
-    Ok(json_response(StatusCode::OK, &whole(&head, &reports, &used)))
+    let body = match kind {
+        Kind::Response => responses::whole(&head, &reports, &used),
+        _ => whole(&head, &reports, &used),
+    };
+    Ok(json_response(StatusCode::OK, &body))
 }
 
 /// The server ends.
@@ -200,55 +73,49 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     let served = served(app, &model)?;
     let batch = &served.batch;
     let policy = batch.text().policy();
+    // What sees the whole answer at once answers by its length.
+    let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
+    let response = (kind == Kind::Response).then(|| responses::take(&mut params, default)).transpose()?;
     let sampling = Sampling::take(&mut params, &policy.stop_ids)?;
     let n = sampling.n;
-    let (prompts, max_new, echo) = match kind {
-        Kind::Chat => {
-            // What sees the whole answer at once answers by its length.
-            let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
+    let asked = match (kind, response) {
+        (_, Some(response)) => response,
+        (Kind::Text, _) => completions::take(&mut params, n, batch.text())?,
+        _ => {
             let max_new = chat::max_tokens(&mut params)?.unwrap_or(default);
-            (vec![chat::prompt(&mut params)?], max_new, Vec::new())
-        }
-        Kind::Text => {
-            let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
-            let text = completions::take(&mut params, n)?;
-            let texts = text.prompts.iter().map(|prompt| completions::text_of(prompt, batch.text()));
-            let texts = texts.collect::<Result<Vec<_>, _>>()?;
-            (text.prompts, max_new, if text.echo { texts } else { Vec::new() })
+            Asked { prompts: vec![chat::prompt(&mut params)?], max_new, ..Asked::default() }
         }
     };
     params.finish("")?;
-    let count = prompts.len() * n;
+    let count = asked.prompts.len() * n;
     let capacity = batch.capacity();
     let most = capacity.sequences.saturating_add(capacity.waiting);
     if count > most {
         return Err(ApiError::invalid("n", format!("{count} choices are more than the {most} that this server takes")));
     }
     let (id, seed) = (Uuid::new_v4(), sampling.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0));
-    let cancel = Cancel(Arc::new(AtomicBool::new(false)));
-    let (send, notes) = mpsc::channel(BUFFER.saturating_mul(count));
-    for (index, prompt) in prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
-        let mut request = Request::new(prompt, max_new);
+    let (choices, teller, cancel) = Choices::new(count, answering);
+    for (index, prompt) in asked.prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
+        let mut request = Request::new(prompt, asked.max_new);
         request.overrides = sampling.overrides.clone();
         // Each choice of a prompt is drawn on its own.
         request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
         request.deadline = Instant::now().checked_add(app.timeout);
-        request.cancel = Some(Arc::clone(&cancel.0));
-        let taken = batch.submit(&request, Box::new(listener(index, send.clone())));
+        request.cancel = Some(Arc::clone(&cancel));
+        let taken = batch.submit(&request, Box::new(listener(index, teller.clone())));
         taken.map_err(|refused| ApiError::refused(&refused, kind.prompt(), seconds_to_wait(batch)))?;
     }
-    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let head = Head {
         kind,
-        id: format!("{prefix}-{}", id.simple()),
+        id: format!("{}-{}", kind.prefix(), id.simple()),
         created: now(),
         model,
         count,
-        echo,
+        echo: asked.echo,
         n,
         usage: sampling.stream.unwrap_or(Usage::Never),
+        repeats: asked.repeats,
     };
-    let choices = Choices { notes, early: VecDeque::new(), _cancel: cancel, _answering: answering };
     Ok((head, choices, sampling.stream.is_some()))
 }
 
@@ -262,7 +129,7 @@ fn seconds_to_wait(batch: &Batch) -> u64 {
     1 + (batch.load().waiting / batch.capacity().sequences.max(1)) as u64
 }
 
-fn listener(index: usize, send: mpsc::Sender<(usize, Note)>) -> impl FnMut(Update<'_>) -> ControlFlow<()> + Send {
+fn listener(index: usize, send: Teller) -> impl FnMut(Update<'_>) -> ControlFlow<()> + Send {
     move |update| {
         let note = match update {
             Update::Waiting => Note::Waiting,
@@ -297,23 +164,13 @@ async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used)
     Ok((reports, used))
 }
 
-/// Why a choice ended, in the API's words.
-pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
-    match finish {
-        FinishReason::StopId | FinishReason::StopString => "stop",
-        FinishReason::MaxTokens | FinishReason::ContextFull | FinishReason::Cancelled | FinishReason::Deadline => {
-            "length"
-        }
-    }
-}
-
 /// The answer of a call without a stream.
 fn whole(head: &Head, reports: &[Report], used: &Used) -> Value {
     let choices = reports.iter().enumerate().map(|(index, report)| {
         let text = format!("{}{}", head.echoed(index), report.text);
         let mut choice = match head.kind {
             Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text, "refusal": null}}),
-            Kind::Text => json!({"index": index, "text": text}),
+            _ => json!({"index": index, "text": text}),
         };
         choice["logprobs"] = Value::Null;
         choice["finish_reason"] = finish_reason(report.finish).into();

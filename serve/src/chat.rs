@@ -22,9 +22,7 @@ pub(crate) fn prompt(params: &mut Params) -> Result<Prompt, ApiError> {
     params.neutral("functions", list)?;
     params.neutral("tool_choice", |v| v == "none" || v == "auto")?;
     params.boolean("parallel_tool_calls")?;
-    params.neutral("response_format", |v| {
-        v.as_object().is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|t| t == "text"))
-    })?;
+    params.take("response_format").map_or(Ok(()), |asked| format("response_format", asked))?;
     params.neutral("modalities", |v| v.as_array().is_some_and(|m| m.len() == 1 && m[0] == "text"))?;
     params.neutral("store", |v| v == &Value::Bool(false))?;
     params.neutral("service_tier", |v| v == "auto" || v == "default")?;
@@ -52,12 +50,19 @@ pub(crate) fn prompt(params: &mut Params) -> Result<Prompt, ApiError> {
     Ok(Prompt::Chat { messages: messages.collect::<Result<_, _>>()?, variables: Map::new() })
 }
 
+/// Takes the form that an answer is asked to have, from the parameter `place`.
+pub(crate) fn format(place: &str, asked: Value) -> Result<(), ApiError> {
+    match asked {
+        Value::Object(map) if map.len() == 1 && map.get("type").is_some_and(|kind| kind == "text") => Ok(()),
+        _ => Err(ApiError::unsupported(place, " with this value")),
+    }
+}
+
 fn message(place: &str, value: Value) -> Result<Message, ApiError> {
     let Value::Object(map) = value else { return Err(wrong(place, "an object")) };
     let mut fields = Params::inside(map);
     let at = |name: &str| format!("{place}.{name}");
-    let named = |e: ApiError, name: &str| ApiError { param: Some(at(name)), ..e };
-    let role = fields.string("role").map_err(|e| named(e, "role"))?;
+    let role = fields.string("role").map_err(|e| e.inside(place))?;
     let role = match role.as_deref() {
         // The newer name of the same role; chat templates know the older one.
         Some("developer") => "system",
@@ -75,7 +80,7 @@ fn message(place: &str, value: Value) -> Result<Message, ApiError> {
     };
     let mut message = Message::new(role, &content);
     for name in ["name", "tool_call_id"] {
-        if let Some(text) = fields.string(name).map_err(|e| named(e, name))? {
+        if let Some(text) = fields.string(name).map_err(|e| e.inside(place))? {
             message.extra.insert(name.into(), text.into());
         }
     }

@@ -5,21 +5,16 @@
 use dlx_runtime::session::{Prompt, TextSide};
 use serde_json::Value;
 
+use crate::choices::Asked;
 use crate::error::ApiError;
 use crate::params::{Params, wrong};
 
 /// Most prompts of one request.
 const MAX_PROMPTS: usize = 128;
 
-/// What only text completions have.
-pub(crate) struct Text {
-    pub(crate) prompts: Vec<Prompt>,
-    /// Whether the answers begin with their prompts.
-    pub(crate) echo: bool,
-}
-
 /// Takes the prompts and everything that only text completions have; `n` is the number of choices.
-pub(crate) fn take(params: &mut Params, n: usize) -> Result<Text, ApiError> {
+pub(crate) fn take(params: &mut Params, n: usize, side: &TextSide) -> Result<Asked, ApiError> {
+    let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
     let echo = params.boolean("echo")?.unwrap_or(false);
     if params.count("best_of", 1..=128)?.is_some_and(|best_of| best_of != n) {
         return Err(ApiError::unsupported("best_of", " other than `n`"));
@@ -46,7 +41,8 @@ pub(crate) fn take(params: &mut Params, n: usize) -> Result<Text, ApiError> {
         },
         _ => return Err(wrong("prompt", what)),
     };
-    Ok(Text { prompts, echo })
+    let texts = prompts.iter().map(|prompt| text_of(prompt, side)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Asked { prompts, max_new, echo: if echo { texts } else { Vec::new() }, ..Asked::default() })
 }
 
 fn ids(list: &[Value]) -> Option<Vec<i32>> {
@@ -54,7 +50,7 @@ fn ids(list: &[Value]) -> Option<Vec<i32>> {
 }
 
 /// Refuses a prompt with a mask in it, and gives its text.
-pub(crate) fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiError> {
+fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiError> {
     let failed = |e: &dyn std::fmt::Display| ApiError::invalid("prompt", e.to_string());
     let (text, ids) = match prompt {
         Prompt::Text(text) => (text.clone(), side.tokenizer().encode(text).map_err(|e| failed(&e))?),

@@ -14,12 +14,14 @@ use dlx_runtime::batch::Batch;
 
 mod answer;
 mod chat;
+mod choices;
 mod completions;
 mod error;
 mod guard;
 mod listen;
 mod metrics;
 mod params;
+mod responses;
 mod routes;
 mod stream;
 

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::App;
-use crate::answer::Used;
+use crate::choices::Used;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -30,10 +30,8 @@ impl Metrics {
     /// Counts tokens.
     pub(crate) fn used(&self, model: &str, used: &Used, n: usize) {
         let labels = vec![("model", model.to_owned())];
-        let tokens = used.json(n);
-        let count = |name: &str| tokens[name].as_u64().unwrap_or(0);
-        self.prompt_tokens.get_or_create(&labels).inc_by(count("prompt_tokens"));
-        self.completion_tokens.get_or_create(&labels).inc_by(count("completion_tokens"));
+        self.prompt_tokens.get_or_create(&labels).inc_by(used.prompt_tokens(n) as u64);
+        self.completion_tokens.get_or_create(&labels).inc_by(used.completion_tokens() as u64);
     }
 
     /// Everything, with what the batches say of themselves now.

@@ -43,6 +43,11 @@ impl Params {
         self.0.shift_remove(name).filter(|value| !value.is_null())
     }
 
+    /// A value that may yet be taken.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
     pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         let value = self.take(name);
         value.map(|v| v.as_bool().ok_or_else(|| wrong(name, "true or false"))).transpose()

@@ -19,7 +19,8 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::answer::{Kind, answer, draining, loading, served};
+use crate::answer::{answer, draining, loading, served};
+use crate::choices::Kind;
 use crate::error::{ApiError, json_response};
 use crate::metrics::Metrics;
 use crate::{App, Served, guard};
@@ -30,7 +31,7 @@ pub(crate) const MAX_BODY: usize = 16 << 20;
 /// Time in which a body must have come.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -40,6 +41,7 @@ const PATHS: [&str; 9] = [
     "/health/ready",
     "/metrics",
     "/version",
+    "/v1/responses",
 ];
 
 /// The endpoint of a path; what is no endpoint is not repeated, in logs or metrics.
@@ -54,6 +56,7 @@ pub(crate) fn known(path: &str) -> &'static str {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let chat = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Chat, body);
     let text = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Text, body);
+    let response = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Response, body);
     Router::new()
         .route(PATHS[0], post(chat))
         .route(PATHS[1], post(text))
@@ -67,6 +70,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             PATHS[8],
             get(|| async { json_response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})) }),
         )
+        .route(PATHS[9], post(response))
         .fallback(|| async {
             ApiError::request(StatusCode::NOT_FOUND, "there is no such path: see docs/serve.md", "unknown_url")
         })

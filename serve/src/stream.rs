@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::App;
-use crate::answer::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
+use crate::choices::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
 use crate::error::ApiError;
 use crate::params::Usage;
 
@@ -42,12 +42,19 @@ impl HttpBody for Frames {
     }
 }
 
-/// Streams the choices.
-pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<Body> {
+/// The client is gone.
+pub(crate) struct Gone;
+
+/// An answer of events, which `write` sends.
+pub(crate) fn sse<F>(write: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Response<Body>
+where
+    F: Future<Output = Result<(), Gone>> + Send + 'static,
+{
     let (send, receive) = mpsc::channel(FRAMES);
+    let written = write(send);
     tokio::spawn(async move {
         // Nobody is there to be told when the client is gone.
-        let _ = write(&app, &head, choices, &send).await;
+        let _ = written.await;
     });
     let mut response = Response::new(Body::new(Frames(receive)));
     for (name, value) in [
@@ -60,8 +67,24 @@ pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<
     response
 }
 
-/// The client is gone.
-struct Gone;
+/// The next note, with comments while there is none; `None` when the choices were cut off.
+pub(crate) async fn next(choices: &mut Choices, to: &mpsc::Sender<Bytes>) -> Result<Option<(usize, Note)>, Gone> {
+    loop {
+        let note = tokio::select! {
+            note = tokio::time::timeout(KEEP_ALIVE, choices.next()) => note,
+            () = to.closed() => return Err(Gone),
+        };
+        match note {
+            Ok(note) => return Ok(note),
+            Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
+        }
+    }
+}
+
+/// Streams the choices.
+pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<Body> {
+    sse(|to| async move { write(&app, &head, choices, &to).await })
+}
 
 async fn send(to: &mpsc::Sender<Bytes>, value: &Value) -> Result<(), Gone> {
     to.send(Bytes::from(format!("data: {value}\n\n"))).await.map_err(|_| Gone)
@@ -74,19 +97,14 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
     }
     let mut open = head.count;
     while open > 0 {
-        let note = tokio::select! {
-            note = tokio::time::timeout(KEEP_ALIVE, choices.next()) => note,
-            () = to.closed() => return Err(Gone),
-        };
-        match note {
-            Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
-            Ok(Some((_, Note::Waiting))) => {}
-            Ok(Some((index, Note::Begin { prompt_tokens }))) => used.prompt[index] = prompt_tokens,
-            Ok(Some((index, Note::Text { piece, tokens }))) => {
+        match next(&mut choices, to).await? {
+            Some((_, Note::Waiting)) => {}
+            Some((index, Note::Begin { prompt_tokens })) => used.prompt[index] = prompt_tokens,
+            Some((index, Note::Text { piece, tokens })) => {
                 used.completion[index] = tokens;
                 send(to, &chunk(head, delta(head, index, &piece), &used)).await?;
             }
-            Ok(Some((index, Note::End(result)))) => match *result {
+            Some((index, Note::End(result))) => match *result {
                 Ok(report) => {
                     (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
                     open -= 1;
@@ -100,7 +118,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
                 }
                 Err(error) => return send(to, &ApiError::server(error.to_string()).body()).await,
             },
-            Ok(None) => return send(to, &cut_off().body()).await,
+            None => return send(to, &cut_off().body()).await,
         }
     }
     app.metrics.used(&head.model, &used, head.n);
@@ -139,6 +157,6 @@ fn first(head: &Head, index: usize) -> Value {
 fn delta(head: &Head, index: usize, text: &str) -> Value {
     match head.kind {
         Kind::Chat => json!({"index": index, "delta": {"content": text}, "logprobs": null, "finish_reason": null}),
-        Kind::Text => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
+        _ => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
     }
 }

@@ -39,6 +39,22 @@ for await (const part of await client.completions.create({
 assert.equal(parts, whole.choices[0].text);
 done("completions");
 
+const input = messages[0].content;
+const response = await client.responses.create({ model: "tiny", input });
+assert.equal(response.output_text, ANSWER);
+let deltas = "";
+for await (const event of await client.responses.create({ model: "tiny", input, stream: true }))
+  if (event.type === "response.output_text.delta") deltas += event.delta;
+assert.equal(deltas, ANSWER);
+assert.equal((await client.responses.stream({ model: "tiny", input }).finalResponse()).output_text, ANSWER);
+const turns = [...messages, ...response.output, ...messages];
+assert.equal((await client.responses.create({ model: "tiny", input: turns })).status, "completed");
+await assert.rejects(
+  client.responses.create({ model: "tiny", input, previous_response_id: response.id }),
+  (e) => e instanceof OpenAI.BadRequestError && e.param === "previous_response_id",
+);
+done("responses");
+
 assert.deepEqual((await client.models.list()).data.map((m) => m.id), ["tiny"]);
 assert.equal((await client.models.retrieve("tiny")).id, "tiny");
 done("models");

@@ -54,6 +54,26 @@ pieces = client.completions.create(model="tiny", prompt="Once upon a time", max_
 assert "".join(p.choices[0].text for p in pieces if p.choices) == text.choices[0].text
 case("completions")
 
+QUESTION = MESSAGES[0]["content"]
+response = client.responses.create(model="tiny", input=QUESTION)
+assert response.output_text == ANSWER and response.status == "completed" and not response.store
+assert response.usage.output_tokens == answer.usage.completion_tokens
+parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+events = list(client.responses.create(model="tiny", input=parts, stream=True))
+assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == ANSWER
+assert events[0].type == "response.created" and events[-1].type == "response.completed"
+with client.responses.stream(model="tiny", input=QUESTION) as stream:
+    kinds = {event.type for event in stream}
+    assert stream.get_final_response().output_text == ANSWER and "response.output_text.done" in kinds
+turns = [{"role": "user", "content": QUESTION}, *response.output, {"role": "user", "content": QUESTION}]
+assert client.responses.create(model="tiny", input=turns).status == "completed"
+cut = client.responses.create(model="tiny", input=QUESTION, max_output_tokens=3)
+assert (cut.status, cut.incomplete_details.reason, cut.usage.output_tokens) == ("incomplete", "max_output_tokens", 3)
+for unsupported in [{"previous_response_id": response.id}, {"store": True}, {"background": True}]:
+    refused = fails(openai.BadRequestError, lambda: client.responses.create(model="tiny", input="x", **unsupported))
+    assert refused.param == next(iter(unsupported))
+case("responses")
+
 assert [m.id for m in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
 case("models")
 

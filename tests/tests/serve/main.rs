@@ -3,5 +3,6 @@
 
 mod client;
 mod faults;
+mod responses;
 mod streams;
 mod tables;

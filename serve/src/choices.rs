@@ -1,0 +1,205 @@
+//! The choices of an answer while they are made, and what every part of the answer repeats.
+//!
+//! Invariant: dropping the choices cancels everything that was submitted for them. It neither reads requests nor writes
+//! answers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dlx_runtime::decode::FinishReason;
+use dlx_runtime::session::{Prompt, Report, SessionError};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use crate::Answering;
+use crate::error::ApiError;
+use crate::params::Usage;
+
+/// Updates of a request's choices that wait for the client.
+const BUFFER: usize = 256;
+
+/// Which endpoint asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Chat,
+    Text,
+    Response,
+}
+
+impl Kind {
+    /// The parameter that holds the prompt.
+    pub(crate) fn prompt(self) -> &'static str {
+        match self {
+            Kind::Chat => "messages",
+            Kind::Text => "prompt",
+            Kind::Response => "input",
+        }
+    }
+
+    /// What ids of its answers begin with.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Kind::Chat => "chatcmpl",
+            Kind::Text => "cmpl",
+            Kind::Response => "resp",
+        }
+    }
+}
+
+/// What an endpoint asks of the model.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) prompts: Vec<Prompt>,
+    /// Most tokens of an answer.
+    pub(crate) max_new: usize,
+    /// What the answers begin with, prompt by prompt; nothing unless asked for.
+    pub(crate) echo: Vec<String>,
+    /// What a response object repeats of its request.
+    pub(crate) repeats: Map<String, Value>,
+}
+
+/// What is told of one choice.
+pub(crate) enum Note {
+    Waiting,
+    Begin { prompt_tokens: usize },
+    Text { piece: String, tokens: usize },
+    End(Box<Result<Report, SessionError>>),
+}
+
+/// Cancels what was submitted when the client is gone.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The choices of a request while they are made.
+pub(crate) struct Choices {
+    notes: mpsc::Receiver<(usize, Note)>,
+    /// Notes that came while others were waited for.
+    early: VecDeque<(usize, Note)>,
+    _cancel: Cancel,
+    _answering: Answering,
+}
+
+/// Tells of the choices, each by its index.
+pub(crate) type Teller = mpsc::Sender<(usize, Note)>;
+
+impl Choices {
+    /// Room for the notes of `count` choices, who tells of them, and what cancels them once it is true.
+    pub(crate) fn new(count: usize, answering: Answering) -> (Self, Teller, Arc<AtomicBool>) {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let (send, notes) = mpsc::channel(BUFFER.saturating_mul(count));
+        let choices =
+            Self { notes, early: VecDeque::new(), _cancel: Cancel(Arc::clone(&cancel)), _answering: answering };
+        (choices, send, cancel)
+    }
+
+    /// The next note; `None` when the choices were cut off.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Note)> {
+        match self.early.pop_front() {
+            Some(note) => Some(note),
+            None => self.notes.recv().await,
+        }
+    }
+
+    /// Waits until all of `count` choices are known to be possible.
+    pub(crate) async fn accepted(&mut self, count: usize, prompt: &str) -> Result<(), ApiError> {
+        let mut waiting = 0;
+        while waiting < count {
+            match self.notes.recv().await {
+                Some((_, Note::Waiting)) => waiting += 1,
+                Some((_, Note::End(result))) if result.is_err() => {
+                    return Err(result.err().map_or_else(cut_off, |e| ApiError::session(&e, prompt)));
+                }
+                Some(note) => self.early.push_back(note),
+                None => return Err(cut_off()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The model's thread is gone, or has given up on a client that does not read.
+pub(crate) fn cut_off() -> ApiError {
+    ApiError::server("the answer was cut off")
+}
+
+/// What every part of an answer repeats.
+pub(crate) struct Head {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    /// Choices.
+    pub(crate) count: usize,
+    /// What the answers begin with, prompt by prompt; nothing unless asked for.
+    pub(crate) echo: Vec<String>,
+    /// Choices per prompt.
+    pub(crate) n: usize,
+    pub(crate) usage: Usage,
+    /// What a response object repeats of its request.
+    pub(crate) repeats: Map<String, Value>,
+}
+
+impl Head {
+    /// What choice `index` begins with.
+    pub(crate) fn echoed(&self, index: usize) -> &str {
+        self.echo.get(index / self.n).map_or("", String::as_str)
+    }
+
+    /// An object of this answer.
+    pub(crate) fn object(&self, name: &str, choices: Value) -> Value {
+        let Self { id, created, model, .. } = self;
+        let fingerprint = concat!("dlxc-", env!("CARGO_PKG_VERSION"));
+        json!({"id": id, "object": name, "created": created, "model": model, "system_fingerprint": fingerprint, "choices": choices})
+    }
+}
+
+/// Tokens that went in and came out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Used {
+    /// Of each choice; choices of one prompt count it once.
+    pub(crate) prompt: Vec<usize>,
+    pub(crate) completion: Vec<usize>,
+}
+
+impl Used {
+    pub(crate) fn new(count: usize) -> Self {
+        Self { prompt: vec![0; count], completion: vec![0; count] }
+    }
+
+    /// Tokens of all prompts; `n` choices share one.
+    pub(crate) fn prompt_tokens(&self, n: usize) -> usize {
+        self.prompt.chunks(n.max(1)).filter_map(|c| c.iter().max()).sum()
+    }
+
+    /// Tokens of all answers.
+    pub(crate) fn completion_tokens(&self) -> usize {
+        self.completion.iter().sum()
+    }
+
+    /// As the API tells it; `n` choices share a prompt.
+    pub(crate) fn json(&self, n: usize) -> Value {
+        let (prompt, completion) = (self.prompt_tokens(n), self.completion_tokens());
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        })
+    }
+}
+
+/// Why a choice ended, in the API's words.
+pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
+    match finish {
+        FinishReason::StopId | FinishReason::StopString => "stop",
+        FinishReason::MaxTokens | FinishReason::ContextFull | FinishReason::Cancelled | FinishReason::Deadline => {
+            "length"
+        }
+    }
+}
