@@ -21,11 +21,13 @@ use speculator::{Job, Speculator, common};
 
 pub use crate::decode::hybrid::{CostTable, Length, Verdict};
 pub(crate) use call::Call;
+pub use infill::{Filled, Filling, Infill, Segment};
 pub use prompt::TextSide;
 pub use speculator::{Drafting, Speculate, Speculation};
 
 mod aim;
 mod call;
+mod infill;
 mod prompt;
 mod speculator;
 mod stream;
@@ -121,6 +123,11 @@ pub enum Event<'a> {
         block: Range<usize>,
         /// What the pass said, and what was made of it.
         decision: Decision<'a>,
+    },
+    /// None of these tokens, the first ones of the sequence, will change any more.
+    Settled {
+        /// The tokens, prompt included.
+        ids: &'a [i32],
     },
     /// A finished block is in the caches for good.
     Committed {
@@ -221,6 +228,12 @@ pub enum SessionError {
     /// A chat template wrote a token that means "to be filled in".
     #[error("the chat template writes the mask token, which would be filled in: pass a plain prompt for infilling")]
     MaskInChat,
+    /// A text with gaps that this model cannot fill in.
+    #[error("the text cannot be filled in: {why}")]
+    NoInfill {
+        /// Why.
+        why: String,
+    },
     /// No measured setting does what the request aims at.
     #[error("the request cannot have what it aims at: {why}")]
     Aim {
@@ -249,7 +262,7 @@ impl SessionError {
                     | DecodeError::PassTooLarge { .. }
                     | DecodeError::TokenId { .. }
             ),
-            Self::MaskInChat => true,
+            Self::MaskInChat | Self::NoInfill { .. } => true,
             _ => false,
         }
     }

@@ -1,25 +1,27 @@
 //! From a body to its answer: submits one request per choice to the batch and gathers what comes back.
 //!
-//! Invariant: what is sent to a client waits in a bounded buffer, and whoever does not read in time is cut off instead of
-//! holding up a step.
+//! Invariant: nothing is submitted before every parameter has been read. Reading and encoding happen on a thread that may
+//! wait.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::http::{Response, StatusCode};
-use dlx_runtime::batch::{Batch, Update};
+use dlx_runtime::batch::Batch;
+use dlx_runtime::decode::DecodeError;
 use dlx_runtime::decode::policy::Attention;
-use dlx_runtime::session::{Event, Report, Request};
+use dlx_runtime::session::{Infill, Request};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::choices::{Asked, Choices, Head, Kind, Note, Teller, Used, cut_off, finish_reason};
+use crate::canvas::Canvas;
+use crate::choices::{Asked, Choices, Head, Kind, Made, Note, Used, cut_off};
 use crate::error::{ApiError, json_response};
+use crate::listener::Listener;
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, responses, stream};
+use crate::{Answering, App, Served, chat, completions, infill, responses, stream};
 
 /// Answers a body.
 pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Response<Body>, ApiError> {
@@ -38,11 +40,12 @@ pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Res
             _ => stream::response(app, head, choices),
         });
     }
-    let (reports, used) = gather(&head, choices).await?;
+    let made = gather(&head, choices).await?;
+    let used = Used::of(&made);
     app.metrics.used(&head.model, &used, head.n);
     let body = match kind {
-        Kind::Response => responses::whole(&head, &reports, &used),
-        _ => whole(&head, &reports, &used),
+        Kind::Response => responses::whole(&head, &made, &used),
+        _ => whole(&head, &made, &used),
     };
     Ok(json_response(StatusCode::OK, &body))
 }
@@ -72,22 +75,31 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     let model = params.string("model")?.ok_or_else(|| wrong("model", "the name of a model"))?;
     let served = served(app, &model)?;
     let batch = &served.batch;
-    let policy = batch.text().policy();
+    let own = batch.text().policy();
     // What sees the whole answer at once answers by its length.
-    let default = if policy.attention == Attention::Full { 64 } else { usize::MAX };
+    let default = if own.attention == Attention::Full { 64 } else { usize::MAX };
     let response = (kind == Kind::Response).then(|| responses::take(&mut params, default)).transpose()?;
-    let sampling = Sampling::take(&mut params, &policy.stop_ids)?;
+    let sampling = Sampling::take(&mut params, &own.stop_ids)?;
     let n = sampling.n;
+    let policy = own.with(&sampling.overrides).map_err(|e| ApiError::session(&DecodeError::from(e).into(), "model"))?;
     let asked = match (kind, response) {
         (_, Some(response)) => response,
-        (Kind::Text, _) => completions::take(&mut params, n, batch.text())?,
+        (Kind::Text, _) => completions::take(&mut params, n, batch.text(), &policy, batch.max_seq())?,
+        (Kind::Infill, _) => infill::take(&mut params, batch.text(), &policy, batch.max_seq())?,
         _ => {
             let max_new = chat::max_tokens(&mut params)?.unwrap_or(default);
             Asked { prompts: vec![chat::prompt(&mut params)?], max_new, ..Asked::default() }
         }
     };
     params.finish("")?;
-    let count = asked.prompts.len() * n;
+    if !asked.infills.is_empty() && sampling.overrides.stop_strings.is_some() {
+        return Err(ApiError::unsupported("stop", " where gaps are filled in"));
+    }
+    let requests: Vec<Request> = match &asked.infills[..] {
+        [] => asked.prompts.into_iter().map(|prompt| Request::new(prompt, asked.max_new)).collect(),
+        infills => infills.iter().map(Infill::request).collect(),
+    };
+    let count = requests.len() * n;
     let capacity = batch.capacity();
     let most = capacity.sequences.saturating_add(capacity.waiting);
     if count > most {
@@ -95,14 +107,19 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     }
     let (id, seed) = (Uuid::new_v4(), sampling.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0));
     let (choices, teller, cancel) = Choices::new(count, answering);
-    for (index, prompt) in asked.prompts.into_iter().flat_map(|p| std::iter::repeat_n(p, n)).enumerate() {
-        let mut request = Request::new(prompt, asked.max_new);
+    for index in 0..count {
+        let mut request = requests[index / n].clone();
+        let stop_ids = request.overrides.stop_ids.take();
         request.overrides = sampling.overrides.clone();
+        request.overrides.stop_ids = stop_ids.or(request.overrides.stop_ids);
         // Each choice of a prompt is drawn on its own.
         request.overrides.seed = Some(seed.wrapping_add((index % n) as u64));
         request.deadline = Instant::now().checked_add(app.timeout);
         request.cancel = Some(Arc::clone(&cancel));
-        let taken = batch.submit(&request, Box::new(listener(index, teller.clone())));
+        let filling = asked.infills.get(index / n).map(|infill| infill.filling(batch.text().tokenizer()));
+        let canvas = sampling.canvas.then(Canvas::default);
+        let mut listener = Listener { index, teller: teller.clone(), canvas, filling, failed: None };
+        let taken = batch.submit(&request, Box::new(move |update| listener.hear(update)));
         taken.map_err(|refused| ApiError::refused(&refused, kind.prompt(), seconds_to_wait(batch)))?;
     }
     let head = Head {
@@ -115,6 +132,9 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         n,
         usage: sampling.stream.unwrap_or(Usage::Never),
         repeats: asked.repeats,
+        segments: asked.segments,
+        infill: asked.infills.into_iter().next(),
+        tokenizer: batch.text().tokenizer(),
     };
     Ok((head, choices, sampling.stream.is_some()))
 }
@@ -129,55 +149,41 @@ fn seconds_to_wait(batch: &Batch) -> u64 {
     1 + (batch.load().waiting / batch.capacity().sequences.max(1)) as u64
 }
 
-fn listener(index: usize, send: Teller) -> impl FnMut(Update<'_>) -> ControlFlow<()> + Send {
-    move |update| {
-        let note = match update {
-            Update::Waiting => Note::Waiting,
-            Update::Event { event: Event::Begin { prompt, .. }, .. } => Note::Begin { prompt_tokens: prompt.len() },
-            Update::Event { event: Event::Text(piece), tokens } => Note::Text { piece: piece.to_owned(), tokens },
-            Update::End(result) => Note::End(result),
-            Update::Event { .. } if send.is_closed() => return ControlFlow::Break(()),
-            Update::Event { .. } => return ControlFlow::Continue(()),
-        };
-        // A client that is gone, or has not read for a whole buffer, is let go.
-        if send.try_send((index, note)).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    }
-}
-
 /// Waits for all choices.
-async fn gather(head: &Head, mut choices: Choices) -> Result<(Vec<Report>, Used), ApiError> {
-    let mut reports: Vec<Option<Report>> = (0..head.count).map(|_| None).collect();
-    while reports.iter().any(Option::is_none) {
+async fn gather(head: &Head, mut choices: Choices) -> Result<Vec<Made>, ApiError> {
+    let mut made: Vec<Option<Made>> = (0..head.count).map(|_| None).collect();
+    while made.iter().any(Option::is_none) {
         match choices.next().await {
             Some((index, Note::End(result))) => {
-                reports[index] = Some((*result).map_err(|e| ApiError::session(&e, head.kind.prompt()))?);
+                made[index] = Some((*result).map_err(|e| ApiError::session(&e, head.kind.prompt()))?);
             }
             Some(_) => {}
             None => return Err(cut_off()),
         }
     }
-    let reports: Vec<Report> = reports.into_iter().flatten().collect();
-    let used = Used {
-        prompt: reports.iter().map(|r| r.prompt_tokens).collect(),
-        completion: reports.iter().map(|r| r.ids.len()).collect(),
-    };
-    Ok((reports, used))
+    Ok(made.into_iter().flatten().collect())
 }
 
 /// The answer of a call without a stream.
-fn whole(head: &Head, reports: &[Report], used: &Used) -> Value {
-    let choices = reports.iter().enumerate().map(|(index, report)| {
-        let text = format!("{}{}", head.echoed(index), report.text);
+fn whole(head: &Head, made: &[Made], used: &Used) -> Value {
+    let choices = made.iter().enumerate().map(|(index, made)| {
+        let text = format!("{}{}", head.echoed(index), made.text());
         let mut choice = match head.kind {
-            Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text, "refusal": null}}),
-            _ => json!({"index": index, "text": text}),
+            Kind::Chat => {
+                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                json!({"index": index, "message": message, "logprobs": null})
+            }
+            Kind::Infill => infill::choice(head, index, made),
+            _ => json!({"index": index, "text": text, "logprobs": null}),
         };
-        choice["logprobs"] = Value::Null;
-        choice["finish_reason"] = finish_reason(report.finish).into();
-        choice["finish_detail"] = json!(report.finish);
+        made.sign(&mut choice);
         choice
     });
-    let name = if head.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
+    let name = match head.kind {
+        Kind::Chat => "chat.completion",
+        Kind::Infill => "infill",
+        _ => "text_completion",
+    };
     let mut body = head.object(name, choices.collect());
     body["usage"] = used.json(head.n);
     body

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dlx_runtime::decode::FinishReason;
-use dlx_runtime::session::{Prompt, Report, SessionError};
+use dlx_runtime::session::{Filled, Infill, Prompt, Report, Segment, SessionError};
+use dlx_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::Answering;
+use crate::canvas::Snapshot;
 use crate::error::ApiError;
 use crate::params::Usage;
 
@@ -25,6 +27,7 @@ pub(crate) enum Kind {
     Chat,
     Text,
     Response,
+    Infill,
 }
 
 impl Kind {
@@ -34,6 +37,7 @@ impl Kind {
             Kind::Chat => "messages",
             Kind::Text => "prompt",
             Kind::Response => "input",
+            Kind::Infill => "segments",
         }
     }
 
@@ -43,6 +47,7 @@ impl Kind {
             Kind::Chat => "chatcmpl",
             Kind::Text => "cmpl",
             Kind::Response => "resp",
+            Kind::Infill => "infill",
         }
     }
 }
@@ -51,6 +56,10 @@ impl Kind {
 #[derive(Default)]
 pub(crate) struct Asked {
     pub(crate) prompts: Vec<Prompt>,
+    /// Texts with gaps, in place of prompts.
+    pub(crate) infills: Vec<Infill>,
+    /// The parts of such a text, where they are given back.
+    pub(crate) segments: Vec<Segment>,
     /// Most tokens of an answer.
     pub(crate) max_new: usize,
     /// What the answers begin with, prompt by prompt; nothing unless asked for.
@@ -62,9 +71,49 @@ pub(crate) struct Asked {
 /// What is told of one choice.
 pub(crate) enum Note {
     Waiting,
-    Begin { prompt_tokens: usize },
-    Text { piece: String, tokens: usize },
-    End(Box<Result<Report, SessionError>>),
+    Begin {
+        prompt_tokens: usize,
+    },
+    /// A piece of the text, or of what a gap becomes, and how many tokens there are by then.
+    Text {
+        gap: usize,
+        piece: String,
+        tokens: usize,
+    },
+    Canvas(Snapshot),
+    End(Box<Result<Made, SessionError>>),
+}
+
+/// A choice that has been made.
+pub(crate) struct Made {
+    pub(crate) report: Report,
+    /// What the gaps have become, where a text with gaps was filled in.
+    pub(crate) gaps: Vec<Filled>,
+}
+
+impl Made {
+    /// The new text: that of the only gap, or the answer.
+    pub(crate) fn text(&self) -> &str {
+        self.gaps.first().map_or(&self.report.text, |gap| &gap.text)
+    }
+
+    /// New tokens.
+    pub(crate) fn tokens(&self) -> usize {
+        if self.gaps.is_empty() { self.report.ids.len() } else { self.gaps.iter().map(|gap| gap.tokens).sum() }
+    }
+
+    /// Why it ended.
+    pub(crate) fn finish(&self) -> FinishReason {
+        // The model ends a gap; the decode goes on to the next.
+        let ended = !self.gaps.is_empty() && self.gaps.iter().all(|gap| gap.stopped);
+        if ended { FinishReason::StopId } else { self.report.finish }
+    }
+
+    /// Says in a choice why it ended.
+    pub(crate) fn sign(&self, choice: &mut Value) {
+        choice["finish_reason"] = finish_reason(self.finish()).into();
+        choice["finish_detail"] = json!(self.finish());
+    }
 }
 
 /// Cancels what was submitted when the client is gone.
@@ -143,6 +192,11 @@ pub(crate) struct Head {
     pub(crate) usage: Usage,
     /// What a response object repeats of its request.
     pub(crate) repeats: Map<String, Value>,
+    /// The parts of a text with gaps, and where these lie.
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) infill: Option<Infill>,
+    /// For the texts of tokens on the canvas.
+    pub(crate) tokenizer: Arc<Tokenizer>,
 }
 
 impl Head {
@@ -170,6 +224,12 @@ pub(crate) struct Used {
 impl Used {
     pub(crate) fn new(count: usize) -> Self {
         Self { prompt: vec![0; count], completion: vec![0; count] }
+    }
+
+    /// Of choices that have been made.
+    pub(crate) fn of(made: &[Made]) -> Self {
+        let prompt = made.iter().map(|made| made.report.prompt_tokens).collect();
+        Self { prompt, completion: made.iter().map(Made::tokens).collect() }
     }
 
     /// Tokens of all prompts; `n` choices share one.

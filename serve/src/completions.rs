@@ -2,7 +2,8 @@
 //!
 //! Invariant: a prompt holds no mask, neither as a token nor as its text, so nothing in it is filled in.
 
-use dlx_runtime::session::{Prompt, TextSide};
+use dlx_runtime::decode::DecodePolicy;
+use dlx_runtime::session::{Infill, Prompt, Segment, TextSide};
 use serde_json::Value;
 
 use crate::choices::Asked;
@@ -13,17 +14,23 @@ use crate::params::{Params, wrong};
 const MAX_PROMPTS: usize = 128;
 
 /// Takes the prompts and everything that only text completions have; `n` is the number of choices.
-pub(crate) fn take(params: &mut Params, n: usize, side: &TextSide) -> Result<Asked, ApiError> {
+/// `policy` and `max_seq` are the request's and the model's.
+pub(crate) fn take(
+    params: &mut Params,
+    n: usize,
+    side: &TextSide,
+    policy: &DecodePolicy,
+    max_seq: usize,
+) -> Result<Asked, ApiError> {
     let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
     let echo = params.boolean("echo")?.unwrap_or(false);
     if params.count("best_of", 1..=128)?.is_some_and(|best_of| best_of != n) {
         return Err(ApiError::unsupported("best_of", " other than `n`"));
     }
-    for later in ["suffix", "logprobs"] {
-        if params.take(later).is_some() {
-            return Err(ApiError::unsupported(later, " yet"));
-        }
+    if params.take("logprobs").is_some() {
+        return Err(ApiError::unsupported("logprobs", " yet"));
     }
+    let suffix = params.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let what = "a string, a list of strings, a list of token ids, or a list of such lists";
     let prompts = match params.take("prompt") {
         Some(Value::String(text)) => vec![Prompt::Text(text)],
@@ -42,7 +49,19 @@ pub(crate) fn take(params: &mut Params, n: usize, side: &TextSide) -> Result<Ask
         _ => return Err(wrong("prompt", what)),
     };
     let texts = prompts.iter().map(|prompt| text_of(prompt, side)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Asked { prompts, max_new, echo: if echo { texts } else { Vec::new() }, ..Asked::default() })
+    let echo = if echo { texts } else { Vec::new() };
+    let Some(suffix) = suffix else { return Ok(Asked { prompts, max_new, echo, ..Asked::default() }) };
+    let infill = |prompt: Prompt| {
+        let before = match prompt {
+            Prompt::Ids(ids) => Segment::Ids(ids),
+            Prompt::Text(text) => Segment::Text(text),
+            Prompt::Chat { .. } => Segment::Ids(Vec::new()),
+        };
+        let segments = [before, Segment::Gap(max_new), Segment::Text(suffix.clone())];
+        Infill::new(side, policy, &segments, max_seq).map_err(|e| ApiError::session(&e, "suffix"))
+    };
+    let infills = prompts.into_iter().map(infill).collect::<Result<_, _>>()?;
+    Ok(Asked { infills, max_new, echo, ..Asked::default() })
 }
 
 fn ids(list: &[Value]) -> Option<Vec<i32>> {
@@ -59,7 +78,10 @@ fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiError> {
     };
     let mask = side.policy().mask_id;
     if ids.contains(&mask) {
-        return Err(ApiError::invalid("prompt", "the prompt holds the mask token: filling in is not supported yet"));
+        return Err(ApiError::invalid(
+            "prompt",
+            "the prompt holds the mask token: use /v1/infill or `suffix` to fill in",
+        ));
     }
     Ok(text)
 }

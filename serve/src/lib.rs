@@ -13,12 +13,15 @@ use std::time::Duration;
 use dlx_runtime::batch::Batch;
 
 mod answer;
+mod canvas;
 mod chat;
 mod choices;
 mod completions;
 mod error;
 mod guard;
+mod infill;
 mod listen;
+mod listener;
 mod metrics;
 mod params;
 mod responses;

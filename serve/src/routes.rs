@@ -31,7 +31,7 @@ pub(crate) const MAX_BODY: usize = 16 << 20;
 /// Time in which a body must have come.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -42,6 +42,7 @@ const PATHS: [&str; 10] = [
     "/metrics",
     "/version",
     "/v1/responses",
+    "/v1/infill",
 ];
 
 /// The endpoint of a path; what is no endpoint is not repeated, in logs or metrics.
@@ -57,6 +58,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let chat = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Chat, body);
     let text = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Text, body);
     let response = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Response, body);
+    let infill = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Infill, body);
     Router::new()
         .route(PATHS[0], post(chat))
         .route(PATHS[1], post(text))
@@ -71,6 +73,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             get(|| async { json_response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})) }),
         )
         .route(PATHS[9], post(response))
+        .route(PATHS[10], post(infill))
         .fallback(|| async {
             ApiError::request(StatusCode::NOT_FOUND, "there is no such path: see docs/serve.md", "unknown_url")
         })

@@ -16,10 +16,10 @@ use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::App;
-use crate::choices::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
+use crate::choices::{Choices, Head, Kind, Note, Used, cut_off};
 use crate::error::ApiError;
 use crate::params::Usage;
+use crate::{App, infill};
 
 /// Time without an event after which a comment shows that the stream is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -100,20 +100,31 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
         match next(&mut choices, to).await? {
             Some((_, Note::Waiting)) => {}
             Some((index, Note::Begin { prompt_tokens })) => used.prompt[index] = prompt_tokens,
-            Some((index, Note::Text { piece, tokens })) => {
+            Some((index, Note::Text { gap, piece, tokens })) => {
                 used.completion[index] = tokens;
-                send(to, &chunk(head, delta(head, index, &piece), &used)).await?;
+                let mut choice = delta(head, index, &piece);
+                if head.kind == Kind::Infill {
+                    choice["segment"] = infill::segment_of(head, gap).into();
+                }
+                send(to, &chunk(head, choice, &used)).await?;
+            }
+            Some((index, Note::Canvas(snapshot))) => {
+                let mut canvas = bare(head, json!([]), &used);
+                canvas["canvas"] = snapshot.json(index, &head.tokenizer);
+                send(to, &canvas).await?;
             }
             Some((index, Note::End(result))) => match *result {
-                Ok(report) => {
-                    (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
+                Ok(made) => {
+                    (used.prompt[index], used.completion[index]) = (made.report.prompt_tokens, made.tokens());
                     open -= 1;
-                    let mut last = delta(head, index, "");
+                    let mut last = match head.kind {
+                        Kind::Infill => infill::choice(head, index, &made),
+                        _ => delta(head, index, ""),
+                    };
                     if head.kind == Kind::Chat {
                         last["delta"] = json!({});
                     }
-                    last["finish_reason"] = finish_reason(report.finish).into();
-                    last["finish_detail"] = json!(report.finish);
+                    made.sign(&mut last);
                     send(to, &chunk(head, last, &used)).await?;
                 }
                 Err(error) => return send(to, &ApiError::server(error.to_string()).body()).await,
@@ -131,12 +142,20 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
 }
 
 fn name(head: &Head) -> &'static str {
-    if head.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" }
+    match head.kind {
+        Kind::Chat => "chat.completion.chunk",
+        Kind::Infill => "infill.chunk",
+        _ => "text_completion",
+    }
 }
 
 /// A chunk with one choice.
 fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
-    let mut chunk = head.object(name(head), json!([choice]));
+    bare(head, json!([choice]), used)
+}
+
+fn bare(head: &Head, choices: Value, used: &Used) -> Value {
+    let mut chunk = head.object(name(head), choices);
     match head.usage {
         Usage::Never => {}
         Usage::AtEnd => chunk["usage"] = Value::Null,
@@ -148,8 +167,10 @@ fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
 /// The first chunk of a choice.
 fn first(head: &Head, index: usize) -> Value {
     let mut choice = delta(head, index, head.echoed(index));
-    if head.kind == Kind::Chat {
-        choice["delta"] = json!({"role": "assistant", "content": ""});
+    match head.kind {
+        Kind::Chat => choice["delta"] = json!({"role": "assistant", "content": ""}),
+        Kind::Infill => choice["gaps"] = infill::gaps(head),
+        _ => {}
     }
     choice
 }
@@ -157,6 +178,7 @@ fn first(head: &Head, index: usize) -> Value {
 fn delta(head: &Head, index: usize, text: &str) -> Value {
     match head.kind {
         Kind::Chat => json!({"index": index, "delta": {"content": text}, "logprobs": null, "finish_reason": null}),
+        Kind::Infill => json!({"index": index, "text": text, "finish_reason": null}),
         _ => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
     }
 }

@@ -31,6 +31,14 @@ assert.equal(final.choices[0].message.content, ANSWER);
 assert.equal(pieces, ANSWER);
 done("stream helper");
 
+const stream_options = { include_canvas: true };
+let seen = 0;
+for await (const chunk of await chat({ stream: true, stream_options })) seen += chunk.canvas ? 1 : 0;
+assert.ok(seen > 5);
+const shown = client.chat.completions.stream({ model: "tiny", messages, stream_options });
+assert.equal((await shown.finalChatCompletion()).choices[0].message.content, ANSWER);
+done("canvas");
+
 const whole = await client.completions.create({ model: "tiny", prompt: "Once upon a time", max_tokens: 8 });
 let parts = "";
 for await (const part of await client.completions.create({

@@ -45,6 +45,13 @@ with client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
 assert final.choices[0].message.content == ANSWER and "content.delta" in kinds and "content.done" in kinds
 case("stream helper")
 
+canvas = {"stream_options": {"include_canvas": True}}
+seen = [c for c in chat(stream=True, extra_body=canvas) if not c.choices]
+assert len(seen) > 5 and all(len(c.canvas["tokens"]) == len(c.canvas["masked"]) for c in seen)
+with client.chat.completions.stream(model="tiny", messages=MESSAGES, extra_body=canvas) as stream:
+    assert stream.get_final_completion().choices[0].message.content == ANSWER
+case("canvas")
+
 several = chat(n=3, stream=True, temperature=1.0, seed=1)
 assert {c.choices[0].index for c in several if c.choices} == {0, 1, 2}
 case("n")

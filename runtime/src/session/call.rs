@@ -111,6 +111,7 @@ impl Call {
                         return ControlFlow::Break(FinishReason::Cancelled);
                     }
                 };
+                tell(Event::Settled { ids: &ids[..end] }, self.stream.ids.len())?;
                 if !piece.is_empty() {
                     tell(Event::Text(&piece), self.stream.ids.len())?;
                 }

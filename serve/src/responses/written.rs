@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::Response;
-use dlx_runtime::session::Report;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::App;
 use crate::answer::now;
-use crate::choices::{Choices, Head, Note, Used, cut_off, finish_reason};
+use crate::choices::{Choices, Head, Made, Note, Used, cut_off, finish_reason};
 use crate::error::ApiError;
 use crate::stream::{Gone, next, sse};
 
@@ -63,8 +62,8 @@ fn object(head: &Head, status: &str) -> Value {
 }
 
 /// A response that has ended.
-fn ended(head: &Head, report: &Report, used: &Used) -> Value {
-    let stopped = finish_reason(report.finish) == "stop";
+fn ended(head: &Head, made: &Made, used: &Used) -> Value {
+    let stopped = finish_reason(made.finish()) == "stop";
     let status = if stopped { "completed" } else { "incomplete" };
     let mut object = object(head, status);
     object["completed_at"] = now().into();
@@ -72,8 +71,8 @@ fn ended(head: &Head, report: &Report, used: &Used) -> Value {
         // The API knows no other reason that fits; `finish_detail` has the real one.
         object["incomplete_details"] = json!({"reason": "max_output_tokens"});
     }
-    object["finish_detail"] = json!(report.finish);
-    object["output"] = json!([message(head, status, Some(&report.text))]);
+    object["finish_detail"] = json!(made.finish());
+    object["output"] = json!([message(head, status, Some(made.text()))]);
     let (input, output) = (used.prompt_tokens(head.n), used.completion_tokens());
     object["usage"] = json!({
         "input_tokens": input,
@@ -86,8 +85,8 @@ fn ended(head: &Head, report: &Report, used: &Used) -> Value {
 }
 
 /// The answer of a call without a stream.
-pub(crate) fn whole(head: &Head, reports: &[Report], used: &Used) -> Value {
-    reports.first().map_or(Value::Null, |report| ended(head, report, used))
+pub(crate) fn whole(head: &Head, made: &[Made], used: &Used) -> Value {
+    made.first().map_or(Value::Null, |made| ended(head, made, used))
 }
 
 /// Streams the response.
@@ -135,24 +134,24 @@ async fn write(app: &App, head: &Head, mut choices: Choices, events: &mut Events
     let item = message(head, "in_progress", None);
     events.send("response.output_item.added", json!({"output_index": 0, "item": item})).await?;
     events.send("response.content_part.added", at(json!({"part": part("")}))).await?;
-    let report = loop {
+    let made = loop {
         match next(&mut choices, &events.to).await? {
             Some((_, Note::Text { piece, .. })) => {
                 events.send("response.output_text.delta", at(json!({"delta": piece, "logprobs": []}))).await?;
             }
             Some((_, Note::End(result))) => match *result {
-                Ok(report) => break report,
+                Ok(made) => break made,
                 Err(error) => return events.fail(head, &ApiError::server(error.to_string())).await,
             },
             Some(_) => {}
             None => return events.fail(head, &cut_off()).await,
         }
     };
-    let used = Used { prompt: vec![report.prompt_tokens], completion: vec![report.ids.len()] };
+    let used = Used::of(std::slice::from_ref(&made));
     app.metrics.used(&head.model, &used, head.n);
-    let response = ended(head, &report, &used);
-    events.send("response.output_text.done", at(json!({"text": report.text, "logprobs": []}))).await?;
-    events.send("response.content_part.done", at(json!({"part": part(&report.text)}))).await?;
+    let response = ended(head, &made, &used);
+    events.send("response.output_text.done", at(json!({"text": made.text(), "logprobs": []}))).await?;
+    events.send("response.content_part.done", at(json!({"part": part(made.text())}))).await?;
     let item = response["output"][0].clone();
     events.send("response.output_item.done", json!({"output_index": 0, "item": item})).await?;
     let stopped = response["status"] == "completed";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,6 +29,13 @@ pub(crate) struct Setup {
     pub(crate) keys: Vec<String>,
     pub(crate) timeout: Duration,
     pub(crate) max_seq: usize,
+    /// Which of the trained tiny models is served.
+    pub(crate) model: &'static str,
+}
+
+/// Where a trained tiny model lies.
+pub(crate) fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name)
 }
 
 impl Default for Setup {
@@ -38,17 +45,17 @@ impl Default for Setup {
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
+            model: "sdar-tiny",
         }
     }
 }
 
 impl Server {
-    /// Starts a server of the trained tiny SDAR, by the name `tiny`, and waits until it is ready.
+    /// Starts a server of a trained tiny model, by the name `tiny`, and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/sdar-tiny");
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
-        let model = compiled::load(&path, &options, &LoadOptions::default()).unwrap();
-        let batch = Batch::new(model, setup.capacity).unwrap();
+        let loaded = compiled::load(&model(setup.model), &options, &LoadOptions::default()).unwrap();
+        let batch = Batch::new(loaded, setup.capacity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (at, stop) = (listener.local_addr().unwrap(), &*Box::leak(Box::new(AtomicBool::new(false))));
         let options = Options {

@@ -3,6 +3,7 @@
 
 mod client;
 mod faults;
+mod infill;
 mod responses;
 mod streams;
 mod tables;

@@ -101,6 +101,7 @@ fn what_is_not_done_is_refused_by_name() {
     }
     for (parameters, param) in [
         (json!({"suffix": "x"}), "suffix"),
+        (json!({"suffix": 1}), "suffix"),
         (json!({"logprobs": 0}), "logprobs"),
         (json!({"best_of": 3}), "best_of"),
         (json!({"prompt": 3}), "prompt"),
@@ -260,6 +261,7 @@ fn models_health_metrics_and_version() {
     }
     assert_eq!(server.get("/version").json()["version"], env!("CARGO_PKG_VERSION"));
     server.chat(json!({}));
+    server.idle();
     let metrics = server.get("/metrics");
     for line in [
         "dlxc_requests_total{path=\"/v1/chat/completions\",status=\"200\"} 1",
