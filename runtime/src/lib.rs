@@ -7,6 +7,7 @@ pub mod artifact;
 pub mod batch;
 pub mod cpu;
 pub mod decode;
+pub mod embed;
 pub mod exec;
 pub mod graph;
 pub mod host;

@@ -20,8 +20,9 @@ use crate::canvas::Canvas;
 use crate::choices::{Asked, Choices, Head, Kind, Made, Note, Used, cut_off};
 use crate::error::{ApiError, json_response};
 use crate::listener::Listener;
+use crate::models::Loaded;
 use crate::params::{Params, Sampling, Usage, wrong};
-use crate::{Answering, App, Served, chat, completions, infill, responses, stream};
+use crate::{Answering, App, chat, completions, infill, responses, stream};
 
 /// Answers a body.
 pub(crate) async fn answer(app: Arc<App>, kind: Kind, body: Bytes) -> Result<Response<Body>, ApiError> {
@@ -56,25 +57,15 @@ pub(crate) fn draining() -> ApiError {
     ApiError::later(StatusCode::SERVICE_UNAVAILABLE, message, "shutting_down", 5)
 }
 
-/// Finds a model.
-pub(crate) fn served<'a>(app: &'a App, name: &str) -> Result<&'a Served, ApiError> {
-    let models = app.models.get().ok_or_else(loading)?;
-    let known = || models.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let short = |name: &str| name.chars().take(128).collect::<String>();
-    models.get(name).ok_or_else(|| ApiError::model(&short(name), &known()))
-}
-
-/// The models are not there yet.
-pub(crate) fn loading() -> ApiError {
-    ApiError::later(StatusCode::SERVICE_UNAVAILABLE, "the model is being loaded: try again", "loading", 5)
-}
-
 /// Reads a body and submits its choices.
 fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Result<(Head, Choices, bool), ApiError> {
     let mut params = Params::read(body)?;
     let model = params.string("model")?.ok_or_else(|| wrong("model", "the name of a model"))?;
-    let served = served(app, &model)?;
-    let batch = &served.batch;
+    let served = app.models.get(&model)?;
+    let Loaded::Generator(batch) = &served.model else {
+        let message = format!("the model `{model}` makes embeddings and generates no text: use /v1/embeddings");
+        return Err(ApiError::invalid("model", message));
+    };
     let own = batch.text().policy();
     // What sees the whole answer at once answers by its length.
     let default = if own.attention == Attention::Full { 64 } else { usize::MAX };
@@ -131,6 +122,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
         echo: asked.echo,
         n,
         usage: sampling.stream.unwrap_or(Usage::Never),
+        keep_alive: app.limits.keep_alive,
         repeats: asked.repeats,
         segments: asked.segments,
         infill: asked.infills.into_iter().next(),

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use dlx_runtime::decode::FinishReason;
 use dlx_runtime::session::{Filled, Infill, Prompt, Report, Segment, SessionError};
@@ -117,7 +118,7 @@ impl Made {
 }
 
 /// Cancels what was submitted when the client is gone.
-struct Cancel(Arc<AtomicBool>);
+pub(crate) struct Cancel(pub(crate) Arc<AtomicBool>);
 
 impl Drop for Cancel {
     fn drop(&mut self) {
@@ -190,6 +191,8 @@ pub(crate) struct Head {
     /// Choices per prompt.
     pub(crate) n: usize,
     pub(crate) usage: Usage,
+    /// Time without an event after which a comment shows that the stream is alive.
+    pub(crate) keep_alive: Duration,
     /// What a response object repeats of its request.
     pub(crate) repeats: Map<String, Value>,
     /// The parts of a text with gaps, and where these lie.

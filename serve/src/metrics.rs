@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use crate::App;
 use crate::choices::Used;
+use crate::models::Loaded;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -34,6 +35,11 @@ impl Metrics {
         self.completion_tokens.get_or_create(&labels).inc_by(used.completion_tokens() as u64);
     }
 
+    /// Counts tokens that were read and answered with none.
+    pub(crate) fn read(&self, model: &str, tokens: usize) {
+        self.prompt_tokens.get_or_create(&vec![("model", model.to_owned())]).inc_by(tokens as u64);
+    }
+
     /// Everything, with what the batches say of themselves now.
     pub(crate) fn text(app: &App) -> String {
         let Self { requests, prompt_tokens, completion_tokens } = &app.metrics;
@@ -56,8 +62,9 @@ impl Metrics {
         let set = |family: &Family<Labels, Gauge>, labels: &Labels, value: usize| {
             family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        for (name, served) in app.models.get().into_iter().flatten() {
-            let (labels, load) = (vec![("model", name.clone())], served.batch.load());
+        for (name, served) in app.models.all().into_iter().flatten() {
+            let Loaded::Generator(batch) = &served.model else { continue };
+            let (labels, load) = (vec![("model", name)], batch.load());
             set(&running, &labels, load.running);
             set(&waiting, &labels, load.waiting);
             set(&taken, &labels, load.slots_taken);

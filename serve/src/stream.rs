@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Response, header};
@@ -20,9 +19,6 @@ use crate::choices::{Choices, Head, Kind, Note, Used, cut_off};
 use crate::error::ApiError;
 use crate::params::Usage;
 use crate::{App, infill};
-
-/// Time without an event after which a comment shows that the stream is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Events that wait to be written.
 const FRAMES: usize = 16;
@@ -68,10 +64,14 @@ where
 }
 
 /// The next note, with comments while there is none; `None` when the choices were cut off.
-pub(crate) async fn next(choices: &mut Choices, to: &mpsc::Sender<Bytes>) -> Result<Option<(usize, Note)>, Gone> {
+pub(crate) async fn next(
+    head: &Head,
+    choices: &mut Choices,
+    to: &mpsc::Sender<Bytes>,
+) -> Result<Option<(usize, Note)>, Gone> {
     loop {
         let note = tokio::select! {
-            note = tokio::time::timeout(KEEP_ALIVE, choices.next()) => note,
+            note = tokio::time::timeout(head.keep_alive, choices.next()) => note,
             () = to.closed() => return Err(Gone),
         };
         match note {
@@ -97,7 +97,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
     }
     let mut open = head.count;
     while open > 0 {
-        match next(&mut choices, to).await? {
+        match next(head, &mut choices, to).await? {
             Some((_, Note::Waiting)) => {}
             Some((index, Note::Begin { prompt_tokens })) => used.prompt[index] = prompt_tokens,
             Some((index, Note::Text { gap, piece, tokens })) => {

@@ -135,7 +135,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, events: &mut Events
     events.send("response.output_item.added", json!({"output_index": 0, "item": item})).await?;
     events.send("response.content_part.added", at(json!({"part": part("")}))).await?;
     let made = loop {
-        match next(&mut choices, &events.to).await? {
+        match next(head, &mut choices, &events.to).await? {
             Some((_, Note::Text { piece, .. })) => {
                 events.send("response.output_text.delta", at(json!({"delta": piece, "logprobs": []}))).await?;
             }

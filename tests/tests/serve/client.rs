@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dlx_runtime::LoadOptions;
 use dlx_runtime::batch::{Batch, Capacity};
-use dlx_serve::{Options, ServeError, serve};
+use dlx_serve::{Loaded, Options, ServeError, serve};
 use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
 use serde_json::Value;
@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) max_seq: usize,
     /// Which of the trained tiny models is served.
     pub(crate) model: &'static str,
+    /// Further models, by their names.
+    pub(crate) more: Vec<(String, Loaded)>,
 }
 
 /// Where a trained tiny model lies.
@@ -46,6 +48,7 @@ impl Default for Setup {
             timeout: Duration::from_secs(60),
             max_seq: 256,
             model: "sdar-tiny",
+            more: Vec::new(),
         }
     }
 }
@@ -65,7 +68,8 @@ impl Server {
             timeout: setup.timeout,
             drain: Duration::from_secs(30),
         };
-        let loaded = BTreeMap::from([("tiny".to_owned(), batch.clone())]);
+        let mut loaded = BTreeMap::from([("tiny".to_owned(), Loaded::Generator(batch.clone()))]);
+        loaded.extend(setup.more);
         let thread = std::thread::spawn(move || {
             let served: Result<(), ServeError<()>> = serve(options, || Ok(loaded), stop);
             assert!(served.is_ok());

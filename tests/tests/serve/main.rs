@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "test program")]
 
 mod client;
+mod embeddings;
 mod faults;
 mod infill;
 mod responses;
