@@ -43,11 +43,12 @@ use clap::{Parser, Subcommand};
 use dlx_ir::Error;
 use dlx_runtime::artifact::Artifact;
 use dlx_runtime::cpu::CpuOptions;
+use dlx_runtime::graph::read_graph_manifest;
 use dlx_runtime::host::Export;
 use dlx_runtime::selftest::SelfTest;
 use dlx_runtime::session::Session;
 use dlx_runtime::trace::About;
-use dlx_runtime::{AnyExecutor, LoadOptions, Model, read_manifest};
+use dlx_runtime::{AnyExecutor, LoadOptions, Model, ModelError, read_manifest};
 
 use crate::cache::Checked;
 use crate::export::Emulator;
@@ -230,7 +231,11 @@ fn opened(path: PathBuf, place: &Place) -> Result<Artifact, Failure> {
     let failed = |e: &dyn std::fmt::Display| Error::new("", e.to_string());
     let artifact = if place.no_mmap { Artifact::read(path) } else { Artifact::open(path) };
     let artifact = artifact.map_err(|e| failed(&e))?;
-    for note in read_manifest(&artifact).map_err(|e| failed(&e))?.notes {
+    let notes = match read_manifest(&artifact) {
+        Err(ModelError::Graph { .. }) => read_graph_manifest(&artifact).map_err(|e| failed(&e))?.notes,
+        manifest => manifest.map_err(|e| failed(&e))?.notes,
+    };
+    for note in notes {
         terminal::note(&format!("note: {note}"));
     }
     Ok(artifact)

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use dlx_ir::{DType, Grid, QuantFormat};
+use dlx_runtime::graph::Pooling;
 
 use crate::check::each::Tolerances;
 use crate::hf::Source;
@@ -211,6 +212,10 @@ pub struct CompileOptions {
     pub config: Option<PathBuf>,
     /// Directory of an ONNX file's tokenizer files, if not that of its config.
     pub tokenizer: Option<PathBuf>,
+    /// How the hidden states of an ONNX encoder become embeddings; its tokenizer then goes into the artifact.
+    pub pooling: Option<Pooling>,
+    /// Whether embeddings are scaled to length 1.
+    pub normalize: bool,
     /// Whether an ONNX file is compiled as the graph that it is, even if it is known to generate text.
     pub graph: bool,
     /// Sizes of an ONNX file's dynamic dimensions by name; one graph for each combination.
@@ -269,6 +274,8 @@ impl Default for CompileOptions {
             mask_id: None,
             config: None,
             tokenizer: None,
+            pooling: None,
+            normalize: false,
             graph: false,
             dims: Vec::new(),
             kv: None,

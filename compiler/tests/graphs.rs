@@ -76,7 +76,12 @@ fn graphs() -> Graphs {
         entry.outputs = vec!["scores".into(), "same".into()];
         entry
     };
-    Graphs { name: "tiny".into(), entries: vec![entry(2), entry(4)], notes: vec!["made for a test".into()] }
+    Graphs {
+        name: "tiny".into(),
+        embeds: None,
+        entries: vec![entry(2), entry(4)],
+        notes: vec!["made for a test".into()],
+    }
 }
 
 fn compile(output: &Path, options: &CompileOptions) -> Result<GraphSummary, Error> {

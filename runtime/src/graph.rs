@@ -19,8 +19,9 @@
 //! their ops, products of matrices by loops of their own on the threads of the current rayon pool. Results do not depend on
 //! the machine or on the number of threads.
 //!
-//! Not done here: text. Token ids come from a tokenizer such as [`crate::text::Tokenizer`].
+//! Not done here: text. Token ids come from a tokenizer such as [`crate::text::Tokenizer`]; [`crate::embed`] has both.
 
+mod embeds;
 mod error;
 mod golden;
 mod manifest;
@@ -29,6 +30,8 @@ mod plan;
 mod product;
 
 pub use dlx_ir::{DType, Data, Tensor};
+pub use embeds::{Embeds, Pooling};
+pub(crate) use embeds::{IDS, MASK, length};
 pub use error::GraphError;
 pub use golden::GraphVectors;
 pub use manifest::{GraphManifest, GraphMemory, Kind, Port, Signature};

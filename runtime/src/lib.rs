@@ -8,6 +8,7 @@ pub mod batch;
 pub mod constrain;
 pub mod cpu;
 pub mod decode;
+pub mod embed;
 pub mod exec;
 pub mod graph;
 pub mod host;

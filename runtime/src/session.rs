@@ -22,6 +22,7 @@ use speculator::{Job, Speculator};
 
 pub use crate::decode::hybrid::{CostTable, Length, Verdict};
 pub(crate) use call::Call;
+pub use infill::{Filled, Filling, Infill, Segment};
 pub use prompt::TextSide;
 pub(crate) use speculator::common;
 pub use speculator::{Drafting, Speculate, Speculation};
@@ -30,6 +31,7 @@ pub use told::Told;
 mod aim;
 mod call;
 mod constraints;
+mod infill;
 mod prompt;
 mod speculator;
 mod stream;
@@ -143,6 +145,11 @@ pub enum Event<'a> {
         /// What the pass said, and what was made of it.
         decision: Decision<'a>,
     },
+    /// None of these tokens, the first ones of the sequence, will change any more.
+    Settled {
+        /// The tokens, prompt included.
+        ids: &'a [i32],
+    },
     /// A finished block is in the caches for good.
     Committed {
         /// Positions of the block.
@@ -254,6 +261,12 @@ pub enum SessionError {
     /// What is drafted is not constrained.
     #[error("a constrained answer cannot be drafted and verified: leave out the drafter, or the constraint")]
     ConstrainedDraft,
+    /// A text with gaps that this model cannot fill in.
+    #[error("the text cannot be filled in: {why}")]
+    NoInfill {
+        /// Why.
+        why: String,
+    },
     /// No measured setting does what the request aims at.
     #[error("the request cannot have what it aims at: {why}")]
     Aim {
@@ -283,7 +296,7 @@ impl SessionError {
                     | DecodeError::NoRoom { .. }
                     | DecodeError::TokenId { .. }
             ),
-            Self::MaskInChat => true,
+            Self::MaskInChat | Self::NoInfill { .. } => true,
             _ => false,
         }
     }

@@ -95,8 +95,7 @@ fn message(place: &str, value: Value, knows_tools: bool) -> Result<Message, ApiE
     let Value::Object(map) = value else { return Err(wrong(place, "an object")) };
     let mut fields = Params::inside(map);
     let at = |name: &str| format!("{place}.{name}");
-    let named = |e: ApiError, name: &str| ApiError { param: Some(at(name)), ..e };
-    let role = fields.string("role").map_err(|e| named(e, "role"))?;
+    let role = fields.string("role").map_err(|e| e.inside(place))?;
     let role = match role.as_deref() {
         // The newer name of the same role; chat templates know the older one.
         Some("developer") => "system",
@@ -114,7 +113,7 @@ fn message(place: &str, value: Value, knows_tools: bool) -> Result<Message, ApiE
     };
     let mut message = Message::new(role, &content);
     for name in ["name", "tool_call_id"] {
-        if let Some(text) = fields.string(name).map_err(|e| named(e, name))? {
+        if let Some(text) = fields.string(name).map_err(|e| e.inside(place))? {
             message.extra.insert(name.into(), text.into());
         }
     }

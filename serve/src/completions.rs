@@ -2,28 +2,26 @@
 //!
 //! Invariant: a prompt holds no mask, neither as a token nor as its text, so nothing in it is filled in.
 
-use dlx_runtime::session::{Prompt, TextSide};
+use dlx_runtime::decode::DecodePolicy;
+use dlx_runtime::session::{Infill, Prompt, Segment, TextSide};
 use serde_json::Value;
 
+use crate::choices::Asked;
 use crate::error::ApiError;
 use crate::params::{Params, Sampling, wrong};
 
 /// Most prompts of one request.
 const MAX_PROMPTS: usize = 128;
 
-/// What only text completions have.
-pub(crate) struct Text {
-    pub(crate) prompts: Vec<Prompt>,
-    /// Whether the answers begin with their prompts.
-    pub(crate) echo: bool,
-    /// How many likely tokens are told beside each token, if their probabilities are told.
-    pub(crate) logprobs: Option<usize>,
-    /// Choices that are made of each prompt.
-    pub(crate) best_of: usize,
-}
-
-/// Takes the prompts and everything that only text completions have.
-pub(crate) fn take(params: &mut Params, sampling: &Sampling) -> Result<Text, ApiError> {
+/// Takes the prompts and everything that only text completions have. `policy` and `max_seq` are the request's and the model's.
+pub(crate) fn take(
+    params: &mut Params,
+    sampling: &Sampling,
+    side: &TextSide,
+    policy: &DecodePolicy,
+    max_seq: usize,
+) -> Result<Asked, ApiError> {
+    let max_new = params.count("max_tokens", 1..=i64::from(i32::MAX))?.unwrap_or(16);
     let echo = params.boolean("echo")?.unwrap_or(false);
     let logprobs = params.count("logprobs", 0..=5)?;
     if echo && logprobs.is_some() {
@@ -39,9 +37,7 @@ pub(crate) fn take(params: &mut Params, sampling: &Sampling) -> Result<Text, Api
             " above `n` with `stream`, before whose end nobody knows the best",
         ));
     }
-    if params.take("suffix").is_some() {
-        return Err(ApiError::unsupported("suffix", " yet"));
-    }
+    let suffix = params.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let what = "a string, a list of strings, a list of token ids, or a list of such lists";
     let prompts = match params.take("prompt") {
         Some(Value::String(text)) => vec![Prompt::Text(text)],
@@ -59,7 +55,28 @@ pub(crate) fn take(params: &mut Params, sampling: &Sampling) -> Result<Text, Api
         },
         _ => return Err(wrong("prompt", what)),
     };
-    Ok(Text { prompts, echo, logprobs, best_of })
+    let texts = prompts.iter().map(|prompt| text_of(prompt, side)).collect::<Result<Vec<_>, _>>()?;
+    let echo = if echo { texts } else { Vec::new() };
+    let Some(suffix) = suffix else {
+        return Ok(Asked { prompts, max_new, echo, logprobs, best_of: Some(best_of), ..Asked::default() });
+    };
+    if logprobs.is_some() {
+        return Err(ApiError::unsupported("logprobs", " with `suffix`"));
+    }
+    if best_of > sampling.n {
+        return Err(ApiError::unsupported("best_of", " above `n` with `suffix`"));
+    }
+    let infill = |prompt: Prompt| {
+        let before = match prompt {
+            Prompt::Ids(ids) => Segment::Ids(ids),
+            Prompt::Text(text) => Segment::Text(text),
+            Prompt::Chat { .. } => Segment::Ids(Vec::new()),
+        };
+        let segments = [before, Segment::Gap(max_new), Segment::Text(suffix.clone())];
+        Infill::new(side, policy, &segments, max_seq).map_err(|e| ApiError::session(&e, "suffix"))
+    };
+    let infills = prompts.into_iter().map(infill).collect::<Result<_, _>>()?;
+    Ok(Asked { infills, max_new, echo, ..Asked::default() })
 }
 
 fn ids(list: &[Value]) -> Option<Vec<i32>> {
@@ -67,7 +84,7 @@ fn ids(list: &[Value]) -> Option<Vec<i32>> {
 }
 
 /// Refuses a prompt with a mask in it, and gives its text.
-pub(crate) fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiError> {
+fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiError> {
     let failed = |e: &dyn std::fmt::Display| ApiError::invalid("prompt", e.to_string());
     let (text, ids) = match prompt {
         Prompt::Text(text) => (text.clone(), side.tokenizer().encode(text).map_err(|e| failed(&e))?),
@@ -76,7 +93,10 @@ pub(crate) fn text_of(prompt: &Prompt, side: &TextSide) -> Result<String, ApiErr
     };
     let mask = side.policy().mask_id;
     if ids.contains(&mask) {
-        return Err(ApiError::invalid("prompt", "the prompt holds the mask token: filling in is not supported yet"));
+        return Err(ApiError::invalid(
+            "prompt",
+            "the prompt holds the mask token: use /v1/infill or `suffix` to fill in",
+        ));
     }
     Ok(text)
 }

@@ -46,6 +46,11 @@ impl ApiError {
         Self { code: Some("unsupported_parameter"), ..Self::invalid(param, message) }
     }
 
+    /// The same of a parameter that stands inside another one.
+    pub(crate) fn inside(self, place: &str) -> Self {
+        Self { param: self.param.map(|param| format!("{place}.{param}")), ..self }
+    }
+
     /// A key is missing or wrong.
     pub(crate) fn key() -> Self {
         let message = "no valid API key: send one as `Authorization: Bearer KEY`";

@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use crate::App;
 use crate::error::ApiError;
-use crate::routes::known;
+use crate::routes::{known, unknown};
 
-const REQUEST_ID: &str = "x-request-id";
+pub(crate) const REQUEST_ID: &str = "x-request-id";
 
 /// Longest request id of a client's own that is taken over.
 const MAX_ID: usize = 128;
@@ -92,13 +92,19 @@ fn host(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 fn key(app: &App, request: &Request) -> Result<(), ApiError> {
-    if app.keys.is_empty() || request.uri().path().starts_with("/health") {
+    let path = request.uri().path();
+    let admin = path.starts_with("/admin/");
+    let keys = if admin { &app.admin_keys } else { &app.keys };
+    if admin && keys.is_empty() {
+        return Err(unknown());
+    }
+    if keys.is_empty() || path.starts_with("/health") {
         return Ok(());
     }
     let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let shown = shown.strip_prefix(b"Bearer ").unwrap_or_default();
     // All keys are looked at, so the time says nothing of which one is near.
-    let found = app.keys.iter().fold(subtle::Choice::from(0), |found, key| found | key.as_bytes().ct_eq(shown));
+    let found = keys.iter().fold(subtle::Choice::from(0), |found, key| found | key.as_bytes().ct_eq(shown));
     if found.into() { Ok(()) } else { Err(ApiError::key()) }
 }
 

@@ -5,34 +5,34 @@
 //! read, loses its connection.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use dlx_runtime::batch::{Batch, PrefixCache};
+use dlx_runtime::batch::PrefixCache;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
 
-use crate::answer::now;
+use crate::embeddings::Turns;
 use crate::metrics::Metrics;
-use crate::{App, Options, Served, routes};
+use crate::models::{Loaded, Models};
+use crate::spoken::Spoken;
+use crate::tls::Tls;
+use crate::{App, Limits, Options, routes};
 
 /// Most connections at a time; further ones are closed.
 const CONNECTIONS: usize = 1024;
 
 /// Longest headers of a request in bytes.
 const MAX_HEADERS: usize = 64 << 10;
-
-/// Time for the headers of a request, also of the next one on the same connection.
-const HEADER_TIME: Duration = Duration::from_secs(60);
-
-/// Time without a byte read by a client that is written to.
-const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at what says that the server should stop.
 const POLL: Duration = Duration::from_millis(50);
@@ -46,12 +46,13 @@ const READERS: usize = 4;
 /// What `load` says, or that the system gives no threads or takes the socket away.
 pub fn serve<E: Send + 'static>(
     options: Options,
-    load: impl FnOnce() -> Result<BTreeMap<String, Batch>, E> + Send + 'static,
+    load: impl FnOnce() -> Result<BTreeMap<String, Loaded>, E> + Send + 'static,
     stop: &'static AtomicBool,
 ) -> Result<(), ServeError<E>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(READERS + 1)
+        // One more loads models, and one makes embeddings.
+        .max_blocking_threads(READERS + 2)
         .enable_all()
         .build()
         .map_err(ServeError::Io)?;
@@ -72,16 +73,21 @@ pub enum ServeError<E> {
 
 async fn run<E: Send + 'static>(
     options: Options,
-    load: impl FnOnce() -> Result<BTreeMap<String, Batch>, E> + Send + 'static,
+    load: impl FnOnce() -> Result<BTreeMap<String, Loaded>, E> + Send + 'static,
     stop: &'static AtomicBool,
 ) -> Result<(), ServeError<E>> {
     options.listener.set_nonblocking(true).map_err(ServeError::Io)?;
     let listener = TcpListener::from_std(options.listener).map_err(ServeError::Io)?;
     let app = Arc::new(App {
-        models: OnceLock::new(),
+        models: Models::default(),
+        turns: Turns::default(),
         keys: options.keys,
+        admin_keys: options.admin_keys,
+        loader: options.loader,
+        loading: tokio::sync::Mutex::default(),
         hosts: options.hosts,
         timeout: options.timeout,
+        limits: options.limits,
         draining: AtomicBool::new(false),
         answering: AtomicUsize::new(0),
         metrics: Metrics::default(),
@@ -103,15 +109,14 @@ async fn run<E: Send + 'static>(
         }
         if let Some(task) = loading.take_if(|task| task.is_finished()) {
             let loaded = task.await.map_err(|e| ServeError::Io(std::io::Error::other(e)))?.map_err(ServeError::Load)?;
-            let created = now();
-            for (model, batch) in &loaded {
+            for (model, loaded) in &loaded {
+                let Loaded::Generator(batch) = loaded else { continue };
                 match batch.prefix_cache() {
                     PrefixCache::On { page, rows } => tracing::info!(model, page, rows, "prefix cache"),
                     PrefixCache::Off(why) => tracing::info!(model, why, "no prefix cache"),
                 }
             }
-            let served = loaded.into_iter().map(|(name, batch)| (name, Served { batch, created }));
-            app.models.get_or_init(|| served.collect());
+            app.models.begin(loaded);
             tracing::info!("ready");
         }
         let Ok(accepted) = tokio::time::timeout(POLL, listener.accept()).await else { continue };
@@ -124,11 +129,13 @@ async fn run<E: Send + 'static>(
             tracing::info!("a connection was refused: there are too many");
             continue;
         };
-        let connection = connection(stream, router.clone());
-        let watched = graceful.watch(connection);
+        let (router, limits, watcher) = (router.clone(), options.limits, graceful.watcher());
+        let acceptor = options.tls.as_ref().map(Tls::acceptor);
         tokio::spawn(async move {
             // A client that breaks off is no event.
-            let _ = watched.await;
+            if let Some(stream) = greeted(stream, acceptor, limits).await {
+                let _ = watcher.watch(connection(stream, router, limits)).await;
+            }
             drop(permit);
         });
     }
@@ -138,15 +145,28 @@ async fn run<E: Send + 'static>(
     Ok(())
 }
 
-type Connection =
-    http1::Connection<TokioIo<std::pin::Pin<Box<TimeoutStream<TcpStream>>>>, TowerToHyperService<axum::Router>>;
+/// Bytes to and from a client.
+trait Bytes: AsyncRead + AsyncWrite + Send {}
 
-fn connection(stream: TcpStream, router: axum::Router) -> Connection {
+impl<S: AsyncRead + AsyncWrite + Send> Bytes for S {}
+
+type Stream = Spoken<Pin<Box<TimeoutStream<Pin<Box<dyn Bytes>>>>>>;
+
+type Connection = http1::Connection<TokioIo<Stream>, TowerToHyperService<axum::Router>>;
+
+/// The stream of a client, after the handshake where it is encrypted; nothing where that fails or takes too long.
+async fn greeted(stream: TcpStream, acceptor: Option<TlsAcceptor>, limits: Limits) -> Option<Pin<Box<dyn Bytes>>> {
     // A chunk is one token at times: it must not wait for the next one.
     let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else { return Some(Box::pin(stream)) };
+    let stream = tokio::time::timeout(limits.headers, acceptor.accept(stream)).await.ok()?.ok()?;
+    Some(Box::pin(stream))
+}
+
+fn connection(stream: Pin<Box<dyn Bytes>>, router: axum::Router, limits: Limits) -> Connection {
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_TIME));
+    stream.set_write_timeout(Some(limits.write));
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME).max_buf_size(MAX_HEADERS);
-    builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router))
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.headers).max_buf_size(MAX_HEADERS);
+    builder.serve_connection(TokioIo::new(Spoken::new(Box::pin(stream))), TowerToHyperService::new(router))
 }

@@ -11,7 +11,8 @@ use prometheus_client::registry::Registry;
 use dlx_runtime::batch::PrefixCache;
 
 use crate::App;
-use crate::answer::Used;
+use crate::choices::Used;
+use crate::models::Loaded;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -32,10 +33,13 @@ impl Metrics {
     /// Counts tokens.
     pub(crate) fn used(&self, model: &str, used: &Used, n: usize) {
         let labels = vec![("model", model.to_owned())];
-        let tokens = used.json(n);
-        let count = |name: &str| tokens[name].as_u64().unwrap_or(0);
-        self.prompt_tokens.get_or_create(&labels).inc_by(count("prompt_tokens"));
-        self.completion_tokens.get_or_create(&labels).inc_by(count("completion_tokens"));
+        self.prompt_tokens.get_or_create(&labels).inc_by(used.prompt_tokens(n) as u64);
+        self.completion_tokens.get_or_create(&labels).inc_by(used.completion_tokens() as u64);
+    }
+
+    /// Counts tokens that were read and answered with none.
+    pub(crate) fn read(&self, model: &str, tokens: usize) {
+        self.prompt_tokens.get_or_create(&vec![("model", model.to_owned())]).inc_by(tokens as u64);
     }
 
     /// Everything, with what the batches say of themselves now.
@@ -65,8 +69,9 @@ impl Metrics {
         let set = |family: &Family<Labels, Gauge>, labels: &Labels, value: usize| {
             family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        for (name, served) in app.models.get().into_iter().flatten() {
-            let (labels, load) = (vec![("model", name.clone())], served.batch.load());
+        for (name, served) in app.models.all().into_iter().flatten() {
+            let Loaded::Generator(batch) = &served.model else { continue };
+            let (labels, load) = (vec![("model", name.clone())], batch.load());
             set(&running, &labels, load.running);
             set(&waiting, &labels, load.waiting);
             set(&taken, &labels, load.slots_taken);
@@ -74,11 +79,11 @@ impl Metrics {
             steps.get_or_create(&labels).inc_by(load.steps);
             rows.get_or_create(&labels).inc_by(load.rows);
             reused.get_or_create(&labels).inc_by(load.reused_tokens);
-            let (on, most, why) = match served.batch.prefix_cache() {
+            let (on, most, why) = match batch.prefix_cache() {
                 PrefixCache::On { rows, .. } => (1, rows, ""),
                 PrefixCache::Off(why) => (0, 0, why),
             };
-            set(&prefix, &vec![("model", name.clone()), ("reason", why.to_owned())], on);
+            set(&prefix, &vec![("model", name), ("reason", why.to_owned())], on);
             set(&prefix_rows, &labels, most);
             set(&prefix_kept, &labels, load.prefix_rows);
         }

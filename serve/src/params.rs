@@ -44,6 +44,11 @@ impl Params {
         self.0.shift_remove(name).filter(|value| !value.is_null())
     }
 
+    /// A value that may yet be taken.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
     pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         let value = self.take(name);
         value.map(|v| v.as_bool().ok_or_else(|| wrong(name, "true or false"))).transpose()
@@ -126,6 +131,8 @@ pub(crate) struct Sampling {
     /// Lower numbers go first.
     pub(crate) priority: i32,
     pub(crate) stream: Option<Usage>,
+    /// Whether the stream shows the block between passes.
+    pub(crate) canvas: bool,
 }
 
 impl Sampling {
@@ -157,13 +164,14 @@ impl Sampling {
         };
         let priority = params.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
         let stream = params.boolean("stream")?.unwrap_or(false);
-        let usage = stream_options(params, stream)?;
+        let (usage, canvas) = stream_options(params, stream)?;
         Ok(Self {
             overrides,
             seed: params.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
             n: params.count("n", 1..=128)?.unwrap_or(1),
             priority: priority.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
             stream: stream.then_some(usage),
+            canvas,
         })
     }
 }
@@ -209,21 +217,24 @@ fn stop_tokens(params: &mut Params) -> Result<Vec<i32>, ApiError> {
     }
 }
 
-fn stream_options(params: &mut Params, stream: bool) -> Result<Usage, ApiError> {
+/// When usage is told, and whether the canvas is shown.
+fn stream_options(params: &mut Params, stream: bool) -> Result<(Usage, bool), ApiError> {
     match params.take("stream_options") {
-        None => Ok(Usage::Never),
+        None => Ok((Usage::Never, false)),
         Some(_) if !stream => Err(ApiError::invalid("stream_options", "`stream_options` needs `stream`: true")),
         Some(Value::Object(map)) => {
             let mut options = Params::inside(map);
             let at_end = options.boolean("include_usage")?.unwrap_or(false);
             let running = options.boolean("continuous_usage_stats")?.unwrap_or(false);
             options.neutral("include_obfuscation", |v| v == &Value::Bool(false))?;
+            let canvas = options.boolean("include_canvas")?.unwrap_or(false);
             options.finish("stream_options.")?;
-            Ok(match (at_end, running) {
+            let usage = match (at_end, running) {
                 (true, true) => Usage::Running,
                 (true, false) => Usage::AtEnd,
                 (false, _) => Usage::Never,
-            })
+            };
+            Ok((usage, canvas))
         }
         Some(_) => Err(wrong("stream_options", "an object")),
     }

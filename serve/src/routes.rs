@@ -6,7 +6,6 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
@@ -19,18 +18,17 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::answer::{Kind, answer, draining, loading, served};
+use crate::answer::{answer, draining};
+use crate::choices::Kind;
 use crate::error::{ApiError, json_response};
 use crate::metrics::Metrics;
-use crate::{App, Served, guard};
+use crate::models::{Loaded, Served, described};
+use crate::{App, admin, embeddings, guard};
 
 /// Longest body.
 pub(crate) const MAX_BODY: usize = 16 << 20;
 
-/// Time in which a body must have come.
-const BODY_TIME: Duration = Duration::from_secs(30);
-
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -40,6 +38,11 @@ const PATHS: [&str; 9] = [
     "/health/ready",
     "/metrics",
     "/version",
+    "/v1/responses",
+    "/v1/infill",
+    "/v1/embeddings",
+    "/admin/models/load",
+    "/admin/models/unload",
 ];
 
 /// The endpoint of a path; what is no endpoint is not repeated, in logs or metrics.
@@ -54,6 +57,20 @@ pub(crate) fn known(path: &str) -> &'static str {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let chat = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Chat, body);
     let text = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Text, body);
+    let response = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Response, body);
+    let infill = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Infill, body);
+    let embed = |State(app): State<Arc<App>>, body: Body| async move {
+        let body = read(&app, body).await?;
+        embeddings::answer(app, body).await
+    };
+    let load = |State(app): State<Arc<App>>, body: Body| async move {
+        let body = read(&app, body).await?;
+        admin::load(app, body).await
+    };
+    let unload = |State(app): State<Arc<App>>, body: Body| async move {
+        let body = read(&app, body).await?;
+        admin::unload(&app, &body)
+    };
     Router::new()
         .route(PATHS[0], post(chat))
         .route(PATHS[1], post(text))
@@ -67,9 +84,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             PATHS[8],
             get(|| async { json_response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})) }),
         )
-        .fallback(|| async {
-            ApiError::request(StatusCode::NOT_FOUND, "there is no such path: see docs/serve.md", "unknown_url")
-        })
+        .route(PATHS[9], post(response))
+        .route(PATHS[10], post(infill))
+        .route(PATHS[11], post(embed))
+        .route(PATHS[12], post(load))
+        .route(PATHS[13], post(unload))
+        .fallback(|| async { unknown() })
         .method_not_allowed_fallback(|| async {
             let message = "this path does not take that method: see docs/serve.md";
             ApiError::request(StatusCode::METHOD_NOT_ALLOWED, message, "method_not_allowed")
@@ -82,12 +102,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// There is nothing at a path.
+pub(crate) fn unknown() -> ApiError {
+    ApiError::request(StatusCode::NOT_FOUND, "there is no such path: see docs/serve.md", "unknown_url")
+}
+
 async fn complete(app: Arc<App>, kind: Kind, body: Body) -> Result<Response<Body>, ApiError> {
-    let body = read(body).await?;
+    let body = read(&app, body).await?;
     answer(app, kind, body).await
 }
 
-async fn read(body: Body) -> Result<Bytes, ApiError> {
+async fn read(app: &App, body: Body) -> Result<Bytes, ApiError> {
     let large = || {
         let message = format!("the body is longer than {MAX_BODY} bytes");
         ApiError::request(StatusCode::PAYLOAD_TOO_LARGE, message, "body_too_large")
@@ -95,20 +120,19 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
     if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(large());
     }
-    match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
+    match tokio::time::timeout(app.limits.body, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if error.to_string().contains("length limit") => Err(large()),
         Ok(Err(_)) => Err(ApiError::request(StatusCode::BAD_REQUEST, "the body was not sent whole", "incomplete_body")),
         Err(_) => {
-            let message = "the body took longer than 30 seconds";
+            let message = format!("the body took longer than {} s", app.limits.body.as_secs());
             Err(ApiError::request(StatusCode::BAD_REQUEST, message, "incomplete_body"))
         }
     }
 }
 
 async fn models(State(app): State<Arc<App>>) -> Result<Response<Body>, ApiError> {
-    let models = app.models.get().ok_or_else(loading)?;
-    let list: Vec<Value> = models.iter().map(|(name, served)| described(name, served)).collect();
+    let list: Vec<Value> = app.models.all()?.iter().map(|(name, served)| described(name, served)).collect();
     Ok(json_response(StatusCode::OK, &json!({"object": "list", "data": list})))
 }
 
@@ -118,25 +142,15 @@ async fn model(
 ) -> Result<Response<Body>, ApiError> {
     // What is no text is no model's name.
     let id = id.map_or_else(|_| String::from("\u{FFFD}"), |Path(id)| id);
-    Ok(json_response(StatusCode::OK, &described(&id, served(&app, &id)?)))
-}
-
-fn described(name: &str, served: &Served) -> Value {
-    json!({
-        "id": name,
-        "object": "model",
-        "created": served.created,
-        "owned_by": "dlxc",
-        "max_model_len": served.batch.max_seq(),
-    })
+    Ok(json_response(StatusCode::OK, &described(&id, &*app.models.get(&id)?)))
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Result<Response<Body>, ApiError> {
     if app.draining.load(Ordering::Acquire) {
         return Err(draining());
     }
-    let models = app.models.get().ok_or_else(loading)?;
-    if let Some(name) = models.iter().find(|(_, served)| !served.batch.is_alive()).map(|(name, _)| name) {
+    let stopped = |served: &Served| matches!(&served.model, Loaded::Generator(batch) if !batch.is_alive());
+    if let Some((name, _)) = app.models.all()?.iter().find(|(_, served)| stopped(served)) {
         let message = format!("the model `{name}` has stopped: start the server again");
         return Err(ApiError::later(StatusCode::SERVICE_UNAVAILABLE, message, "model_stopped", 60));
     }

@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Response, header};
@@ -17,14 +16,11 @@ use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::App;
-use crate::answer::{Choices, Head, Kind, Note, Used, cut_off, finish_reason};
+use crate::choices::{Choices, Head, Kind, Note, Used, cut_off};
 use crate::error::ApiError;
 use crate::params::Usage;
 use crate::tools::{self, Part, Split, Tools};
-
-/// Time without an event after which a comment shows that the stream is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+use crate::{App, infill};
 
 /// Events that wait to be written.
 const FRAMES: usize = 16;
@@ -44,12 +40,19 @@ impl HttpBody for Frames {
     }
 }
 
-/// Streams the choices.
-pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<Body> {
+/// The client is gone.
+pub(crate) struct Gone;
+
+/// An answer of events, which `write` sends.
+pub(crate) fn sse<F>(write: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Response<Body>
+where
+    F: Future<Output = Result<(), Gone>> + Send + 'static,
+{
     let (send, receive) = mpsc::channel(FRAMES);
+    let written = write(send);
     tokio::spawn(async move {
         // Nobody is there to be told when the client is gone.
-        let _ = write(&app, &head, choices, &send).await;
+        let _ = written.await;
     });
     let mut response = Response::new(Body::new(Frames(receive)));
     for (name, value) in [
@@ -62,8 +65,28 @@ pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<
     response
 }
 
-/// The client is gone.
-struct Gone;
+/// The next note, with comments while there is none; `None` when the choices were cut off.
+pub(crate) async fn next(
+    head: &Head,
+    choices: &mut Choices,
+    to: &mpsc::Sender<Bytes>,
+) -> Result<Option<(usize, Note)>, Gone> {
+    loop {
+        let note = tokio::select! {
+            note = tokio::time::timeout(head.keep_alive, choices.next()) => note,
+            () = to.closed() => return Err(Gone),
+        };
+        match note {
+            Ok(note) => return Ok(note),
+            Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
+        }
+    }
+}
+
+/// Streams the choices.
+pub(crate) fn response(app: Arc<App>, head: Head, choices: Choices) -> Response<Body> {
+    sse(|to| async move { write(&app, &head, choices, &to).await })
+}
 
 async fn send(to: &mpsc::Sender<Bytes>, value: &Value) -> Result<(), Gone> {
     to.send(Bytes::from(format!("data: {value}\n\n"))).await.map_err(|_| Gone)
@@ -77,43 +100,48 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
     let mut splits: Vec<Option<Calls<'_>>> = (0..head.count).map(|_| head.tools.as_ref().map(Calls::new)).collect();
     let mut open = head.count;
     while open > 0 {
-        let note = tokio::select! {
-            note = tokio::time::timeout(KEEP_ALIVE, choices.next()) => note,
-            () = to.closed() => return Err(Gone),
-        };
-        match note {
-            Err(_) => to.send(Bytes::from_static(b": ping\n\n")).await.map_err(|_| Gone)?,
-            Ok(Some((_, Note::Waiting))) => {}
-            Ok(Some((index, Note::Begin { prompt_tokens }))) => used.prompt[index] = prompt_tokens,
-            Ok(Some((index, Note::Text { piece, tokens, told }))) => {
+        match next(head, &mut choices, to).await? {
+            Some((_, Note::Waiting)) => {}
+            Some((index, Note::Begin { prompt_tokens })) => used.prompt[index] = prompt_tokens,
+            Some((index, Note::Text { gap, piece, tokens, told })) => {
                 used.completion[index] = tokens;
                 let deltas = match &mut splits[index] {
                     Some(calls) => calls.push(head, index, &piece),
                     None => vec![delta(head, index, &piece)],
                 };
-                for delta in deltas {
+                for mut delta in deltas {
+                    if head.kind == Kind::Infill {
+                        delta["segment"] = infill::segment_of(head, gap).into();
+                    }
                     match with_logprobs(head, delta, &told) {
                         Ok(choice) => send(to, &chunk(head, choice, &used)).await?,
                         Err(error) => return send(to, &error.body()).await,
                     }
                 }
             }
-            Ok(Some((index, Note::End(result, told)))) => match *result {
-                Ok(report) => {
-                    (used.prompt[index], used.completion[index]) = (report.prompt_tokens, report.ids.len());
-                    used.cached[index] = report.held_tokens;
+            Some((index, Note::Canvas(snapshot))) => {
+                let mut canvas = bare(head, json!([]), &used);
+                canvas["canvas"] = snapshot.json(index, &head.tokenizer);
+                send(to, &canvas).await?;
+            }
+            Some((index, Note::End(result, told))) => match *result {
+                Ok(made) => {
+                    (used.prompt[index], used.completion[index]) = (made.report.prompt_tokens, made.tokens());
+                    used.cached[index] = made.report.held_tokens;
                     open -= 1;
-                    let mut last = delta(head, index, "");
+                    let mut last = match head.kind {
+                        Kind::Infill => infill::choice(head, index, &made),
+                        _ => delta(head, index, ""),
+                    };
                     if head.kind == Kind::Chat {
                         last["delta"] = json!({});
                     }
-                    last["finish_reason"] = finish_reason(report.finish).into();
+                    made.sign(&mut last);
                     if let Some(calls) = splits[index].take() {
                         if let Some(delta) = calls.finish(head, index, &mut last) {
                             send(to, &chunk(head, delta, &used)).await?;
                         }
                     }
-                    last["finish_detail"] = json!(report.finish);
                     match with_logprobs(head, last, &told) {
                         Ok(last) => send(to, &chunk(head, last, &used)).await?,
                         Err(error) => return send(to, &error.body()).await,
@@ -121,7 +149,7 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
                 }
                 Err(error) => return send(to, &ApiError::server(error.to_string()).body()).await,
             },
-            Ok(None) => return send(to, &cut_off().body()).await,
+            None => return send(to, &cut_off().body()).await,
         }
     }
     app.metrics.used(&head.model, &used, head.made);
@@ -182,12 +210,20 @@ impl<'t> Calls<'t> {
 }
 
 fn name(head: &Head) -> &'static str {
-    if head.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" }
+    match head.kind {
+        Kind::Chat => "chat.completion.chunk",
+        Kind::Infill => "infill.chunk",
+        _ => "text_completion",
+    }
 }
 
 /// A chunk with one choice.
 fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
-    let mut chunk = head.object(name(head), json!([choice]));
+    bare(head, json!([choice]), used)
+}
+
+fn bare(head: &Head, choices: Value, used: &Used) -> Value {
+    let mut chunk = head.object(name(head), choices);
     match head.usage {
         Usage::Never => {}
         Usage::AtEnd => chunk["usage"] = Value::Null,
@@ -199,10 +235,14 @@ fn chunk(head: &Head, choice: Value, used: &Used) -> Value {
 /// The first chunk of a choice.
 fn first(head: &Head, index: usize) -> Value {
     let mut choice = delta(head, index, head.echoed(index));
-    if head.kind == Kind::Chat {
-        // An answer that is a call has no content, not an empty one.
-        let content = if head.tools.is_some() { Value::Null } else { "".into() };
-        choice["delta"] = json!({"role": "assistant", "content": content});
+    match head.kind {
+        Kind::Chat => {
+            // An answer that is a call has no content, not an empty one.
+            let content = if head.tools.is_some() { Value::Null } else { "".into() };
+            choice["delta"] = json!({"role": "assistant", "content": content});
+        }
+        Kind::Infill => choice["gaps"] = infill::gaps(head),
+        _ => {}
     }
     choice
 }
@@ -218,6 +258,7 @@ fn with_logprobs(head: &Head, mut choice: Value, told: &[Told]) -> Result<Value,
 fn delta(head: &Head, index: usize, text: &str) -> Value {
     match head.kind {
         Kind::Chat => json!({"index": index, "delta": {"content": text}, "logprobs": null, "finish_reason": null}),
-        Kind::Text => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
+        Kind::Infill => json!({"index": index, "text": text, "finish_reason": null}),
+        _ => json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}),
     }
 }

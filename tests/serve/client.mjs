@@ -31,6 +31,14 @@ assert.equal(final.choices[0].message.content, ANSWER);
 assert.equal(pieces, ANSWER);
 done("stream helper");
 
+const stream_options = { include_canvas: true };
+let seen = 0;
+for await (const chunk of await chat({ stream: true, stream_options })) seen += chunk.canvas ? 1 : 0;
+assert.ok(seen > 5);
+const shown = client.chat.completions.stream({ model: "tiny", messages, stream_options });
+assert.equal((await shown.finalChatCompletion()).choices[0].message.content, ANSWER);
+done("canvas");
+
 const whole = await client.completions.create({ model: "tiny", prompt: "Once upon a time", max_tokens: 8 });
 let parts = "";
 for await (const part of await client.completions.create({
@@ -52,6 +60,21 @@ assert.deepEqual((await telling.finalChatCompletion()).choices[0].logprobs.conte
 const places = await client.completions.create({ model: "tiny", prompt: "Once upon a time", max_tokens: 8, logprobs: 2 });
 assert.equal(places.choices[0].logprobs.tokens.join(""), places.choices[0].text);
 done("logprobs");
+const input = messages[0].content;
+const response = await client.responses.create({ model: "tiny", input });
+assert.equal(response.output_text, ANSWER);
+let deltas = "";
+for await (const event of await client.responses.create({ model: "tiny", input, stream: true }))
+  if (event.type === "response.output_text.delta") deltas += event.delta;
+assert.equal(deltas, ANSWER);
+assert.equal((await client.responses.stream({ model: "tiny", input }).finalResponse()).output_text, ANSWER);
+const turns = [...messages, ...response.output, ...messages];
+assert.equal((await client.responses.create({ model: "tiny", input: turns })).status, "completed");
+await assert.rejects(
+  client.responses.create({ model: "tiny", input, previous_response_id: response.id }),
+  (e) => e instanceof OpenAI.BadRequestError && e.param === "previous_response_id",
+);
+done("responses");
 
 assert.deepEqual((await client.models.list()).data.map((m) => m.id), ["tiny"]);
 assert.equal((await client.models.retrieve("tiny")).id, "tiny");

@@ -45,6 +45,13 @@ with client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
 assert final.choices[0].message.content == ANSWER and "content.delta" in kinds and "content.done" in kinds
 case("stream helper")
 
+canvas = {"stream_options": {"include_canvas": True}}
+seen = [c for c in chat(stream=True, extra_body=canvas) if not c.choices]
+assert len(seen) > 5 and all(len(c.canvas["tokens"]) == len(c.canvas["masked"]) for c in seen)
+with client.chat.completions.stream(model="tiny", messages=MESSAGES, extra_body=canvas) as stream:
+    assert stream.get_final_completion().choices[0].message.content == ANSWER
+case("canvas")
+
 several = chat(n=3, stream=True, temperature=1.0, seed=1)
 assert {c.choices[0].index for c in several if c.choices} == {0, 1, 2}
 case("n")
@@ -77,6 +84,25 @@ penalties = {"presence_penalty": 1.0, "frequency_penalty": 0.5, "extra_body": {"
 other = chat(logit_bias={str(id): -100 for id in range(32, 64)}, **penalties)
 assert other.choices[0].message.content != ANSWER
 case("biases and penalties")
+QUESTION = MESSAGES[0]["content"]
+response = client.responses.create(model="tiny", input=QUESTION)
+assert response.output_text == ANSWER and response.status == "completed" and not response.store
+assert response.usage.output_tokens == answer.usage.completion_tokens
+parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+events = list(client.responses.create(model="tiny", input=parts, stream=True))
+assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == ANSWER
+assert events[0].type == "response.created" and events[-1].type == "response.completed"
+with client.responses.stream(model="tiny", input=QUESTION) as stream:
+    kinds = {event.type for event in stream}
+    assert stream.get_final_response().output_text == ANSWER and "response.output_text.done" in kinds
+turns = [{"role": "user", "content": QUESTION}, *response.output, {"role": "user", "content": QUESTION}]
+assert client.responses.create(model="tiny", input=turns).status == "completed"
+cut = client.responses.create(model="tiny", input=QUESTION, max_output_tokens=3)
+assert (cut.status, cut.incomplete_details.reason, cut.usage.output_tokens) == ("incomplete", "max_output_tokens", 3)
+for unsupported in [{"previous_response_id": response.id}, {"store": True}, {"background": True}]:
+    refused = fails(openai.BadRequestError, lambda: client.responses.create(model="tiny", input="x", **unsupported))
+    assert refused.param == next(iter(unsupported))
+case("responses")
 
 assert [m.id for m in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
 case("models")

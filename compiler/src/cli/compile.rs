@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dlx_ir::{DType, Error};
+use dlx_runtime::graph::Pooling;
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -75,6 +76,13 @@ pub struct Args {
     /// Directory of an ONNX file's tokenizer files, if not that of its config.
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
+    /// How the hidden states of an ONNX encoder become embeddings: mean, cls (of the first token) or last; the model's files
+    /// say which it was trained for (1_Pooling/config.json). The artifact then holds the tokenizer, for `dlxc serve`.
+    #[arg(long, value_name = "POOLING", value_parser = pooling)]
+    pub pooling: Option<Pooling>,
+    /// Scale embeddings to length 1, as models do whose modules.json ends with Normalize.
+    #[arg(long, requires = "pooling")]
+    pub normalize: bool,
     /// Compile an ONNX file as the graph that it is, for `dlxc run-graph`, even if it is known to generate text.
     #[arg(long)]
     pub graph: bool,
@@ -132,7 +140,8 @@ Examples:
   dlxc compile models/dream -o dream.dlxa --quant bf16 --max-seq 4096 --kv f32
   dlxc compile sdar.onnx -o sdar.dlxa                   config.json and the tokenizer lie beside the file
   dlxc compile qwen.onnx -o qwen.dlxa --family qwen3 --tokenizer models/qwen3
-  dlxc compile bert.onnx -o bert.dlxa --dim batch=1 --dim seq=32,128";
+  dlxc compile bert.onnx -o bert.dlxa --dim batch=1 --dim seq=32,128
+  dlxc compile bert.onnx -o bert.dlxa --dim batch=1 --dim seq=32,128 --tokenizer models/bert --pooling mean --normalize";
 
 impl Args {
     /// What the arguments mean to the compiler.
@@ -152,6 +161,8 @@ impl Args {
             mask_id: self.mask_id,
             config: self.config.clone(),
             tokenizer: self.tokenizer.clone(),
+            pooling: self.pooling,
+            normalize: self.normalize,
             graph: self.graph,
             dims: self.dim.clone(),
             kv: self.kv,
@@ -255,6 +266,11 @@ fn graphs(args: &Args, view: &View, started: Instant) -> Result<(), Failure> {
     }
     let (size, took) = (table::bytes(summary.file_bytes), table::duration(took));
     terminal::print(&format!("{out}\n{}: {size} in {took}\n", args.output.display()))
+}
+
+/// A way of pooling by its name.
+fn pooling(text: &str) -> Result<Pooling, String> {
+    serde_json::from_value(text.into()).map_err(|_| "use mean, cls or last".into())
 }
 
 /// `NAME=N,…` as a name and its sizes; the name is free text.

@@ -157,7 +157,11 @@ fn graph_facts(artifact: &Artifact, manifest: &GraphManifest) -> Vec<(String, St
         ("memory: values", table::bytes(manifest.memory.values)),
         ("pipeline", manifest.pipeline.clone()),
     ];
-    let rows = rows.into_iter().map(|(k, v)| (k.to_owned(), v));
+    let embeds = manifest.embeds.as_ref().map(|embeds| {
+        let scaled = if embeds.normalize { ", scaled to length 1" } else { "" };
+        ("embeddings", format!("pooling {} of {}{scaled}", json!(embeds.pooling), embeds.output))
+    });
+    let rows = rows.into_iter().chain(embeds).map(|(k, v)| (k.to_owned(), v));
     let ports = |what: &'static str, ports: &[Port]| {
         let row = move |port: &Port| (format!("  {what} {}", port.name), port.ty());
         ports.iter().map(row).collect::<Vec<_>>()

@@ -5,13 +5,16 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use dlx_ir::Error;
 use dlx_runtime::batch::{Batch, Capacity};
+use dlx_runtime::embed::Embedder;
+use dlx_runtime::graph::{GraphOptions, read_graph_manifest};
 use dlx_runtime::{AnyExecutor, Model};
-use dlx_serve::{Options, ServeError, serve};
+use dlx_serve::{Limits, Loaded, Loader, NotLoaded, Options, ServeError, Tls, serve};
 
 use super::{Failure, Place, terminal};
 use crate::options::QuantSpec;
@@ -24,7 +27,7 @@ const MAX_KEYS: u64 = 1 << 20;
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// .dlxa files, or model directories to compile first; each is served by the name of its file or directory.
-    #[arg(value_name = "ARTIFACT|MODEL", required = true)]
+    #[arg(value_name = "ARTIFACT|MODEL", required_unless_present = "models_dir")]
     pub models: Vec<PathBuf>,
     /// Address to listen on; 0.0.0.0 lets other machines in.
     #[arg(long, default_value = "127.0.0.1")]
@@ -35,6 +38,19 @@ pub struct Args {
     /// File with one API key per line; requests must show one of them.
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// PEM file of a certificate, with those it is signed by: connections are then encrypted. It is read again when it has
+    /// changed.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// File with one key per line that loading and unloading while running ask for; without it there is neither.
+    #[arg(long, value_name = "FILE")]
+    pub admin_key_file: Option<PathBuf>,
+    /// Directory of .dlxa files that may be loaded by their names while running.
+    #[arg(long, value_name = "DIR", requires = "admin_key_file")]
+    pub models_dir: Option<PathBuf>,
     /// Name by which clients may call this server, besides localhost and addresses; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub allow_host: Vec<String>,
@@ -71,7 +87,9 @@ const EXAMPLES: &str = "\
 Examples:
   dlxc serve sdar.dlxa
   dlxc serve sdar.dlxa qwen.dlxa --port 8000 --sequences 16
-  dlxc serve sdar.dlxa --host 0.0.0.0 --allow-host models.example.com --api-key-file keys.txt
+  dlxc serve sdar.dlxa --host 0.0.0.0 --allow-host models.example.com --api-key-file keys.txt \
+    --tls-cert chain.pem --tls-key key.pem
+  dlxc serve sdar.dlxa --models-dir models --admin-key-file admin.txt
   curl http://localhost:8080/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\": \"sdar\", \"messages\": [{\"role\": \"user\", \"content\": \"What is 27 + 45?\"}]}'
 
@@ -80,7 +98,11 @@ docs/serve.md says what requests may ask for.";
 /// Serves until it is told to stop.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let names = names(&args.models)?;
+    let admin_keys = args.admin_key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
     let keys = args.api_key_file.as_deref().map(keys).transpose()?.unwrap_or_default();
+    let tls = args.tls_cert.clone().zip(args.tls_key.clone()).map(|(cert, key)| Tls::new(cert, key)).transpose();
+    let tls =
+        tls.map_err(|e| Error::new("--tls-cert", e).help("give PEM files of a certificate and its private key"))?;
     let address = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind((args.host.as_str(), args.port)).map_err(|e| {
         Error::new(&address, format!("cannot be listened on: {e}"))
@@ -88,34 +110,79 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     })?;
     let at = listener.local_addr().map_err(|e| Error::new(&address, e.to_string()))?;
     dlx_serve::log(if args.json { dlx_serve::LogFormat::Json } else { dlx_serve::LogFormat::Text });
-    let url = format!("http://{at}");
+    let url = format!("{}://{at}", if tls.is_some() { "https" } else { "http" });
     terminal::print(&if args.json {
         format!("{}\n", serde_json::json!({"address": url}))
     } else {
         format!("{url}\n")
     })?;
+    let (sequences, waiting) = (usize::from(args.sequences), usize::from(args.waiting));
+    let capacity = Capacity { sequences, waiting, prefix_rows: args.prefix_cache, ..Capacity::default() };
+    let how = How { quant: args.quant, place: args.place.clone(), threads: args.threads, capacity };
     let options = Options {
         listener,
+        tls,
         keys,
+        admin_keys,
+        loader: Some(loader(names.clone(), args.models_dir.clone(), how.clone())),
         hosts: [args.allow_host.clone(), vec![args.host.clone()]].concat(),
         timeout: args.timeout,
         drain: args.drain,
+        limits: Limits::default(),
     };
-    let (quant, place, threads) = (args.quant, args.place.clone(), args.threads);
-    let (sequences, waiting) = (usize::from(args.sequences), usize::from(args.waiting));
-    let capacity = Capacity { sequences, waiting, prefix_rows: args.prefix_cache, ..Capacity::default() };
     let load = move || {
-        let batches = names.into_iter().map(|(name, path)| {
-            let model = super::model(&path, quant, &place, threads)?;
-            Ok((name, batch(&path, model, capacity)?))
-        });
-        batches.collect::<Result<BTreeMap<_, _>, Failure>>()
+        let loaded = names.into_iter().map(|(name, path)| Ok((name, how.load(&path)?)));
+        loaded.collect::<Result<BTreeMap<_, _>, Failure>>()
     };
     match serve(options, load, terminal::interrupt_flag()) {
         Ok(()) => Ok(()),
         Err(ServeError::Load(failure)) => Err(failure),
         Err(ServeError::Io(e)) => Err(Error::new(url, format!("cannot be served: {e}")).into()),
     }
+}
+
+/// How models are loaded.
+#[derive(Clone)]
+struct How {
+    quant: Option<QuantSpec>,
+    place: Place,
+    threads: Option<u16>,
+    /// What a model has room for.
+    capacity: Capacity,
+}
+
+impl How {
+    /// Loads a text generator or an encoder; a model directory is compiled first.
+    fn load(&self, path: &Path) -> Result<Loaded, Failure> {
+        let Self { quant, place, threads, capacity } = self;
+        let artifact = super::opened(super::artifact_of(path, *quant, place)?, place)?;
+        if read_graph_manifest(&artifact).is_ok() {
+            let limit = GraphOptions::default();
+            let options = GraphOptions { memory: place.max_memory.unwrap_or(limit.memory), ..limit };
+            let embedder = Embedder::load(&artifact, &options).map_err(|e| Error::new("", e.to_string()))?;
+            return Ok(Loaded::Embedder(Arc::new(embedder)));
+        }
+        let model = super::load(&artifact, place, *threads)?;
+        Ok(Loaded::Generator(batch(path, model, *capacity)?))
+    }
+}
+
+/// Loads by name what the server began with, and artifacts in a directory.
+fn loader(names: BTreeMap<String, PathBuf>, dir: Option<PathBuf>, how: How) -> Loader {
+    Arc::new(move |name| {
+        let path = names.get(name).cloned().or_else(|| inside(dir.as_deref()?, name)).ok_or(NotLoaded::Unknown)?;
+        how.load(&path).map_err(|failure| match failure {
+            Failure::Error(error) => NotLoaded::Failed(error.to_string()),
+            _ => NotLoaded::Failed("the server is shutting down".into()),
+        })
+    })
+}
+
+/// The artifact of a name in a directory; a name is no way out of it.
+fn inside(dir: &Path, name: &str) -> Option<PathBuf> {
+    let path = dir.join(format!("{name}.dlxa"));
+    let plain = !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+    (plain && path.is_file()).then_some(path)
 }
 
 fn batch(path: &Path, model: Model, capacity: Capacity) -> Result<Batch, Error> {
@@ -173,6 +240,22 @@ mod tests {
         let of = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(of(&["a/x.dlxa", "b/y.int4.dlxa"]).unwrap().into_keys().collect::<Vec<_>>(), ["x", "y.int4"]);
         assert!(of(&["a/x.dlxa", "b/x.dlxa"]).unwrap_err().message.contains("a/x.dlxa"));
+    }
+
+    #[test]
+    fn a_name_is_no_way_out_of_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("models");
+        std::fs::create_dir(&below).unwrap();
+        for file in [below.join("x.dlxa"), below.join("x.y.dlxa"), below.join(".dlxa"), dir.path().join("z.dlxa")] {
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(inside(&below, "x"), Some(below.join("x.dlxa")));
+        assert_eq!(inside(&below, "x.y"), Some(below.join("x.y.dlxa")));
+        for name in ["", "none", "../z", "..", "./x", "models/../x", "x\0", "..\\z", below.join("x").to_str().unwrap()]
+        {
+            assert_eq!(inside(&below, name), None, "{name:?}");
+        }
     }
 
     #[test]

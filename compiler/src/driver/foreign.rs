@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use dlx_ir::{Error, Graph, Mask};
+use dlx_ir::{Error, Graph, Mask, ValueId};
+use dlx_runtime::graph::Embeds;
+use dlx_runtime::text::Tokenizer;
+use serde_json::json;
 
 use super::Watch;
 use super::graph::{GraphEntry, GraphSummary, Graphs, compile_graphs};
@@ -39,7 +42,7 @@ pub fn is_graph(model: &Path, options: &CompileOptions) -> Result<bool, Error> {
     if !is_onnx(model) {
         return Ok(false);
     }
-    if options.graph || !options.dims.is_empty() {
+    if options.graph || options.pooling.is_some() || !options.dims.is_empty() {
         return Ok(true);
     }
     if options.family.is_some() || options.config.is_some() {
@@ -165,7 +168,7 @@ pub fn compile_file(
     super::keep_input(path, output)?;
     let model = OnnxModel::open(path)?;
     let name = path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-    let mut graphs = Graphs { name, entries: Vec::new(), notes: model.notes().to_vec() };
+    let mut graphs = Graphs { name, embeds: None, entries: Vec::new(), notes: model.notes().to_vec() };
     let mut sources = Sources::default();
     for (entry, sizes) in buckets(&options.dims)? {
         let Plain { module, sources: more, outputs, notes, .. } = plain(&model, &graphs.name, shapes(&model, &sizes)?)?;
@@ -179,8 +182,36 @@ pub fn compile_file(
             }
         }
     }
+    graphs.embeds = embeds(path, &graphs, options)?;
+    if let Some((Embeds { output, pooling, .. }, _)) = &graphs.embeds {
+        graphs.notes.push(format!("embeddings are made of `{output}`, pooling {}", json!(pooling)));
+    }
     let weights: OnnxWeights<'_> = sources.weights(&model)?;
     compile_graphs(graphs, &weights, output, options, watch, cancel)
+}
+
+/// How embeddings are made, if they are asked for, and the tokenizer's file.
+fn embeds(path: &Path, graphs: &Graphs, options: &CompileOptions) -> Result<Option<(Embeds, Vec<u8>)>, Error> {
+    let Some(pooling) = options.pooling else {
+        let alone = [("--tokenizer", options.tokenizer.is_some()), ("--normalize", options.normalize)];
+        return match alone.iter().find(|(_, asked)| *asked) {
+            Some((flag, _)) => Err(Error::new(*flag, "is for embeddings, and a graph alone makes none")
+                .help(format!("say how they are made with --pooling, or leave {flag} out"))),
+            None => Ok(None),
+        };
+    };
+    let first = graphs.entries.first().and_then(|entry| Some((entry.module.graphs.first()?, &entry.outputs)));
+    let hidden = first.and_then(|(graph, names)| {
+        let hidden = |value: &ValueId| graph.values[*value].ty.shape().is_some_and(|shape| shape.len() == 3);
+        graph.results.iter().position(hidden).and_then(|at| names.get(at).cloned())
+    });
+    let output = hidden.ok_or_else(|| Error::new("--pooling", "no output has the hidden states of tokens"))?;
+    let file = options.tokenizer.as_deref().unwrap_or(config_dir(path, None)).join("tokenizer.json");
+    let failed =
+        |e: String| Error::new(file.display(), e).help("name the directory of tokenizer.json with --tokenizer");
+    let bytes = std::fs::read(&file).map_err(|e| failed(format!("cannot be read: {e}")))?;
+    Tokenizer::from_bytes(&bytes).map_err(|e| failed(e.to_string()))?;
+    Ok(Some((Embeds { output, pooling, normalize: options.normalize }, bytes)))
 }
 
 /// Name of an entry, and the sizes that it is for.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dlx_ir::{Error, Id, Module, Operand, VerifiedModule, WeightDef, WeightId, held_bytes};
 use dlx_passes::Report;
 use dlx_runtime::artifact;
-use dlx_runtime::graph::{GraphManifest, GraphModel, GraphOptions, Kind, Signature};
+use dlx_runtime::graph::{Embeds, GraphManifest, GraphModel, GraphOptions, Kind, Signature};
 use dlx_targets::artifact_writer::ArtifactWriter;
 use dlx_targets::{WeightSource, emit_plain};
 
@@ -27,6 +27,8 @@ const PIPELINE: &str = "dce,cse,dce";
 pub struct Graphs {
     /// What the model is called.
     pub name: String,
+    /// How their hidden states become embeddings, and the bytes of the tokenizer that goes with them.
+    pub embeds: Option<(Embeds, Vec<u8>)>,
     /// Its graphs. Source weights of the same name are the same tensor.
     pub entries: Vec<GraphEntry>,
     /// What the user should know.
@@ -137,8 +139,13 @@ pub fn compile_graphs(
             pipeline: pipeline.into(),
             memory: model.memory(),
             entries,
+            embeds: graphs.embeds.as_ref().map(|(embeds, _)| embeds.clone()),
             notes,
         };
+        if let Some((embeds, tokenizer)) = graphs.embeds {
+            embeds.width(&manifest.entries).map_err(|e| Error::new("--pooling", e).help("leave --pooling out"))?;
+            writer.section(artifact::TOKENIZER, tokenizer);
+        }
         writer.section(artifact::MANIFEST, serde_json::to_vec_pretty(&manifest).map_err(|e| failed(&e))?);
         writer.section(artifact::program_section("cpu"), module.to_string());
         writer.section(artifact::GOLDEN, serde_json::to_vec(&vectors).map_err(|e| failed(&e))?);

@@ -35,6 +35,7 @@ impl Input<'_> {
             ("--dim", !options.dims.is_empty()),
             ("--family", options.family.is_some()),
             ("--graph", options.graph),
+            ("--pooling", options.pooling.is_some()),
             ("--tokenizer", options.tokenizer.is_some()),
         ] {
             if given {

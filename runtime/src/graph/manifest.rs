@@ -2,6 +2,7 @@
 //!
 //! Nothing in it is trusted: names are for callers, and types must be those of the program ([`entries`]).
 
+use super::embeds::Embeds;
 use crate::artifact::{self, Artifact};
 use dlx_ir::{DType, Graph, Module, Type, ValueId};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub struct GraphManifest {
     pub memory: GraphMemory,
     /// Its graphs, in the order of the program.
     pub entries: Vec<Signature>,
+    /// How a text's embedding is made of what they give; the artifact then holds a tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embeds: Option<Embeds>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -133,8 +137,13 @@ impl Signature {
 pub(super) fn agree(artifact: &Artifact, manifest: &GraphManifest, program: &Module) -> Result<(), String> {
     let name = artifact::program_section("cpu");
     let known = [artifact::WEIGHTS, artifact::MANIFEST, artifact::GOLDEN, &name];
-    if let Some(other) = artifact.sections().iter().find(|s| !known.contains(&s.name.as_str())) {
+    let needed =
+        |section: &str| known.contains(&section) || (section == artifact::TOKENIZER && manifest.embeds.is_some());
+    if let Some(other) = artifact.sections().iter().find(|s| !needed(&s.name)) {
         return Err(format!("there is a section `{}`, which no graph needs", other.name));
+    }
+    if let Some(embeds) = &manifest.embeds {
+        embeds.width(&manifest.entries)?;
     }
     let listed = manifest.entries.iter().map(|e| &e.name);
     if !listed.clone().eq(program.graphs.iter().map(|g| &g.name)) {

@@ -131,6 +131,7 @@ impl Call {
                 if !told.is_empty() {
                     tell(Event::Logprobs(told), tokens)?;
                 }
+                tell(Event::Settled { ids: &ids[..end] }, self.stream.ids.len())?;
                 if !piece.is_empty() {
                     tell(Event::Text(&piece), self.stream.ids.len())?;
                 }

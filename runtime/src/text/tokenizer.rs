@@ -1,7 +1,8 @@
 //! A tokenizer read from the bytes of a `tokenizer.json`.
 //!
-//! Invariant: encoding adds nothing (no special tokens, no truncation, no padding, whatever the file asks for): a rendered
-//! conversation is complete, and what belongs before other texts is told by [`Tokenizer::prefix`]; the file's own normalizer, splitter and added tokens are obeyed. The
+//! Invariant: encoding adds nothing (no special tokens, no truncation, no padding, whatever the file asks for), but where it
+//! is asked to frame a text: a rendered conversation is complete, and what belongs before other texts is told by
+//! [`Tokenizer::prefix`]; the file's own normalizer, splitter and added tokens are obeyed. The
 //! `tokenizers` crate asserts some things about its input (a damaged decoder is one), so its panics are caught here and
 //! become errors; a program built with `panic = "abort"` loses that.
 
@@ -102,6 +103,14 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<i32>, TextError> {
         let encoding = guarded(|| self.inner().encode_fast(text, false)).map_err(TextError::Tokenize)?;
         ids(&encoding)
+    }
+
+    /// Token ids of a text with the special tokens that the file's post-processor puts around it, as an encoder is trained.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_framed(&self, text: &str) -> Result<Vec<i32>, TextError> {
+        ids(&guarded(|| self.inner().encode_fast(text, true)).map_err(TextError::Tokenize)?)
     }
 
     /// Token ids of a text in which a `mark` says where control tokens are ordinary text; the marks are left out.

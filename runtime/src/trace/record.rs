@@ -56,7 +56,7 @@ impl<W: Write> Recorder<W> {
                 self.tokens.extend(decided.canvas.iter().chain(decided.rows.iter().map(|row| &row.token)));
                 self.write(&Line::Decision(decided))
             }
-            Event::Text(_) | Event::Logprobs(_) | Event::Committed { .. } => Ok(()),
+            Event::Text(_) | Event::Logprobs(_) | Event::Settled { .. } | Event::Committed { .. } => Ok(()),
             Event::Drafted { .. } | Event::Judged { .. } => Err(TraceError::Speculative),
         }
     }

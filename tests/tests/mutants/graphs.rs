@@ -66,7 +66,7 @@ impl Watch for Silent {
 fn original(path: &Path) -> Sections {
     let module = VerifiedModule::new(parse(TEXT).unwrap()).unwrap();
     let entry = GraphEntry::new("main", module).unwrap();
-    let graphs = Graphs { name: "m".into(), entries: vec![entry], notes: Vec::new() };
+    let graphs = Graphs { name: "m".into(), embeds: None, entries: vec![entry], notes: Vec::new() };
     compile_graphs(graphs, &Ramp, path, &CompileOptions::default(), &Silent, &AtomicBool::new(false)).unwrap();
     take_apart(&Artifact::open(path).unwrap())
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dlx_runtime::LoadOptions;
 use dlx_runtime::batch::{Batch, Capacity};
-use dlx_serve::{Options, ServeError, serve};
+use dlx_serve::{Limits, Loaded, Options, ServeError, serve};
 use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
 use serde_json::Value;
@@ -29,14 +29,18 @@ pub(crate) struct Setup {
     pub(crate) keys: Vec<String>,
     pub(crate) timeout: Duration,
     pub(crate) max_seq: usize,
-    /// A model's directory, from that of the tests on.
+    /// Which of the trained tiny models is served, or another directory from that of the examples on.
     pub(crate) model: &'static str,
     /// Another chat template than the model's own.
     pub(crate) template: Option<&'static str>,
+    /// Further models, by their names.
+    pub(crate) more: Vec<(String, Loaded)>,
 }
 
-/// The trained tiny SDAR.
-pub(crate) const MODEL: &str = "../examples/models/sdar-tiny";
+/// Where a trained tiny model lies.
+pub(crate) fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name)
+}
 
 impl Default for Setup {
     fn default() -> Self {
@@ -45,8 +49,9 @@ impl Default for Setup {
             keys: Vec::new(),
             timeout: Duration::from_secs(60),
             max_seq: 256,
-            model: MODEL,
+            model: "sdar-tiny",
             template: None,
+            more: Vec::new(),
         }
     }
 }
@@ -54,12 +59,12 @@ impl Default for Setup {
 impl Server {
     /// Starts a server of a model by the name `tiny` and waits until it is ready.
     pub(crate) fn start(setup: Setup) -> Self {
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(setup.model);
+        let own = model(setup.model);
         let changed = setup.template.map(|template| with_template(&own, template));
         let path = changed.as_ref().map_or(own.as_path(), tempfile::TempDir::path);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
-        let model = compiled::load(path, &options, &LoadOptions::default()).unwrap();
-        let batch = Batch::new(model, setup.capacity).unwrap();
+        let loaded = compiled::load(path, &options, &LoadOptions::default()).unwrap();
+        let batch = Batch::new(loaded, setup.capacity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (at, stop) = (listener.local_addr().unwrap(), &*Box::leak(Box::new(AtomicBool::new(false))));
         let options = Options {
@@ -68,8 +73,13 @@ impl Server {
             hosts: vec!["models.example".into()],
             timeout: setup.timeout,
             drain: Duration::from_secs(30),
+            tls: None,
+            admin_keys: Vec::new(),
+            loader: None,
+            limits: Limits::default(),
         };
-        let loaded = BTreeMap::from([("tiny".to_owned(), batch.clone())]);
+        let mut loaded = BTreeMap::from([("tiny".to_owned(), Loaded::Generator(batch.clone()))]);
+        loaded.extend(setup.more);
         let thread = std::thread::spawn(move || {
             let served: Result<(), ServeError<()>> = serve(options, || Ok(loaded), stop);
             assert!(served.is_ok());

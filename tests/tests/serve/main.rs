@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "test program")]
 
 mod client;
+mod embeddings;
 mod faults;
+mod infill;
 mod prefix;
+mod responses;
 mod sampling;
 mod streams;
 mod structured;

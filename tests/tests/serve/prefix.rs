@@ -47,7 +47,7 @@ fn whether_rows_are_kept_and_why_not_is_told() {
             ["prefix_cache_on{model=\"tiny\",reason=\"it was turned off\"} 0", "prefix_cache_rows{model=\"tiny\"} 0"],
         ),
         (
-            Setup { model: "../examples/models/llada-tiny", ..Setup::default() },
+            Setup { model: "llada-tiny", ..Setup::default() },
             ["reason=\"with full attention every row depends on those behind it\"} 0", "reused_tokens_total"],
         ),
     ] {

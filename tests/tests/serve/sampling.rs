@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use dlx_runtime::LoadOptions;
 use dlx_runtime::decode::Overrides;
@@ -12,7 +11,7 @@ use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
 use serde_json::{Value, json};
 
-use crate::client::{MODEL, Server, Setup};
+use crate::client::{Server, Setup, model};
 
 /// Something that the model has not learned, so that its answer is open.
 const OPEN: &str = "zq";
@@ -34,7 +33,7 @@ fn complete(server: &Server, parameters: Value) -> Value {
 }
 
 fn session() -> Session {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
+    let path = model("sdar-tiny");
     let options = CompileOptions { max_seq: Some(256), ..CompileOptions::default() };
     Session::new(compiled::load(&path, &options, &LoadOptions::default()).unwrap()).unwrap()
 }
@@ -242,7 +241,7 @@ fn the_best_of_several_choices_has_the_likeliest_tokens() {
 
 #[test]
 fn a_template_that_knows_of_thinking_is_told_of_it() {
-    let server = Server::start(Setup { model: "golden/models/sdar-tiny", ..Setup::default() });
+    let server = Server::start(Setup { model: "../../tests/golden/models/sdar-tiny", ..Setup::default() });
     let prompt = |parameters: Value| {
         let mut parameters = parameters;
         parameters["max_tokens"] = 1.into();

@@ -1,5 +1,7 @@
 //! Streams: framing that every client survives, roles, ends, usage, stop strings and choices.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Server, Setup};
@@ -57,6 +59,45 @@ fn usage_comes_alone_at_the_end_or_also_on_the_way() {
     let counts: Vec<u64> = running.iter().map(|e| e["usage"]["completion_tokens"].as_u64().unwrap()).collect();
     assert!(counts.is_sorted() && counts[0] == 0 && counts.last() == Some(&used), "{counts:?}");
     assert_eq!(running.last().unwrap()["choices"], json!([]));
+}
+
+#[test]
+fn the_canvas_is_shown_to_who_asks_for_it() {
+    let server = Server::start(Setup::default());
+    assert!(!stream(&server, json!({})).body.contains("canvas"));
+    let options = json!({"include_canvas": true, "include_usage": true});
+    let events = stream(&server, json!({"stream_options": options, "n": 2})).events();
+    assert!(events.last().unwrap()["usage"].is_object());
+    for index in 0..2 {
+        let (mut decided, mut before) = (BTreeMap::new(), (Vec::new(), usize::MAX));
+        let canvases: Vec<&Value> = events.iter().filter(|e| e["canvas"]["index"] == index).collect();
+        assert!(canvases.len() > 5);
+        for event in canvases {
+            assert_eq!((&event["choices"], &event["usage"]), (&json!([]), &Value::Null));
+            let canvas = &event["canvas"];
+            let list = |name: &str| canvas[name].as_array().unwrap().clone();
+            let (positions, tokens, masked, sure) =
+                (list("positions"), list("tokens"), list("masked"), list("confidence"));
+            assert!(positions.len() <= 4 && [tokens.len(), masked.len(), sure.len()] == [positions.len(); 3]);
+            let left = masked.iter().filter(|m| **m == true).count();
+            if before.0 == positions {
+                assert!(left < before.1, "every pass decides something");
+            }
+            before = (positions.clone(), left);
+            for (((position, token), masked), sure) in positions.iter().zip(&tokens).zip(&masked).zip(&sure) {
+                let sure = sure.as_f64().expect("every position of the block has been looked at");
+                assert!((0.0..=1.0).contains(&sure));
+                if *masked == false {
+                    decided.insert(position.as_u64().unwrap(), token.as_str().unwrap().to_owned());
+                }
+            }
+        }
+        let shown: String = decided.into_values().collect();
+        let text = text(&events, index);
+        assert!(shown.starts_with(&text) && text.len() > 30, "{shown} / {text}");
+    }
+    let refused = server.chat(json!({"stream_options": {"include_canvas": true}})).error();
+    assert_eq!(refused.1, "stream_options");
 }
 
 #[test]

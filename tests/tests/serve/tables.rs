@@ -113,6 +113,7 @@ fn what_is_not_done_is_refused_by_name() {
     }
     for (parameters, param) in [
         (json!({"suffix": "x"}), "suffix"),
+        (json!({"suffix": 1}), "suffix"),
         (json!({"logprobs": 6}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
         (json!({"logprobs": 1, "echo": true}), "echo"),
@@ -276,6 +277,7 @@ fn models_health_metrics_and_version() {
     }
     assert_eq!(server.get("/version").json()["version"], env!("CARGO_PKG_VERSION"));
     server.chat(json!({}));
+    server.idle();
     let metrics = server.get("/metrics");
     for line in [
         "dlxc_requests_total{path=\"/v1/chat/completions\",status=\"200\"} 1",
