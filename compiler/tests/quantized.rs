@@ -224,7 +224,7 @@ fn what_is_asked_for_by_name_wins_and_is_said() {
     for (more, note) in [
         (&["--quant", "int8"][..], "14 weights that came as codes (GPTQ, 4 bits in groups of 32) are rounded to q8"),
         (&["--quant", "int4:64"], "are rounded to q4g64, as --quant or --keep asks: relative error "),
-        (&["--quant", "f16"], "are stored as the same numbers in f16, as --quant or --keep asks"),
+        (&["--quant", "f16"], "are rounded to f16, as --quant or --keep asks: relative error "),
         (&["--keep", "down_proj=int8"], "2 weights that came as codes"),
     ] {
         let (said, notes) = compiled(more);
