@@ -39,7 +39,7 @@ const FILES: &[(&str, &str, Option<f64>)] = &[
     ("gptq-g32", "q4g32", None),
     ("gptq-g32-act", "→ q8g32", Some(6e-3)),
     ("gptq-v2-g32-asym", "q4g32m", Some(5e-4)),
-    ("torchao-int8", "q8", Some(5e-4)),
+    ("torchao-int8", "q8", None),
     ("torchao-intx4-g32", "q4g32", None),
 ];
 
