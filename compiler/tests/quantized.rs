@@ -194,10 +194,10 @@ fn every_file_compiles_and_answers_and_says_what_was_done() {
         let note = match (format.strip_prefix("→ "), bound) {
             (Some(format), _) => format!("are rounded to {format}: relative error "),
             (None, Some(_)) => format!("as {format}, and their scales rounded to f16: relative error "),
-            (None, None) => format!("14 weights keep the codes and scales that they came with"),
+            (None, None) => "14 weights keep the codes and scales that they came with".to_string(),
         };
         assert!(err.contains(&note), "{file}: no `{note}` in {err}");
-        // Three bits are not enough for this model: its own library answers otherwise, too.
+        // Of three bits no particular answer is expected.
         let right = if *file == "ct-w3-g32" { answer.trim_end().to_owned() } else { "Paris".to_owned() };
         assert_eq!(answer.trim_end(), right, "{file}");
     });
