@@ -265,3 +265,25 @@ fn a_template_that_knows_of_thinking_is_told_of_it() {
         assert_eq!((status, named.as_str()), (400, param));
     }
 }
+
+#[test]
+fn within_a_constraint_probabilities_are_those_of_what_it_allows() {
+    let server = Server::start(Setup::default());
+    for parameters in [json!({}), json!({"temperature": 1.3, "seed": 2, "top_p": 0.9})] {
+        let mut parameters = parameters;
+        (parameters["logprobs"], parameters["top_logprobs"]) = (true.into(), 20.into());
+        parameters["structured_outputs"] = json!({"regex": "7[0-9]"});
+        let answer = server.chat(parameters).json();
+        let tokens = told(&answer["choices"][0]["logprobs"]);
+        assert_eq!(tokens.iter().map(|token| token.0.as_str()).collect::<String>(), content(&answer));
+        for (name, logprob, top) in &tokens {
+            assert_eq!(top[name], *logprob);
+            assert!(
+                (top.values().map(|logprob| logprob.exp()).sum::<f64>() - 1.0).abs() < 1e-4,
+                "all that may be: {top:?}"
+            );
+        }
+    }
+    let early = server.chat(json!({"min_tokens": 3, "structured_outputs": {"regex": "7[0-9]"}}));
+    assert_eq!((early.error().0, early.error().1.as_str()), (400, "min_tokens"));
+}
