@@ -39,7 +39,7 @@ const FILES: &[(&str, &str, Option<f64>)] = &[
     ("gptq-g32", "q4g32", None),
     ("gptq-g32-act", "→ q8g32", Some(6e-3)),
     ("gptq-v2-g32-asym", "q4g32m", Some(5e-4)),
-    ("torchao-int8", "q8", Some(5e-4)),
+    ("torchao-int8", "q8", None),
     ("torchao-intx4-g32", "q4g32", None),
 ];
 
@@ -194,10 +194,10 @@ fn every_file_compiles_and_answers_and_says_what_was_done() {
         let note = match (format.strip_prefix("→ "), bound) {
             (Some(format), _) => format!("are rounded to {format}: relative error "),
             (None, Some(_)) => format!("as {format}, and their scales rounded to f16: relative error "),
-            (None, None) => format!("14 weights keep the codes and scales that they came with"),
+            (None, None) => "14 weights keep the codes and scales that they came with".to_string(),
         };
         assert!(err.contains(&note), "{file}: no `{note}` in {err}");
-        // Three bits are not enough for this model: its own library answers otherwise, too.
+        // Of three bits no particular answer is expected.
         let right = if *file == "ct-w3-g32" { answer.trim_end().to_owned() } else { "Paris".to_owned() };
         assert_eq!(answer.trim_end(), right, "{file}");
     });
@@ -224,7 +224,7 @@ fn what_is_asked_for_by_name_wins_and_is_said() {
     for (more, note) in [
         (&["--quant", "int8"][..], "14 weights that came as codes (GPTQ, 4 bits in groups of 32) are rounded to q8"),
         (&["--quant", "int4:64"], "are rounded to q4g64, as --quant or --keep asks: relative error "),
-        (&["--quant", "f16"], "are stored as the same numbers in f16, as --quant or --keep asks"),
+        (&["--quant", "f16"], "are rounded to f16, as --quant or --keep asks: relative error "),
         (&["--keep", "down_proj=int8"], "2 weights that came as codes"),
     ] {
         let (said, notes) = compiled(more);

@@ -137,10 +137,10 @@ async fn write(app: &App, head: &Head, mut choices: Choices, to: &mpsc::Sender<B
                         last["delta"] = json!({});
                     }
                     made.sign(&mut last);
-                    if let Some(calls) = splits[index].take() {
-                        if let Some(delta) = calls.finish(head, index, &mut last) {
-                            send(to, &chunk(head, delta, &used)).await?;
-                        }
+                    if let Some(calls) = splits[index].take()
+                        && let Some(delta) = calls.finish(head, index, &mut last)
+                    {
+                        send(to, &chunk(head, delta, &used)).await?;
                     }
                     match with_logprobs(head, last, &told) {
                         Ok(last) => send(to, &chunk(head, last, &used)).await?,

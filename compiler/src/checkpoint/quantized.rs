@@ -37,6 +37,9 @@ const NAMES: &[(&str, &str)] = &[
 const ORIGINAL: &str =
     "use the unquantized checkpoint that this one was made from; dlxc quantizes it (--quant int4, int8)";
 
+/// Those of them that are not read.
+const UNREAD: &[&str] = &["AQLM", "EETQ", "HQQ", "MLX", "NVFP4", "QuIP#"];
+
 /// What brings back a config that a quantizer wrote.
 const CONFIG: &str = "download config.json from the model's repository: its `quantization_config` says how the weights are quantized; or use the unquantized checkpoint that this one was made from";
 
@@ -150,10 +153,11 @@ pub(super) fn refuse<'a>(
     let float8 = matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 | Dtype::F4);
     match shown().or(if float8 { Some("FP8 or FP4") } else { None }) {
         Some(method) => {
-            let message = format!(
-                "has element type {dtype:?}: the weights are quantized already, with {method}, and config.json does not say how"
-            );
-            Error::new(place, message).help(CONFIG)
+            let message = format!("has element type {dtype:?}: the weights are quantized already, with {method}");
+            if UNREAD.contains(&method) {
+                return Error::new(place, message).help(ORIGINAL);
+            }
+            Error::new(place, message + ", and config.json does not say how").help(CONFIG)
         }
         None if dtype == Dtype::F64 => Error::new(place, "has element type F64; F32, F16 and BF16 can be compiled")
             .help("store the checkpoint as float32: every value of F64 weights has one close to it there"),

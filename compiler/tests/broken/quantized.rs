@@ -85,7 +85,7 @@ pub(crate) const QUANTIZED: &[Row] = &[
     (
         "whole rows in place of groups",
         |m| says(m, gptq, "group_size", json!(-1)),
-        "has 3 groups of 192 columns",
+        "has 8 groups of 512 columns",
         COMMIT,
         Do(gptq),
     ),

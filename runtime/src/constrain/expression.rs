@@ -83,9 +83,9 @@ fn search(writer: &mut Writer, hir: &Hir, next: State) -> Result<State, Constrai
     };
     let is = |part: Option<&Hir>, look: Look| part.is_some_and(|part| *part.kind() == HirKind::Look(look));
     let (starts, ends) = (is(parts.first(), Look::Start), is(parts.last(), Look::End));
-    let next = if ends { next } else { many(writer, next, |writer, next| json::char(writer, next))? };
+    let next = if ends { next } else { many(writer, next, json::char)? };
     let found = write(writer, unanchored(hir, starts, ends), Inside::JsonString, next)?;
-    if starts { Ok(found) } else { many(writer, found, |writer, next| json::char(writer, next)) }
+    if starts { Ok(found) } else { many(writer, found, json::char) }
 }
 
 /// These parts, one behind the other.

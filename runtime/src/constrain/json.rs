@@ -55,7 +55,7 @@ fn hex(writer: &mut Writer, next: State) -> Written {
 /// A string of any length.
 pub(super) fn string(writer: &mut Writer, next: State) -> Written {
     let close = writer.bytes(b"\"", next)?;
-    let chars = many(writer, close, |writer, next| char(writer, next))?;
+    let chars = many(writer, close, char)?;
     writer.bytes(b"\"", chars)
 }
 
@@ -65,7 +65,7 @@ pub(super) fn digit(writer: &mut Writer, next: State) -> Written {
 
 /// A whole number of up to [`DIGITS`] digits.
 pub(super) fn integer(writer: &mut Writer, next: State) -> Written {
-    let more = times(writer, (0, Some(DIGITS - 1)), next, |writer, next| digit(writer, next))?;
+    let more = times(writer, (0, Some(DIGITS - 1)), next, digit)?;
     let above = writer.range(b'1', b'9', more)?;
     let zero = writer.bytes(b"0", next)?;
     let below = writer.bytes(b"-", above)?;
@@ -74,12 +74,12 @@ pub(super) fn integer(writer: &mut Writer, next: State) -> Written {
 
 /// A number, maybe with a fraction and an exponent.
 pub(super) fn number(writer: &mut Writer, next: State) -> Written {
-    let power = times(writer, (1, Some(2)), next, |writer, next| digit(writer, next))?;
+    let power = times(writer, (1, Some(2)), next, digit)?;
     let sign = writer.char_in(&[('+', '+'), ('-', '-')], power)?;
     let signed = writer.one_of(vec![sign, power])?;
     let exponent = writer.char_in(&[('E', 'E'), ('e', 'e')], signed)?;
     let next = writer.one_of(vec![exponent, next])?;
-    let digits = times(writer, (1, Some(FRACTION)), next, |writer, next| digit(writer, next))?;
+    let digits = times(writer, (1, Some(FRACTION)), next, digit)?;
     let fraction = writer.bytes(b".", digits)?;
     let next = writer.one_of(vec![fraction, next])?;
     integer(writer, next)

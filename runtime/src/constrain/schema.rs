@@ -262,7 +262,7 @@ impl<'s> Schemas<'s, '_> {
         let (kinds, others) = (types(a), types(b));
         let number = |kind: &str| ["integer", "number"].contains(&kind);
         let overlap = |x: &&str| others.iter().any(|y| x == y || (number(x) && number(y)));
-        if !kinds.is_empty() && !others.is_empty() && !kinds.iter().any(|kind| overlap(kind)) {
+        if !kinds.is_empty() && !others.is_empty() && !kinds.iter().any(overlap) {
             return true;
         }
         let values = |map: &'s Map<String, Value>| match (map.get("enum"), map.get("const")) {
@@ -421,7 +421,7 @@ impl<'s> Schemas<'s, '_> {
                 Some(expression) => super::expression::regex(self.writer, expression, close)?,
                 None => return Err(self.unsupported("format", &format!(" {format:?}"))),
             },
-            (None, None) => times(self.writer, (min, max), close, |writer, next| json::char(writer, next))?,
+            (None, None) => times(self.writer, (min, max), close, json::char)?,
         };
         self.writer.bytes(b"\"", chars)
     }

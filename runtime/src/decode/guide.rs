@@ -34,6 +34,8 @@ pub(super) struct Guide {
     state: u32,
     room: Room,
     row: Vec<f32>,
+    /// Logits of the laws that the tokens of the last choice come from, `[positions, vocab]`, if they were asked for.
+    laws: Vec<f32>,
 }
 
 /// How a pass chooses.
@@ -44,6 +46,8 @@ pub(super) struct Choosing<'c> {
     pub(super) noise: &'c Noise,
     /// Passes before it that chose tokens.
     pub(super) pass: usize,
+    /// Whether [`Guide::laws`] are asked for.
+    pub(super) tells: bool,
 }
 
 impl Guide {
@@ -57,7 +61,7 @@ impl Guide {
         let known = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < vocab);
         let stops = policy.stop_ids.iter().copied().filter(|id| known(id) && !policy.suppress_ids.contains(id));
         let language = Language::new(constraint, stops.collect(), policy.hidden_id.filter(known));
-        Self { language, end, at: begin, state: 0, room: Room::default(), row: Vec::new() }
+        Self { language, end, at: begin, state: 0, room: Room::default(), row: Vec::new(), laws: Vec::new() }
     }
 
     /// How many of these positions, from the first, were asked for.
@@ -96,10 +100,11 @@ impl Guide {
         }
         let greedy = how.choice == Choice::MostLikely || how.policy.is_greedy();
         let Needs { prob, margin, entropy, row_entropy } = how.needs;
-        let reads = prob || margin || entropy || row_entropy;
+        let reads = prob || margin || entropy || row_entropy || (how.tells && greedy);
         let temperature = if greedy { 1.0 } else { how.policy.temperature };
         let sums = (reads || !greedy).then_some(temperature);
-        let Self { language, room, row, .. } = self;
+        let Self { language, room, row, laws, .. } = self;
+        laws.clear();
         let lattice = Lattice::new(language, self.state, &cells, self.end - end, sums, room, sampler.kernels());
         let lattice = lattice.ok_or(bad(first))?;
         let mut read = |row: &[f32], choice: Choice, needs: Needs, position: usize| {
@@ -109,7 +114,10 @@ impl Guide {
         let tokens = if greedy {
             lattice.best()
         } else {
-            let mut choose = |at: usize, row: &[f32]| read(row, Choice::AsPolicy, Needs::NOTHING, first + at);
+            let mut choose = |at: usize, row: &[f32]| {
+                laws.extend_from_slice(if how.tells { row } else { &[] });
+                read(row, Choice::AsPolicy, Needs::NOTHING, first + at)
+            };
             lattice.chosen(row, |at, row| choose(at, row).map(|drawn| drawn.stats.best)).ok_or(bad(first))?
         };
         let nothing = |best: i32| Drawn {
@@ -125,9 +133,17 @@ impl Guide {
                     return Ok(nothing(token));
                 }
                 lattice.law(at, row);
+                laws.extend_from_slice(if how.tells && greedy { row } else { &[] });
                 read(row, Choice::Given(token), how.needs, position).ok_or(bad(position))
             })
             .collect()
+    }
+
+    /// Logits of the laws that the tokens of the last choice come from, row after row, if they were asked for: of a token that
+    /// was drawn, those that it was drawn from, given the tokens before it; where the largest sum was taken, those of the
+    /// position in all fillings.
+    pub(super) fn laws(&self) -> &[f32] {
+        &self.laws
     }
 }
 

@@ -213,7 +213,7 @@ impl Resolved {
     /// end that stay undecided, or tokens that the model does not have.
     pub fn constrained(self, constraint: Arc<Constraint>, executor: &dyn Executor) -> Result<Self, PolicyError> {
         let conflict = |field, value, why| Err(PolicyError::Conflict { field, value, why });
-        let DecodePolicy { stop_ids, suppress_ids, stop_at, .. } = &self.policy;
+        let DecodePolicy { stop_ids, suppress_ids, stop_at, min_tokens, .. } = &self.policy;
         let writes = |ids: &[i32]| ids.iter().any(|id| constraint.vocabulary().writes(*id));
         let known = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < executor.vocab());
         if !stop_ids.iter().any(|id| known(id) && !suppress_ids.contains(id)) {
@@ -224,6 +224,9 @@ impl Resolved {
         }
         if writes(suppress_ids) {
             return conflict("suppress_ids", "tokens with a text", "a constrained answer may need them");
+        }
+        if *min_tokens > 0 {
+            return conflict("min_tokens", "above 0", "a constrained answer ends where the constraint says");
         }
         if *stop_at == StopAt::Revealed {
             return conflict("stop_at", "revealed", "a constrained answer is complete where it ends");

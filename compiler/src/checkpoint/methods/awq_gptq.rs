@@ -232,9 +232,10 @@ fn check_zeros(
         if let (Some(stored), Some(true)) = (off, said.symmetric) {
             let zero = stored.wrapping_add(*plus);
             let message = format!("has zero points {zero}, and sym asks for {middle}");
+            let alike = row.iter().all(|other| other == stored);
             let other = if second { (stored.wrapping_add(1), "gptq") } else { (*stored, "gptq_v2") };
             let help = match other {
-                (other, format) if other == middle => format!(
+                (other, format) if alike && other == middle => format!(
                     "its zero points are those of {format}: set checkpoint_format to \"{format}\" in quantization_config"
                 ),
                 _ => RESTORE.to_owned(),

@@ -101,14 +101,27 @@ impl Case {
 
     /// What the guide makes of it.
     fn run(&self, policy: &DecodePolicy, needs: Needs, seed: u64) -> Result<Vec<Drawn>, DecodeError> {
+        self.told(policy, needs, seed).map(|(drawn, _)| drawn)
+    }
+
+    /// The same, and the probability of each token in the law that it is told to come from.
+    fn told(&self, policy: &DecodePolicy, needs: Needs, seed: u64) -> Result<(Vec<Drawn>, Vec<f64>), DecodeError> {
         let masked = self.masked();
         let end = self.ids.len() + self.left;
         let constraint = constraint(LANGUAGES[self.language].0);
         let mut guide = Guide::new(constraint, policy, TOKENS.len(), 0..end);
         let noise = Noise::Seeded(seed);
-        let how = Choosing { policy, choice: Choice::AsPolicy, needs, noise: &noise, pass: 0 };
+        let how = Choosing { policy, choice: Choice::AsPolicy, needs, noise: &noise, pass: 0, tells: true };
         let rows = self.logits.iter().map(Vec::as_slice);
-        guide.choose(&mut Sampler::default(), &self.ids, &masked, rows, &how)
+        let mut sampler = Sampler::default();
+        let drawn = guide.choose(&mut sampler, &self.ids, &masked, rows, &how)?;
+        let laws = guide.laws().chunks_exact(TOKENS.len()).map(|row| {
+            let law = if policy.is_greedy() { sampler.plain_law(row, policy) } else { sampler.law(row, policy) };
+            law.unwrap()
+        });
+        let probs: Vec<f64> = laws.zip(&drawn).map(|(law, drawn)| law.prob(drawn.stats.best)).collect();
+        assert_eq!(probs.len(), drawn.len());
+        Ok((drawn, probs))
     }
 }
 
@@ -123,12 +136,15 @@ fn the_best_allowed_filling_is_chosen_and_read_from_its_law() {
     run_cases(600, |case| {
         let (masked, allowed) = (case.masked(), case.allowed());
         prop_assume!(!masked.is_empty());
-        let chosen = case.run(&policy, Needs::ALL, 0);
+        let chosen = case.told(&policy, Needs::ALL, 0);
         if allowed.is_empty() {
             prop_assert!(chosen.is_err());
             return Ok(());
         }
-        let chosen = chosen.unwrap();
+        let (chosen, told) = chosen.unwrap();
+        for (drawn, told) in chosen.iter().zip(told) {
+            prop_assert!((f64::from(drawn.stats.prob) - told).abs() < 1e-4);
+        }
         let mut filling = case.ids.clone();
         masked.iter().zip(&chosen).for_each(|(&at, drawn)| filling[at] = drawn.stats.best);
         prop_assert!(allowed.contains(&filling), "{:?}", filling);
@@ -166,8 +182,11 @@ fn fillings_are_drawn_from_the_law_of_all_that_are_allowed() {
         let mut counts = vec![0u32; allowed.len()];
         for seed in 0..DRAWS {
             let mut filling = case.ids.clone();
-            let chosen = case.run(&policy, Needs::NOTHING, seed).unwrap();
+            let (chosen, told) = case.told(&policy, Needs::NOTHING, seed).unwrap();
             case.masked().iter().zip(chosen).for_each(|(&at, drawn)| filling[at] = drawn.stats.best);
+            // What the tokens come from, one given those before it, is together the law of the filling.
+            let (product, joint) = (told.iter().product::<f64>(), weight(&filling) / whole);
+            assert!((product / joint - 1.0).abs() < 1e-3, "{product}, {joint}");
             counts[allowed.iter().position(|other| *other == filling).unwrap()] += 1;
         }
         for (filling, count) in allowed.iter().zip(counts) {

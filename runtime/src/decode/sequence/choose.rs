@@ -1,7 +1,7 @@
 //! From what a pass said of its rows to tokens: guidance, what the policy changes of logits, choosing, revealing.
 
 use super::super::error::{DecodeError, FinishReason};
-use super::super::guide::Choosing;
+use super::super::guide::{Choosing, Guide};
 use super::super::noise::{Noise, NoiseRow};
 use super::super::pass::{Pass, Rows};
 use super::super::policy::{ConfidenceStage, DecodePolicy, FirstRow, Lead};
@@ -188,11 +188,13 @@ impl Sequence {
         choice: Choice,
     ) -> Result<Vec<Logprob>, Halt> {
         let (Some(beside), Rows::Logits(logits)) = (self.policy.logprobs, rows) else { return Ok(Vec::new()) };
-        let (policy, sampler) = (&self.policy.policy, &mut self.sampler);
+        let Self { policy: Resolved { policy, .. }, sampler, guide, vocab, .. } = self;
         let plain = choice == Choice::MostLikely || policy.is_greedy();
+        // Within a constraint, tokens come from other laws than those of their rows.
+        let laws = guide.as_ref().map_or(&[][..], Guide::laws).chunks_exact(*vocab);
+        let rows = || laws.clone().chain(first.into_iter().chain(logits.chunks_exact(*vocab)).skip(laws.len()));
         let told = changes.iter().map(|&Change { position, token }| {
-            let index = positions.iter().position(|at| *at == position);
-            let row = index.and_then(|index| first.into_iter().chain(logits.chunks_exact(self.vocab)).nth(index));
+            let row = positions.iter().position(|at| *at == position).and_then(|index| rows().nth(index));
             let law = row.and_then(|row| if plain { sampler.plain_law(row, policy) } else { sampler.law(row, policy) });
             Ok(law.ok_or(DecodeError::BadRow { position })?.logprob(token, beside))
         });
@@ -239,13 +241,14 @@ impl Sequence {
         let bad = |index: usize| DecodeError::BadRow { position: positions[index] };
         let chosen: Vec<Drawn> = match rows {
             Rows::Logits(logits) => {
-                let Self { policy: Resolved { policy, .. }, noise, passes, sampler, guide, ids, .. } = self;
+                let Resolved { policy, logprobs, .. } = &self.policy;
+                let Self { noise, passes, sampler, guide, ids, .. } = self;
                 let pass = passes.head;
                 let mut rows = first.into_iter().chain(logits.chunks_exact(vocab)).take(positions.len());
                 let mut chosen = Vec::with_capacity(positions.len());
                 if let Some(guide) = guide {
                     let guided = &positions[..guide.within(positions)];
-                    let how = Choosing { policy, choice, needs, noise, pass };
+                    let how = Choosing { policy, choice, needs, noise, pass, tells: logprobs.is_some() };
                     chosen = guide.choose(sampler, ids, guided, rows.by_ref().take(guided.len()), &how)?;
                 }
                 let chooser = Chooser { policy, noise, choice, needs, pass, positions };

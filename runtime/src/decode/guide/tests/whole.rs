@@ -61,7 +61,7 @@ fn every_answer_of_every_method_is_allowed() {
                         Reveal::new(["factor", "random", "drawn", "entropy-bounded", "sequential"][seed as usize % 5]);
                 }
                 let max_new = 3 + seed as usize % 9;
-                let mut mock = Mock::new(64, TOKENS.len(), &[64]).masked(mask.clone()).flat(1.0 + seed as f32);
+                let mut mock = Mock::new(64, TOKENS.len(), &[64]).masked(mask).flat(1.0 + seed as f32);
                 let decoded = answer(&mut mock, &policy, expression, max_new).unwrap();
                 let end = decoded.ids.len().min(3 + max_new);
                 let tokens = &decoded.ids[3..end];
