@@ -151,7 +151,7 @@ impl Embedder {
         let chosen: Vec<&[f32]> = match self.embeds.pooling {
             Pooling::Mean => states().collect(),
             Pooling::Cls => states().next().into_iter().collect(),
-            Pooling::Last => states().last().into_iter().collect(),
+            Pooling::Last => states().next_back().into_iter().collect(),
         };
         for state in &chosen {
             vector.iter_mut().zip(*state).for_each(|(sum, value)| *sum += f64::from(*value));
