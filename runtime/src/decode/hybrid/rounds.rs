@@ -355,7 +355,7 @@ impl Hybrid {
         &mut self,
         mut tokens: Vec<i32>,
         mut kept: Vec<bool>,
-        logprobs: Vec<Logprob>,
+        mut logprobs: Vec<Logprob>,
         controller: &mut Controller,
         observer: &mut Observer<'_>,
     ) -> Result<(), Halt> {
@@ -365,6 +365,7 @@ impl Hybrid {
             // Nothing behind the first stop counts.
             tokens.truncate(stop + 1);
             kept.truncate(stop + 1);
+            logprobs.truncate(stop + 1);
         }
         let draft = self.drafter.draft();
         let drafted = draft.tokens();
