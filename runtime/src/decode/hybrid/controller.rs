@@ -338,9 +338,9 @@ mod tests {
         assert!(tokens / time > 0.999 && lengths.iter().all(|k| *k == 0), "{}", tokens / time);
         let mut controller = Controller::new(Some(table(1.0, 0.1)));
         let (tokens, time, lengths) = play(&mut controller, 0.1, 4000);
-        assert!(tokens / time > 0.98, "{}", tokens / time);
+        assert!(tokens / time > 0.97, "{}", tokens / time);
         let tries = lengths[100..].iter().filter(|k| **k > 0).count();
-        assert!((2..40).contains(&tries), "{tries}");
+        assert!((2..100).contains(&tries), "{tries}");
         // What changes is noticed.
         let mut controller = Controller::new(Some(table(0.5, 0.05)));
         play(&mut controller, 0.02, 1000);
