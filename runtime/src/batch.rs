@@ -10,6 +10,7 @@
 //! no network and no asynchronous runtime: whoever listens is called, and must return at once.
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -144,6 +145,22 @@ impl Drop for Place {
     }
 }
 
+/// A listener whose panic is its own affair: the others' requests go on.
+fn guarded(listener: Listener) -> Listener {
+    let mut listener = Some(listener);
+    Box::new(move |update| {
+        let Some(mut heard) = listener.take() else { return ControlFlow::Break(()) };
+        // Nobody sees the listener again after a panic.
+        match catch_unwind(AssertUnwindSafe(|| heard(update))) {
+            Ok(flow) => {
+                listener = Some(heard);
+                flow
+            }
+            Err(_) => ControlFlow::Break(()),
+        }
+    })
+}
+
 /// A request on its way to the worker.
 struct Job {
     call: Call,
@@ -236,7 +253,8 @@ impl Batch {
         self.prefix_cache
     }
 
-    /// Takes a request; `listener` is told what becomes of it. [`Request::keep`] means nothing here. The prompt is rendered
+    /// Takes a request; `listener` is told what becomes of it. One that panics is told nothing more, and its request is
+    /// cancelled. [`Request::keep`] means nothing here. The prompt is rendered
     /// and encoded on the calling thread.
     ///
     /// # Errors
@@ -250,7 +268,7 @@ impl Batch {
         let policy = self.text.policy_of(&request.overrides)?;
         let call = Call::new(&self.text, request, policy.clone(), begin)?;
         let Request { max_new, logprobs, priority, .. } = *request;
-        let job = Job { call, policy, max_new, priority, logprobs, listener, place };
+        let job = Job { call, policy, max_new, priority, logprobs, listener: guarded(listener), place };
         self.inbox.send(job).map_err(|_| Refused::Stopped)
     }
 

@@ -28,16 +28,21 @@ pub enum NotLoaded {
     Failed(String),
 }
 
-fn name(body: &[u8]) -> Result<String, ApiError> {
+/// Takes the name of a model.
+pub(crate) fn name(params: &mut Params) -> Result<String, ApiError> {
+    params.string("model")?.ok_or_else(|| wrong("model", "the name of a model"))
+}
+
+fn read(body: &[u8]) -> Result<String, ApiError> {
     let mut params = Params::read(body)?;
-    let name = params.string("model")?.ok_or_else(|| wrong("model", "the name of a model"))?;
+    let name = name(&mut params)?;
     params.finish("")?;
     Ok(name)
 }
 
 /// Loads a model, or loads it again.
 pub(crate) async fn load(app: Arc<App>, body: Bytes) -> Result<Response<Body>, ApiError> {
-    let name = name(&body)?;
+    let name = read(&body)?;
     // What the server begins with comes first.
     app.models.all()?;
     let Some(loader) = app.loader.clone() else {
@@ -62,7 +67,7 @@ pub(crate) async fn load(app: Arc<App>, body: Bytes) -> Result<Response<Body>, A
 
 /// Lets a model go.
 pub(crate) fn unload(app: &App, body: &[u8]) -> Result<Response<Body>, ApiError> {
-    let name = name(body)?;
+    let name = read(body)?;
     let served = app.models.get(&name)?;
     app.models.remove(&name);
     tracing::info!(model = %name, "unloaded");

@@ -93,6 +93,9 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
     if !asked.infills.is_empty() && sampling.overrides.stop_strings.is_some() {
         return Err(ApiError::unsupported("stop", " where gaps are filled in"));
     }
+    if !asked.infills.is_empty() && sampling.overrides.min_tokens.is_some_and(|n| n > 0) {
+        return Err(ApiError::unsupported("min_tokens", " where gaps are filled in"));
+    }
     if let (false, Some(format)) = (asked.infills.is_empty(), &asked.format) {
         return Err(ApiError::unsupported(&format.param, " where gaps are filled in"));
     }
@@ -154,7 +157,7 @@ fn submit(app: &Arc<App>, kind: Kind, body: &[u8], answering: Answering) -> Resu
 }
 
 /// What a chat asks for; `most` tokens are answered unless the client says so.
-fn chat(params: &mut Params, side: &TextSide, most: usize) -> Result<Asked, ApiError> {
+pub(crate) fn chat(params: &mut Params, side: &TextSide, most: usize) -> Result<Asked, ApiError> {
     let template = side.template().map_or("", |template| template.source());
     let format = format::take(params)?;
     let max_new = chat::max_tokens(params)?.unwrap_or(most);

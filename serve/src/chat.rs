@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a message holds is text: the text of a mask or another special token in it stays text.
 
-use dlx_runtime::session::{Prompt, TextSide};
+use dlx_runtime::session::{Prompt, Request, TextSide};
 use dlx_runtime::text::Message;
 use serde_json::{Map, Value};
 
@@ -42,10 +42,24 @@ pub(crate) fn prompt(
         return Err(wrong("messages", "a list of at least one message"));
     }
     let messages = messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m, knows_tools));
-    let messages = messages.collect::<Result<_, _>>()?;
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
     let mut variables = variables(params, side)?;
     variables.extend(own);
-    Ok(Prompt::Chat { messages, variables })
+    let goes_on = params.boolean("continue_final_message")?.unwrap_or(false);
+    params.neutral("add_generation_prompt", |v| v == &Value::Bool(!goes_on))?;
+    if goes_on { continued(messages, variables, side) } else { Ok(Prompt::Chat { messages, variables }) }
+}
+
+/// The last message, an assistant's, as the beginning of the answer.
+fn continued(mut messages: Vec<Message>, variables: Map<String, Value>, side: &TextSide) -> Result<Prompt, ApiError> {
+    let last = messages.pop().filter(|last| last.role == "assistant" && !messages.is_empty());
+    let place = format!("messages[{}]", messages.len());
+    let last = last.ok_or_else(|| wrong(&place, "an assistant's, behind others, to be continued"))?;
+    let conversation = Request::new(Prompt::Chat { messages, variables }, 1);
+    let mut ids = side.encode(&conversation).map_err(|e| ApiError::session(&e, "messages"))?;
+    let begun = last.content.as_ref().and_then(Value::as_str).unwrap_or_default();
+    ids.extend(side.encode_plain(begun).map_err(|e| ApiError::session(&e, &place))?);
+    Ok(Prompt::Ids(ids))
 }
 
 /// Variables of the chat template, among them what it knows of thinking.

@@ -25,6 +25,9 @@ use crate::{Answering, App};
 /// Most texts of one request.
 const MAX_TEXTS: usize = 2048;
 
+/// What `input` may be.
+const INPUT: &str = "a string, a list of up to 2048 strings, a list of token ids, or a list of such lists";
+
 /// Most requests at a time.
 const MAX_REQUESTS: usize = 64;
 
@@ -118,31 +121,14 @@ fn read(app: &App, body: &[u8]) -> Result<Asked, ApiError> {
         let message = format!("the model `{model}` generates text and makes no embeddings");
         return Err(ApiError::invalid("model", message));
     };
-    let base64 = match params.string("encoding_format")?.as_deref() {
-        None | Some("float") => false,
-        Some("base64") => true,
-        Some(_) => return Err(wrong("encoding_format", "float or base64")),
-    };
-    let width = embedder.width();
-    if params.count("dimensions", 1..=i64::from(i32::MAX))?.is_some_and(|n| n != width) {
-        let what = format!(" other than {width}: the model was not trained for shorter vectors");
-        return Err(ApiError::unsupported("dimensions", &what));
-    }
-    params.string("user")?;
-    let what = "a string, a list of up to 2048 strings, a list of token ids, or a list of such lists";
-    let texts = match params.take("input") {
-        Some(Value::String(text)) => vec![Value::String(text)],
-        Some(Value::Array(list)) if !list.is_empty() && list.iter().all(Value::is_number) => vec![Value::Array(list)],
-        Some(Value::Array(list)) if (1..=MAX_TEXTS).contains(&list.len()) => list,
-        _ => return Err(wrong("input", what)),
-    };
+    let (base64, texts) = take(&mut params, embedder.width())?;
     params.finish("")?;
     let texts = texts.into_iter().enumerate().map(|(index, text)| {
         let ids = match text {
             Value::String(text) if !text.is_empty() => embedder.encode(&text).map_err(|e| refused(&e, index))?,
             Value::Array(ids) => {
                 let id = |id: &Value| id.as_i64().and_then(|id| i32::try_from(id).ok());
-                ids.iter().map(id).collect::<Option<Vec<_>>>().ok_or_else(|| wrong("input", what))?
+                ids.iter().map(id).collect::<Option<Vec<_>>>().ok_or_else(|| wrong("input", INPUT))?
             }
             _ => return Err(wrong(&place(index), "a text that is not empty, or token ids")),
         };
@@ -151,6 +137,29 @@ fn read(app: &App, body: &[u8]) -> Result<Asked, ApiError> {
     });
     let texts = texts.collect::<Result<_, _>>()?;
     Ok(Asked { model, embedder: Arc::clone(embedder), texts, base64 })
+}
+
+/// Takes what only embeddings have, of a model whose vectors have `width` numbers: whether they are told in base64, and texts
+/// or token ids.
+pub(crate) fn take(params: &mut Params, width: usize) -> Result<(bool, Vec<Value>), ApiError> {
+    let base64 = match params.string("encoding_format")?.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(_) => return Err(wrong("encoding_format", "float or base64")),
+    };
+    if params.count("dimensions", 1..=i64::from(i32::MAX))?.is_some_and(|n| n != width) {
+        let what = format!(" other than {width}: the model was not trained for shorter vectors");
+        return Err(ApiError::unsupported("dimensions", &what));
+    }
+    params.string("user")?;
+    match params.take("input") {
+        Some(Value::String(text)) => Ok((base64, vec![Value::String(text)])),
+        Some(Value::Array(list)) if !list.is_empty() && list.iter().all(Value::is_number) => {
+            Ok((base64, vec![Value::Array(list)]))
+        }
+        Some(Value::Array(list)) if (1..=MAX_TEXTS).contains(&list.len()) => Ok((base64, list)),
+        _ => Err(wrong("input", INPUT)),
+    }
 }
 
 fn place(index: usize) -> String {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::App;
 use crate::error::ApiError;
+use crate::page::is_page;
 use crate::routes::{known, unknown};
 
 pub(crate) const REQUEST_ID: &str = "x-request-id";
@@ -98,7 +99,7 @@ fn key(app: &App, request: &Request) -> Result<(), ApiError> {
     if admin && keys.is_empty() {
         return Err(unknown());
     }
-    if keys.is_empty() || path.starts_with("/health") {
+    if keys.is_empty() || path.starts_with("/health") || is_page(path) {
         return Ok(());
     }
     let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();

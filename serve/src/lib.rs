@@ -26,6 +26,8 @@ mod listener;
 mod logprobs;
 mod metrics;
 mod models;
+mod openapi;
+mod page;
 mod params;
 mod responses;
 mod routes;

@@ -16,13 +16,18 @@ use crate::error::ApiError;
 const MAX_STOPS: usize = 64;
 
 /// See the module.
-pub(crate) struct Params(Map<String, Value>);
+pub(crate) struct Params {
+    given: Map<String, Value>,
+    /// Names that were asked for, which the tests compare with what is documented.
+    #[cfg(test)]
+    asked: std::collections::BTreeSet<String>,
+}
 
 impl Params {
     /// The parameters of a body.
     pub(crate) fn read(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(Value::Object(map)) => Ok(Self::inside(map)),
             Ok(_) => Err(ApiError::request(StatusCode::BAD_REQUEST, "the body is no JSON object", "invalid_json")),
             Err(e) => {
                 let (line, column) = (e.line(), e.column());
@@ -36,17 +41,29 @@ impl Params {
 
     /// Parameters inside another one.
     pub(crate) fn inside(map: Map<String, Value>) -> Self {
-        Self(map)
+        Self {
+            given: map,
+            #[cfg(test)]
+            asked: std::collections::BTreeSet::new(),
+        }
+    }
+
+    /// Names that were asked for.
+    #[cfg(test)]
+    pub(crate) fn asked(self) -> std::collections::BTreeSet<String> {
+        self.asked
     }
 
     /// A value that is not null.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.shift_remove(name).filter(|value| !value.is_null())
+        #[cfg(test)]
+        self.asked.insert(name.to_owned());
+        self.given.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// A value that may yet be taken.
     pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
+        self.given.get(name)
     }
 
     pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
@@ -97,7 +114,7 @@ impl Params {
 
     /// Refuses what is left.
     pub(crate) fn finish(self, inside: &str) -> Result<(), ApiError> {
-        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
+        match self.given.into_iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((name, _)) => {
                 // A name is as long as the client likes.

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -20,45 +20,47 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::answer::{answer, draining};
 use crate::choices::Kind;
-use crate::error::{ApiError, json_response};
+use crate::error::{ApiError, json_response, json_text};
 use crate::metrics::Metrics;
 use crate::models::{Loaded, Served, described};
-use crate::{App, admin, embeddings, guard};
+use crate::{App, admin, embeddings, guard, openapi, page};
 
 /// Longest body.
 pub(crate) const MAX_BODY: usize = 16 << 20;
 
-const PATHS: [&str; 14] = [
+/// Every path, as OpenAPI writes it.
+pub(crate) const PATHS: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
-    "/v1/models",
-    "/v1/models/{id}",
-    "/health",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/version",
     "/v1/responses",
     "/v1/infill",
     "/v1/embeddings",
+    "/v1/models",
+    "/v1/models/{id}",
     "/admin/models/load",
     "/admin/models/unload",
+    "/health",
+    "/health/ready",
+    "/health/live",
+    "/metrics",
+    "/version",
+    "/openapi.json",
+    "/",
+    "/page/{file}",
 ];
 
 /// The endpoint of a path; what is no endpoint is not repeated, in logs or metrics.
 pub(crate) fn known(path: &str) -> &'static str {
-    if path.starts_with("/v1/models/") {
-        return PATHS[3];
-    }
-    PATHS.iter().find(|known| **known == path).copied().unwrap_or("other")
+    let covers = |known: &str| match known.split_once('{') {
+        Some((before, _)) => path.strip_prefix(before).is_some_and(|rest| !rest.is_empty()),
+        None => path == known,
+    };
+    PATHS.into_iter().find(|known| covers(known)).unwrap_or("other")
 }
 
 /// All endpoints of an app.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let chat = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Chat, body);
-    let text = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Text, body);
-    let response = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Response, body);
-    let infill = |State(app): State<Arc<App>>, body: Body| complete(app, Kind::Infill, body);
+    let made = |kind: Kind| post(move |State(app): State<Arc<App>>, body: Body| complete(app, kind, body));
     let embed = |State(app): State<Arc<App>>, body: Body| async move {
         let body = read(&app, body).await?;
         embeddings::answer(app, body).await
@@ -71,24 +73,26 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         let body = read(&app, body).await?;
         admin::unload(&app, &body)
     };
+    let fixed = |body: Value| get(move || std::future::ready(json_response(StatusCode::OK, &body)));
+    let page = |uri: Uri| std::future::ready(page::file(uri.path()).ok_or_else(unknown));
     Router::new()
-        .route(PATHS[0], post(chat))
-        .route(PATHS[1], post(text))
-        .route(PATHS[2], get(models))
+        .route("/v1/chat/completions", made(Kind::Chat))
+        .route("/v1/completions", made(Kind::Text))
+        .route("/v1/responses", made(Kind::Response))
+        .route("/v1/infill", made(Kind::Infill))
+        .route("/v1/embeddings", post(embed))
+        .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
-        .route(PATHS[4], get(ready))
-        .route(PATHS[5], get(|| async { json_response(StatusCode::OK, &json!({"status": "ok"})) }))
-        .route(PATHS[6], get(ready))
-        .route(PATHS[7], get(metrics))
-        .route(
-            PATHS[8],
-            get(|| async { json_response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})) }),
-        )
-        .route(PATHS[9], post(response))
-        .route(PATHS[10], post(infill))
-        .route(PATHS[11], post(embed))
-        .route(PATHS[12], post(load))
-        .route(PATHS[13], post(unload))
+        .route("/admin/models/load", post(load))
+        .route("/admin/models/unload", post(unload))
+        .route("/health", get(ready))
+        .route("/health/ready", get(ready))
+        .route("/health/live", fixed(json!({"status": "ok"})))
+        .route("/metrics", get(metrics))
+        .route("/version", fixed(json!({"version": env!("CARGO_PKG_VERSION")})))
+        .route("/openapi.json", get(|| std::future::ready(json_text(StatusCode::OK, openapi::TEXT))))
+        .route("/", get(page))
+        .route("/page/{file}", get(page))
         .fallback(|| async { unknown() })
         .method_not_allowed_fallback(|| async {
             let message = "this path does not take that method: see docs/serve.md";

@@ -77,3 +77,38 @@ fn acceptor(cert: &std::path::Path, key: &std::path::Path) -> Result<TlsAcceptor
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewed_certificate_is_read_again_and_a_broken_one_is_not() {
+        let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests/serve/tls");
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let put = |what: &str, seconds: u64| {
+            std::fs::copy(fixtures.join(format!("{what}key.pem")), &key).unwrap();
+            std::fs::copy(fixtures.join(format!("{what}cert.pem")), &cert).unwrap();
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            std::fs::File::options().append(true).open(&cert).unwrap().set_modified(time).unwrap();
+        };
+        put("", 1000);
+        let tls = Tls::new(cert.clone(), key.clone()).unwrap();
+        // As if it had been a while since the files were looked at.
+        let look = || {
+            tls.now.lock().unwrap().looked = Instant::now().checked_sub(LOOK).unwrap();
+            let acceptor = tls.acceptor();
+            (Arc::as_ptr(acceptor.config()), tls.now.lock().unwrap().changed)
+        };
+        let first = look();
+        assert_eq!(look(), first, "nothing has changed");
+        put("other-", 2000);
+        let second = look();
+        assert!(second.0 != first.0 && second.1 != first.1);
+        std::fs::write(&cert, "no certificate").unwrap();
+        assert_eq!(look(), second, "the one that works stays");
+        put("", 3000);
+        assert_ne!(look(), second);
+    }
+}

@@ -193,6 +193,34 @@ fn who_is_cancelled_overdue_or_not_listening_leaves_within_a_step() {
 }
 
 #[test]
+fn a_listener_that_panics_takes_nobody_with_it() {
+    let batch = batch(mock(), 2, 8);
+    let (beside, receive) = listener();
+    batch.submit(&text("ab", 100), beside).unwrap();
+    let panics: [fn(&Update<'_>) -> bool; 3] = [
+        |update| matches!(update, Update::Waiting),
+        |update| matches!(update, Update::Event { event: Event::Text(_), .. }),
+        |update| matches!(update, Update::End(_)),
+    ];
+    for panics in panics {
+        let (gone, dropped) = sync_channel::<()>(0);
+        let listener = move |update: Update<'_>| {
+            let _gone = &gone;
+            assert!(!panics(&update), "a listener's own fault");
+            ControlFlow::Continue(())
+        };
+        batch.submit(&text("ab", 20), Box::new(listener)).unwrap();
+        assert!(dropped.recv_timeout(Duration::from_secs(60)).is_err(), "it is let go");
+    }
+    assert_eq!(wait(&receive).1.unwrap().finish, FinishReason::MaxTokens);
+    until(|| batch.load().slots_taken == 0 && batch.load().waiting == 0);
+    assert!(batch.is_alive());
+    let (after, receive) = listener();
+    batch.submit(&text("ab", 4), after).unwrap();
+    assert!(wait(&receive).1.is_ok());
+}
+
+#[test]
 fn an_error_of_the_device_ends_who_took_part_and_nobody_else() {
     let mut failing = mock();
     failing.fail_after(3);

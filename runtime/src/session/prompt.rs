@@ -100,6 +100,14 @@ impl TextSide {
         }
     }
 
+    /// Token ids of a text whose control tokens are text, too.
+    ///
+    /// # Errors
+    /// [`SessionError::Text`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<i32>, SessionError> {
+        Ok(self.controls.encode_plain(&self.tokenizer, text)?)
+    }
+
     /// What the tokenizer puts before the request's prompt.
     pub(super) fn prefix(&self, request: &Request) -> Result<Vec<i32>, SessionError> {
         let prefix = self.tokenizer.prefix();

@@ -67,6 +67,18 @@ impl Controls {
         Ok(ids)
     }
 
+    /// Token ids of a text that holds no control token, whatever it says.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenize`], or [`TextError::Render`] for a text that uses every private character.
+    pub fn encode_plain(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<i32>, TextError> {
+        let Some(mark) = unused(text, &Value::Null) else {
+            return Err(TextError::Render("the text uses every private character".to_owned()));
+        };
+        let marked = self.marked(text, mark, tokenizer)?;
+        if marked == text { tokenizer.encode(text) } else { tokenizer.encode_marked(&marked, mark, self) }
+    }
+
     /// Marks every string of a value, and says whether there was anything to mark.
     fn mark(&self, value: &mut Value, mark: char, tokenizer: &Tokenizer) -> Result<bool, TextError> {
         let mut any = false;

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dlx_runtime::LoadOptions;
 use dlx_runtime::batch::{Batch, Capacity};
-use dlx_serve::{Limits, Loaded, Options, ServeError, serve};
+use dlx_runtime::exec::Executor;
+use dlx_runtime::{LoadOptions, Model};
+use dlx_serve::{Limits, Loaded, Loader, Options, ServeError, Tls, serve};
 use dlx_tests::compiled;
 use dlxc::options::CompileOptions;
 use serde_json::Value;
@@ -35,6 +36,12 @@ pub(crate) struct Setup {
     pub(crate) template: Option<&'static str>,
     /// Further models, by their names.
     pub(crate) more: Vec<(String, Loaded)>,
+    /// What stands between the model and its executor.
+    pub(crate) between: fn(Box<dyn Executor + Send>) -> Box<dyn Executor + Send>,
+    pub(crate) limits: Limits,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) admin_keys: Vec<String>,
+    pub(crate) loader: Option<Loader>,
 }
 
 /// Where a trained tiny model lies.
@@ -52,19 +59,26 @@ impl Default for Setup {
             model: "sdar-tiny",
             template: None,
             more: Vec::new(),
+            between: |executor| executor,
+            limits: Limits::default(),
+            tls: None,
+            admin_keys: Vec::new(),
+            loader: None,
         }
     }
 }
 
 impl Server {
-    /// Starts a server of a model by the name `tiny` and waits until it is ready.
+    /// Starts a server of a model by the name `tiny` and waits until it is ready, unless it speaks TLS alone.
     pub(crate) fn start(setup: Setup) -> Self {
         let own = model(setup.model);
         let changed = setup.template.map(|template| with_template(&own, template));
         let path = changed.as_ref().map_or(own.as_path(), tempfile::TempDir::path);
         let options = CompileOptions { max_seq: Some(setup.max_seq), ..CompileOptions::default() };
         let loaded = compiled::load(path, &options, &LoadOptions::default()).unwrap();
-        let batch = Batch::new(loaded, setup.capacity).unwrap();
+        let Model { manifest, executor, tokenizer, template, .. } = loaded;
+        let executor = (setup.between)(executor.into_executor());
+        let batch = Batch::with_executor(executor, tokenizer, template, manifest.policy, setup.capacity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (at, stop) = (listener.local_addr().unwrap(), &*Box::leak(Box::new(AtomicBool::new(false))));
         let options = Options {
@@ -73,11 +87,12 @@ impl Server {
             hosts: vec!["models.example".into()],
             timeout: setup.timeout,
             drain: Duration::from_secs(30),
-            tls: None,
-            admin_keys: Vec::new(),
-            loader: None,
-            limits: Limits::default(),
+            tls: setup.tls,
+            admin_keys: setup.admin_keys,
+            loader: setup.loader,
+            limits: setup.limits,
         };
+        let secure = options.tls.is_some();
         let mut loaded = BTreeMap::from([("tiny".to_owned(), Loaded::Generator(batch.clone()))]);
         loaded.extend(setup.more);
         let thread = std::thread::spawn(move || {
@@ -85,7 +100,7 @@ impl Server {
             assert!(served.is_ok());
         });
         let server = Server { at, stop, batch, thread: Some(thread) };
-        while server.get("/health/ready").status != 200 {
+        while !secure && server.get("/health/ready").status != 200 {
             std::thread::sleep(Duration::from_millis(10));
         }
         server
@@ -187,7 +202,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Reads until the connection ends.
-    pub(crate) fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) fn read(stream: &mut impl Read) -> Self {
         let mut bytes = Vec::new();
         // A connection that is reset has sent what it had to.
         let _ = stream.read_to_end(&mut bytes);
