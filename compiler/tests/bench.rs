@@ -110,3 +110,62 @@ fn an_artifact_or_the_kernels_but_not_both() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn serving_is_held_against_the_step_table_of_its_own_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let compiled = |name: &str| {
+        let artifact = dir.path().join(name).with_extension("dlxa").to_str().unwrap().to_owned();
+        let model = format!("{}/../examples/models/{name}", env!("CARGO_MANIFEST_DIR"));
+        dlxc(&["compile", &model, "-o", &artifact, "--max-seq", "256"]);
+        artifact
+    };
+    let sdar = compiled("sdar-tiny");
+    let asked = ["--prompt", "40", "--shared", "32", "--new", "8", "--requests", "6"];
+    let bench =
+        |artifact: &str, more: &[&str]| json(&[&["bench", artifact, "--serve", "--json"], &asked[..], more].concat());
+    let report = bench(&sdar, &["--clients", "1,3"]);
+    let lines = report["lines"].as_array().unwrap();
+    assert_eq!(lines.iter().map(|l| l["load"]["clients"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    for line in lines {
+        let [alone, beside] = ["one_by_one", "side_by_side"].map(|way| &line[way]);
+        for way in [alone, beside] {
+            assert_eq!((way["requests"].as_u64(), way["tokens"].as_u64()), (Some(6), Some(48)));
+            let rate = positive(way, "tokens") / positive(way, "seconds");
+            assert!((rate / positive(way, "tokens_per_second") - 1.0).abs() < 1e-9);
+            let (first, whole) = (&way["first_text_seconds"], &way["answer_seconds"]);
+            assert!(
+                positive(first, "p50") <= positive(whole, "p50") && positive(whole, "p50") <= positive(whole, "p99")
+            );
+        }
+        assert_eq!(alone["held_tokens"], 0);
+        assert_eq!(beside["held_tokens"], 5 * 32, "what all prompts begin with is computed once");
+        assert!(positive(beside, "rows") < positive(alone, "rows"));
+        let gain = positive(beside, "tokens_per_second") / positive(alone, "tokens_per_second");
+        assert!((gain / positive(line, "gain") - 1.0).abs() < 1e-9);
+        // The bound is that of the cheapest step of each pass that so many clients fill.
+        let clients = line["load"]["clients"].as_u64().unwrap();
+        let best = line["step_table"].as_array().unwrap().iter().map(|pass| {
+            let steps = pass["steps"].as_array().unwrap().iter().filter(|s| s["passes"].as_u64().unwrap() <= clients);
+            let each = steps.map(|s| positive(s, "seconds") / positive(s, "passes"));
+            pass["count"].as_f64().unwrap() * each.fold(f64::INFINITY, f64::min)
+        });
+        let bound = 48.0 / best.sum::<f64>();
+        assert!((bound / positive(line, "tokens_per_second_at_best") - 1.0).abs() < 1e-9);
+        let reached = positive(beside, "tokens_per_second") / bound;
+        assert!((reached / positive(line, "reached") - 1.0).abs() < 1e-9);
+    }
+    let open = &bench(&sdar, &["--rate", "200"])["lines"][0];
+    assert_eq!((&open["gain"], &open["step_table"]), (&Value::Null, &Value::Array(Vec::new())));
+    let llada = &bench(&compiled("llada-tiny"), &["--clients", "2"])["lines"][0];
+    assert!(llada["prefix_off"].as_str().unwrap().contains("full attention"));
+    assert_eq!(llada["side_by_side"]["held_tokens"], 0);
+
+    let text = dlxc(&["bench", &sdar, "--serve", "--clients", "2", "--prompt", "8", "--new", "4"]);
+    assert!(["2 clients", "one by one", "side by side", "tokens/s"].iter().all(|part| text.contains(part)), "{text}");
+    for (args, said) in [(&["--prompt", "300"][..], "holds 256 tokens"), (&["--rate", "0"], "above 0")] {
+        let args = [&["bench", &sdar, "--serve", "--clients", "1"], args].concat();
+        let output = Command::new(env!("CARGO_BIN_EXE_dlxc")).args(&args).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{args:?}");
+    }
+}

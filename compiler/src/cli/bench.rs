@@ -5,8 +5,11 @@
 
 mod hybrid;
 mod kernels;
+mod load;
 pub(super) mod measure;
 mod report;
+mod serve;
+mod steps;
 pub(super) mod wgpu;
 
 use std::path::PathBuf;
@@ -33,7 +36,7 @@ const KERNEL_ROWS: &[u32] = &[1, 8, 32];
 /// Time the entries of an artifact, or the kernels.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench sdar.dlxa --rows 32 --temperature 0.8 --top-p 0.95\n  dlxc bench --kernels\n  dlxc bench qwen.dlxa --draft sdar.dlxa --accept 0.9 --draft-length 4,8,16"
+    after_help = "Examples:\n  dlxc bench sdar.dlxa\n  dlxc bench sdar.dlxa --rows 4,32 --depth 0,512,2048 --threads 1,2 --json\n  dlxc bench sdar.dlxa --rows 4 --ops\n  dlxc bench sdar.dlxa --rows 32 --temperature 0.8 --top-p 0.95\n  dlxc bench --kernels\n  dlxc bench qwen.dlxa --draft sdar.dlxa --accept 0.9 --draft-length 4,8,16\n  dlxc bench sdar.dlxa --serve --clients 1,4,16 --prompt 544 --shared 512"
 )]
 pub struct Args {
     /// A .dlxa file, or a model directory to compile first.
@@ -76,6 +79,12 @@ pub struct Args {
     /// Probability with which a drafted token is accepted.
     #[arg(long, value_name = "P", default_value_t = 0.9, requires = "draft", value_parser = super::run::probability)]
     pub accept: f32,
+    /// Measure instead what serving requests side by side gains against one after the other.
+    #[arg(long, conflicts_with_all = ["kernels", "draft", "ops", "rows", "depth", "temperature", "seconds"])]
+    pub serve: bool,
+    /// What is asked of the model that is served.
+    #[command(flatten)]
+    pub load: serve::LoadArgs,
     /// Time to spend on each line, about.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub seconds: f64,
@@ -140,6 +149,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let (text, json) = if let Some(path) = &args.artifact {
         let artifact = super::artifact(path, args.quant, &args.place)?;
+        if args.serve {
+            return serve::run(args, &artifact);
+        }
         let rows = rows(STEP_ROWS);
         if args.place.is_wgpu(&artifact)? {
             if args.temperature.is_some() {

@@ -198,7 +198,7 @@ fn batch(path: &Path, model: Model, capacity: Capacity) -> Result<Batch, Error> 
 }
 
 /// Rows of the prefix cache.
-fn prefix_rows(text: &str) -> Result<usize, String> {
+pub(super) fn prefix_rows(text: &str) -> Result<usize, String> {
     let rows: Option<u32> = if text == "off" { Some(0) } else { text.parse().ok() };
     rows.and_then(|rows| usize::try_from(rows).ok()).ok_or_else(|| "use a number of rows, or `off`".to_owned())
 }
