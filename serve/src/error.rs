@@ -93,6 +93,7 @@ impl ApiError {
                 let field = match *field {
                     "stop_strings" => "stop",
                     "stop_ids" => "stop_token_ids",
+                    "constraint" => "response_format",
                     field => field,
                 };
                 Self::invalid(field, message)

@@ -1,11 +1,13 @@
 """What openai-python does with the server: client.py URL. Prints a line per case and fails with the first that is wrong."""
 
+import enum
 import sys
 import threading
 import time
 import urllib.request
 
 import openai
+import pydantic
 
 url = sys.argv[1]
 client = openai.OpenAI(base_url=url + "/v1", api_key="secret", max_retries=0)
@@ -104,6 +106,37 @@ for unsupported in [{"previous_response_id": response.id}, {"store": True}, {"ba
     assert refused.param == next(iter(unsupported))
 case("responses")
 
+
+class Kind(str, enum.Enum):
+    SUM = "sum"
+    OTHER = "other"
+
+
+class Answer(pydantic.BaseModel):
+    """What the answer is."""
+
+    kind: Kind
+    value: int = pydantic.Field(ge=0, le=999)
+    steps: list[str] = pydantic.Field(max_length=2)
+    remark: str | None = None
+
+
+parsed = client.chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Answer)
+assert isinstance(parsed.choices[0].message.parsed, Answer) and parsed.choices[0].finish_reason == "stop"
+with client.chat.completions.stream(model="tiny", messages=MESSAGES, response_format=Answer) as stream:
+    assert stream.get_final_completion().choices[0].message.parsed == parsed.choices[0].message.parsed
+case("parse")
+
+tool = openai.pydantic_function_tool(Answer)
+for choice in ["required", {"type": "function", "function": {"name": "Answer"}}]:
+    called = client.chat.completions.parse(model="tiny", messages=MESSAGES, tools=[tool], tool_choice=choice)
+    call = called.choices[0].message.tool_calls[0]
+    assert isinstance(call.function.parsed_arguments, Answer) and call.id and call.function.name == "Answer"
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, tools=[tool], tool_choice=choice) as stream:
+        final = stream.get_final_completion().choices[0].message.tool_calls[0]
+    assert final.function.parsed_arguments == call.function.parsed_arguments
+case("tools")
+
 assert [m.id for m in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
 case("models")
 
@@ -114,6 +147,8 @@ assert fails(openai.BadRequestError, lambda: chat(messages=long)).code == "conte
 fails(openai.AuthenticationError, lambda: openai.OpenAI(base_url=url + "/v1", api_key="x").models.list())
 tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 assert fails(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools"
+unknown = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "minProperties": 1}}}
+assert fails(openai.BadRequestError, lambda: chat(response_format=unknown)).param == "response_format"
 case("errors")
 
 

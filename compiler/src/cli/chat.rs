@@ -9,9 +9,11 @@ pub mod saved;
 pub mod settings;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dlx_ir::Error;
+use dlx_runtime::constrain::Constraint;
 use dlx_runtime::decode::FinishReason;
 use dlx_runtime::session::{Event, Prompt, Report, Request, Session, SessionError, Speculate};
 use dlx_runtime::text::{Message, Tokenizer};
@@ -32,6 +34,8 @@ pub struct Conversation<'a> {
     decode: Decode,
     session: Session,
     speculate: Option<Speculate>,
+    /// What answers must be.
+    constraint: Option<Arc<Constraint>>,
     device: String,
     replaced: Vec<String>,
     notes: Vec<String>,
@@ -56,9 +60,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     // What was typed comes first: no compile for a missing prompt.
     let first = if args.chat { args.prompt.clone() } else { Some(args.prompt()?) };
     args.hybrid.speculate()?;
+    let grammar = args.grammar()?;
     let mut opened = super::open(&args.model, args.quant, &args.place, args.decode.threads)?;
     let speculate = args.hybrid.prepare(&mut opened.session, args.quant, &args.place, args.decode.threads)?;
     let mut chat = Conversation::new(args, opened, speculate);
+    if let Some(grammar) = grammar {
+        let place = args.schema.as_ref().map_or("--regex".to_owned(), |path| path.display().to_string());
+        let constraint = chat.session.constraint(&grammar).map_err(|e| Error::new(place, e.to_string()))?;
+        chat.constraint = Some(constraint);
+    }
     if args.deadline.is_some() {
         // A deadline begins with its turn, and finding the pace shall not be part of it.
         chat.session.measure_pace().map_err(|e| Error::new(args.model.display(), e.to_string()))?;
@@ -78,6 +88,7 @@ impl<'a> Conversation<'a> {
             decode: args.decode.clone(),
             session,
             speculate,
+            constraint: None,
             device,
             replaced,
             notes,
@@ -213,6 +224,7 @@ impl<'a> Conversation<'a> {
         // A measured setting says how much is drafted, unless the command line does.
         let measured = args.aim().is_some() && args.hybrid.speculate.is_none();
         request.speculate = self.speculate.filter(|_| !measured);
+        request.constraint = self.constraint.clone();
         request.deadline = args.timeout.map(|t| Instant::now() + t);
         (request.allow_special, request.no_prefix, request.keep) = (args.allow_special, args.no_bos, args.chat);
         request

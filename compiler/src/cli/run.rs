@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use dlx_ir::Error;
+use dlx_runtime::constrain::Grammar;
 use dlx_runtime::decode::policy::{Attention, CacheMode};
 use dlx_runtime::decode::{DecodePolicy, Overrides, Reveal};
 use dlx_runtime::policies::Aim;
@@ -63,6 +64,12 @@ pub struct Args {
     /// Stop after this time, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+    /// Answer with JSON that this JSON Schema allows; see docs/structured.md.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["regex", "draft", "speculate", "trace", "ignore_eos"])]
+    pub schema: Option<PathBuf>,
+    /// Answer with a text that this regular expression matches as a whole.
+    #[arg(long, value_name = "RE", conflicts_with_all = ["draft", "speculate", "trace", "ignore_eos"])]
+    pub regex: Option<String>,
     /// Format of the weights when a model directory is compiled first; int4 if not given, but what comes quantized stays so.
     #[arg(long, value_name = "FORMAT")]
     pub quant: Option<QuantSpec>,
@@ -174,11 +181,15 @@ Examples:
   dlxc run sdar.dlxa \"What is 27 + 45?\" --trace t.jsonl
   dlxc run qwen.dlxa --draft sdar.dlxa --stats \"What is 27 + 45?\"
   dlxc run fast-dllm.dlxa --speculate self --draft-length 8 \"What is 27 + 45?\"
+  dlxc run sdar.dlxa --schema person.json \"Who wrote Faust?\"
   dlxc run sdar.dlxa --chat --system \"Answer briefly.\"
   dlxc run dream.dlxa --raw --max-new 64 --threshold 0.9 < prompt.txt";
 
 /// Flags of what measured settings say.
 const FIXED: [&str; 5] = ["threshold", "steps", "rule", "confidence", "cache"];
+
+/// Longest file of a schema in bytes.
+const MAX_SCHEMA: u64 = 16 << 20;
 
 /// Longest prompt or turn in bytes.
 pub const MAX_PROMPT: u64 = 16 << 20;
@@ -187,6 +198,20 @@ impl Args {
     /// What measured settings are picked by.
     pub fn aim(&self) -> Option<Aim> {
         self.quality.or(self.deadline.map(Aim::Within))
+    }
+
+    /// What answers must be.
+    ///
+    /// # Errors
+    /// When the file of a schema cannot be read, or is no JSON.
+    pub fn grammar(&self) -> Result<Option<Grammar>, Error> {
+        let Some(path) = &self.schema else { return Ok(self.regex.clone().map(Grammar::Regex)) };
+        let mut text = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(MAX_SCHEMA).read_to_end(&mut text));
+        read.map_err(|e| Error::new(path.display(), format!("cannot be read: {e}")))?;
+        let schema = serde_json::from_slice(&text);
+        let schema = schema.map_err(|e| Error::new(path.display(), format!("is no JSON of up to 16 MiB: {e}")))?;
+        Ok(Some(Grammar::Schema(schema)))
     }
 
     /// The prompt: the argument, or all of standard input unless that is a terminal.

@@ -19,7 +19,7 @@ const LOOKS: usize = 1 << 26;
 /// Ids in all sets together.
 const IDS: usize = 1 << 22;
 /// Edges.
-const EDGES: usize = 1 << 20;
+const EDGES: usize = 1 << 19;
 /// States in which an automaton may be within one character and still treat all characters alike.
 const MOST_APART: usize = 4;
 
@@ -119,6 +119,11 @@ impl Automaton {
     pub fn edges(&self, state: u32) -> &[Edge] {
         let bound = |at: usize| self.starts.get(at).copied().unwrap_or(0) as usize;
         self.edges.get(bound(state as usize)..bound(state as usize + 1)).unwrap_or_default()
+    }
+
+    /// Number of edges.
+    pub fn ways(&self) -> usize {
+        self.edges.len()
     }
 
     /// Number of sets.

@@ -21,6 +21,8 @@ const MAX_STEPS: usize = 1 << 16;
 const MAX_BLOCK: usize = 1 << 20;
 /// Most tokens whose probabilities are told beside that of each token of an answer.
 const MAX_LOGPROBS: usize = 128;
+/// Most edges of a constraint times positions of a block: what is gone through in every pass, 8 bytes each.
+const MAX_WAYS: usize = 1 << 24;
 /// Most bytes of all stop strings.
 const MAX_STOP_TEXT: usize = 1 << 16;
 
@@ -230,6 +232,14 @@ impl Resolved {
         }
         if *stop_at == StopAt::Revealed {
             return conflict("stop_at", "revealed", "a constrained answer is complete where it ends");
+        }
+        let cells = self.policy.sub_block.map_or(self.policy.block, |sub| sub.length);
+        if cells.saturating_mul(constraint.automaton().ways()) > MAX_WAYS {
+            return conflict(
+                "constraint",
+                "that large with blocks that long",
+                "filling one would take too much memory",
+            );
         }
         if constraint.vocabulary().limit() > executor.vocab() {
             return conflict("constraint", "one of more tokens", "the model does not have them");

@@ -32,6 +32,26 @@ impl Tokenizer {
         let second = twice.strip_prefix(&once).filter(|second| !second.is_empty());
         Ok(second.unwrap_or(&once).as_bytes().to_vec())
     }
+
+    /// The bytes that each token below `limit` writes, special tokens left out; `None` when what a token writes depends on
+    /// those around it.
+    pub(crate) fn spelled(&self, limit: usize) -> Option<Vec<(i32, Vec<u8>)>> {
+        let inner = self.inner();
+        let decoder = serde_json::to_value(inner.get_decoder()?).ok()?;
+        if decoder["type"] != "ByteLevel" {
+            return None;
+        }
+        let spelled = |id: i32| {
+            let token = inner.id_to_token(u32::try_from(id).ok()?)?;
+            if inner.get_added_vocabulary().is_special_token(&token) {
+                return None;
+            }
+            // A token with a character that stands for no byte is written as it is.
+            let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+            Some((id, bytes.unwrap_or_else(|| token.into_bytes())))
+        };
+        Some((0..i32::try_from(limit).unwrap_or(i32::MAX)).filter_map(spelled).collect())
+    }
 }
 
 /// The byte that a character of GPT-2's alphabet stands for: printable ones for themselves, those from U+0100 on for the
@@ -61,6 +81,17 @@ mod tests {
         }
         assert_eq!(tokenizer.bytes_of(256).unwrap(), b"<stop>");
         assert!(tokenizer.bytes_of(999).unwrap().is_empty() && tokenizer.bytes_of(-1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_tokens_write_is_what_decoding_them_gives() {
+        let tokenizer = bytes_tokenizer(&["<stop>"]);
+        let spelled = tokenizer.spelled(300).unwrap();
+        assert_eq!(spelled, (0..=u8::MAX).map(|b| (i32::from(b), vec![b])).collect::<Vec<_>>(), "no special ones");
+        assert_eq!(tokenizer.spelled(3).unwrap().len(), 3);
+        let words =
+            decoding_tokenizer(&["[UNK]", "end"], json!({"type": "WordPiece", "prefix": "##", "cleanup": true}));
+        assert!(words.spelled(2).is_none());
     }
 
     #[test]

@@ -203,27 +203,6 @@ impl Tokenizer {
         self.joins
     }
 
-    /// The bytes that each token below `limit` writes, special tokens left out; `None` when what a token writes depends on
-    /// those around it.
-    pub(crate) fn spelled(&self, limit: usize) -> Option<Vec<(i32, Vec<u8>)>> {
-        let inner = self.inner();
-        let decoder = serde_json::to_value(inner.get_decoder()?).ok()?;
-        if decoder["type"] != "ByteLevel" {
-            return None;
-        }
-        let bytes = byte_level();
-        let spelled = |id: i32| {
-            let token = inner.id_to_token(u32::try_from(id).ok()?)?;
-            if inner.get_added_vocabulary().is_special_token(&token) {
-                return None;
-            }
-            // A token with another character is no byte-level one, and written as it is.
-            let letters: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
-            Some((id, letters.unwrap_or_else(|| token.into_bytes())))
-        };
-        Some((0..i32::try_from(limit).unwrap_or(i32::MAX)).filter_map(spelled).collect())
-    }
-
     /// What a token is to the decoder when special tokens are skipped.
     pub(super) fn role(&self, id: i32) -> Role {
         let Some(token) = u32::try_from(id).ok().and_then(|id| self.inner().id_to_token(id)) else {
@@ -297,15 +276,6 @@ impl Joins {
             _ => self.everything |= *fused,
         }
     }
-}
-
-/// The bytes that characters of byte-level tokens stand for: printable ones of Latin-1 for themselves, those behind it for the
-/// other bytes, in order.
-fn byte_level() -> BTreeMap<char, u8> {
-    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let (own, shifted): (Vec<u8>, Vec<u8>) = (0..=u8::MAX).partition(printable);
-    let own = own.into_iter().map(|byte| (char::from(byte), byte));
-    own.chain(('\u{100}'..).zip(shifted)).collect()
 }
 
 fn ids(encoding: &tokenizers::Encoding) -> Result<Vec<i32>, TextError> {

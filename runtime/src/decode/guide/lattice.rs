@@ -22,7 +22,6 @@ pub(super) enum Cell<'r> {
 /// A way from a state to one of the next layer.
 #[derive(Clone, Copy, Debug)]
 struct Step {
-    from: u32,
     to: u32,
     /// Which of the layer's sets; [`DECIDED`] where the position is.
     set: u32,
@@ -45,6 +44,8 @@ struct Weighed {
 #[derive(Debug, Default)]
 struct Layer {
     states: Vec<u32>,
+    /// Where the steps of each state begin; one more than there are states.
+    starts: Vec<usize>,
     /// In the order of the states that they leave.
     steps: Vec<Step>,
     sets: Vec<Weighed>,
@@ -118,13 +119,16 @@ impl<'a> Lattice<'a> {
             let (layer, next) = (&mut head[at], &tail[0]);
             layer.best = vec![f64::NEG_INFINITY; layer.states.len()];
             layer.after = layer.best.clone();
-            for &step in &layer.steps {
-                let (from, to) = (step.from as usize, step.to as usize);
-                let (best, sum) = weights(&layer.sets, step.set);
-                layer.best[from] = layer.best[from].max(best + next.best[to]);
-                if sums {
-                    layer.after[from] = add(layer.after[from], sum + next.after[to]);
+            for from in 0..layer.states.len() {
+                let (mut most, mut all) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
+                for step in layer.leaving(from) {
+                    let (best, sum) = weights(&layer.sets, step.set);
+                    most = most.max(best + next.best[step.to as usize]);
+                    if sums {
+                        all = add(all, sum + next.after[step.to as usize]);
+                    }
                 }
+                (layer.best[from], layer.after[from]) = (most, all);
             }
         }
         if !sums {
@@ -135,10 +139,11 @@ impl<'a> Lattice<'a> {
             let (head, tail) = self.layers.split_at_mut(at + 1);
             let (layer, next) = (&head[at], &mut tail[0]);
             next.before = vec![f64::NEG_INFINITY; next.states.len()];
-            for &step in &layer.steps {
-                let sum = layer.before[step.from as usize] + weights(&layer.sets, step.set).1;
-                let before = &mut next.before[step.to as usize];
-                *before = add(*before, sum);
+            for (from, sum) in layer.before.iter().enumerate() {
+                for step in layer.leaving(from) {
+                    let before = &mut next.before[step.to as usize];
+                    *before = add(*before, sum + weights(&layer.sets, step.set).1);
+                }
             }
         }
     }
@@ -162,7 +167,7 @@ impl<'a> Lattice<'a> {
             }
             let Some((_, token, to)) = best else { break };
             tokens.push(token);
-            state = to;
+            state = to as usize;
         }
         tokens
     }
@@ -195,7 +200,7 @@ impl<'a> Lattice<'a> {
                 None => true,
             })?;
             tokens.push(token);
-            state = step.to;
+            state = step.to as usize;
         }
         Some(tokens)
     }
@@ -204,10 +209,11 @@ impl<'a> Lattice<'a> {
     pub(super) fn law(&self, at: usize, row: &mut Vec<f32>) {
         let (Some(Cell::Row(logits)), [layer, next]) = (self.cells.get(at), &self.layers[at..at + 2]) else { return };
         let mut ways = vec![f64::NEG_INFINITY; layer.sets.len()];
-        for step in &layer.steps {
-            let around = layer.before[step.from as usize] + next.after[step.to as usize];
-            let ways = &mut ways[step.set as usize];
-            *ways = add(*ways, around);
+        for (from, before) in layer.before.iter().enumerate() {
+            for step in layer.leaving(from) {
+                let ways = &mut ways[step.set as usize];
+                *ways = add(*ways, before + next.after[step.to as usize]);
+            }
         }
         let whole = self.layers[0].after[0];
         row.clear();
@@ -242,7 +248,8 @@ impl<'a> Lattice<'a> {
 impl Layer {
     /// Adds the steps through a cell behind which `left` positions remain, and the states of the next layer.
     fn leave(&mut self, language: &Language, cell: &Cell<'_>, left: usize, next: &mut Layer, numbers: &mut [u32]) {
-        for (from, &state) in (0..).zip(&self.states) {
+        for &state in &self.states {
+            self.starts.push(self.steps.len());
             let mut go = |edge: Edge, set: u32| {
                 if language.shortest(edge.to) > left {
                     return;
@@ -252,13 +259,14 @@ impl Layer {
                     *number = next.states.len() as u32;
                     next.states.push(edge.to);
                 }
-                self.steps.push(Step { from, to: *number, set });
+                self.steps.push(Step { to: *number, set });
             };
             match cell {
                 Cell::Token(token) => language.step(state, *token).into_iter().for_each(|edge| go(edge, DECIDED)),
                 Cell::Row(_) => language.edges(state).for_each(|edge| go(edge, edge.set)),
             }
         }
+        self.starts.push(self.steps.len());
         next.states.iter().for_each(|&state| numbers[state as usize] = NONE);
     }
 
@@ -276,10 +284,8 @@ impl Layer {
     }
 
     /// The steps that leave a state.
-    fn leaving(&self, state: u32) -> &[Step] {
-        let first = self.steps.partition_point(|step| step.from < state);
-        let last = self.steps.partition_point(|step| step.from <= state);
-        &self.steps[first..last]
+    fn leaving(&self, state: usize) -> &[Step] {
+        &self.steps[self.starts[state]..self.starts[state + 1]]
     }
 }
 
