@@ -22,13 +22,18 @@ mod tests {
     use crate::{admin, answer, completions, embeddings, format, infill, responses};
 
     /// Read only to be refused by name.
-    const REFUSED: [&str; 8] = [
+    const REFUSED: [&str; 13] = [
         "audio",
+        "best_of@infill",
         "conversation",
         "function_call",
+        "logprobs@infill",
         "prediction",
         "previous_response_id",
         "prompt@responses",
+        "tool_choice@infill",
+        "tools@infill",
+        "top_logprobs@infill",
         "verbosity",
         "web_search_options",
     ];

@@ -136,11 +136,7 @@ fn check_decision(decision: &Decided, known: usize) -> Result<(), String> {
     if let Some(position) = positions.find(|position| !(start..end).contains(position)) {
         return Err(format!("position {position} is outside the block {start}..{end}; record it again"));
     }
-    let mut numbers = decision.rows.iter().flat_map(|row| row.numbers().map(|(name, x)| (row.position, name, x)));
-    if let Some((position, name, _)) = numbers.find(|n| n.2.is_some_and(|x| !x.is_finite())) {
-        return Err(format!("`{name}` of position {position} is beyond f32; record it again"));
-    }
-    if decision.part.is_finite() { Ok(()) } else { Err("`part` is beyond f32; record it again".into()) }
+    Ok(())
 }
 
 fn check_end(end: &End, head: &Head) -> Result<(), String> {

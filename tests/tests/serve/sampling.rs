@@ -148,8 +148,7 @@ fn probabilities_are_those_of_a_session_whole_or_in_a_stream() {
         let session_told = expected.logprobs.unwrap();
         assert_eq!(tokens.len(), session_told.len());
         for ((name, logprob, top), told) in tokens.iter().zip(&session_told) {
-            // Reading JSON may round.
-            assert!((*logprob - f64::from(told.logprob.unwrap())).abs() < 1e-12);
+            assert_eq!(*logprob, f64::from(told.logprob.unwrap()));
             assert_eq!(top.len(), 3);
             assert!(top.values().map(|logprob| libm::exp(*logprob)).sum::<f64>() < 1.00001);
             // A drawn token need not be among the most likely ones.
