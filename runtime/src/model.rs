@@ -452,10 +452,11 @@ impl Model {
         };
         // Reading a tokenizer takes several times what it keeps.
         cpu::give_back();
-        let (tokenizer, template) = text?;
+        // What an artifact cannot do is told before what it lacks.
+        let (executor, (tokenizer, template)) = (executor?, text?);
         let manifest = read_manifest(artifact)?;
         let policies = if options.policies { read_policies(artifact)? } else { None };
-        Ok(Model { manifest, executor: executor?, tokenizer, template, policies })
+        Ok(Model { manifest, executor, tokenizer, template, policies })
     }
 }
 

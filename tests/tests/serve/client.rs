@@ -144,7 +144,7 @@ impl Server {
 
     /// Waits until nothing runs.
     pub(crate) fn idle(&self) {
-        for _ in 0..2000 {
+        for _ in 0..12_000 {
             let load = self.batch.load();
             if load.running == 0 && load.waiting == 0 && load.slots_taken == 0 {
                 return;
