@@ -5,6 +5,7 @@ there were of each status.
 """
 
 import collections
+import copy
 import json
 import random
 import sys
@@ -56,7 +57,8 @@ def request(r):
     body = {"model": "tiny", "messages": [{"role": "user", "content": r.choice(["What is 27 + 45?", "Tell me a story."])}]}
     body["max_tokens"] = r.choice([1, 8, 40, 120])
     body |= r.choice([{}, {"temperature": 1.5, "seed": r.randrange(99)}, {"temperature": 1, "top_p": 0.3, "top_k": 3}])
-    whole = schema(r, 3)
+    # The tables' own lists and objects stay as they are.
+    whole = copy.deepcopy(schema(r, 3))
     if isinstance(whole, dict):
         whole["$defs"] = {"d": schema(r, 1)}
     kind = r.randrange(6)
@@ -118,6 +120,6 @@ threads = [threading.Thread(target=work) for _ in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]
 print(dict(counts))
-if wrong:
+if wrong or sum(counts.values()) != total:
     print(*wrong, sep="\n")
     sys.exit(1)

@@ -50,9 +50,15 @@ async function models() {
     $("model").replaceChildren(...names.map((name) => el("option", { value: name, textContent: name })));
     if (names.includes(chosen)) $("model").value = chosen;
     say(names.length ? "Ready" : "No model is loaded", !names.length);
+    // One may be loaded while the server runs.
+    if (!names.length) models.timer = setTimeout(models, 5000);
   } catch (error) {
     const wait = error.retryAfter ?? 5;
-    if (error.status === 401) return say("The server asks for an API key: give it in the settings", true);
+    if (error.status === 401) {
+      say(server.key.get() ? "The server does not know this API key: give another" : "The server asks for an API key", true);
+      $("settings").open = true;
+      return $("key").focus();
+    }
     say(`${error.message}; trying again in ${wait} s`, true);
     models.timer = setTimeout(models, wait * 1000);
   }

@@ -20,6 +20,7 @@ export class Chat {
     this.say = say;
     this.now = store.fresh();
     this.steps = new WeakMap();
+    this.removed = new Set();
     this.running = null;
     $("compose").addEventListener("submit", (e) => { e.preventDefault(); this.send(); });
     $("composer").addEventListener("keydown", (e) => {
@@ -60,6 +61,12 @@ export class Chat {
   message(message, i) {
     const mine = message.role === "user";
     const name = mine ? "You" : "Model";
+    return el("article", { className: message.role }, el("h3", { textContent: name }),
+      el("p", { className: "text", textContent: message.text }), this.below(message, i));
+  }
+
+  /** What stands below a message: figures, steps, and what can be done with it. It is not read out by itself. */
+  below(message, i) {
     const act = (text, run) => {
       const button = el("button", { type: "button", textContent: text, ariaLabel: `${text} message ${i + 1}` });
       button.addEventListener("click", run);
@@ -67,15 +74,15 @@ export class Chat {
     };
     const buttons = el("div", { className: "buttons" });
     const last = i === this.now.messages.length - 1;
-    if (mine) buttons.append(act("Edit", () => this.edit(i)));
-    else {
+    if (message.role === "user") {
+      buttons.append(act("Edit", () => this.edit(i)));
+      if (last && !this.running) buttons.append(act("Ask again", () => this.again(i + 1)));
+    } else {
       buttons.append(act("Regenerate", () => this.again(i)));
       if (last && message.cut) buttons.append(act("Continue", () => this.ask(true)));
     }
     const steps = this.steps.get(message);
-    return el("article", { className: message.role }, el("h3", { textContent: name }),
-      el("p", { className: "text", textContent: message.text }),
-      message.told ? el("p", { className: "told", textContent: message.told }) : null,
+    return el("div", { ariaLive: "off" }, message.told ? el("p", { className: "told", textContent: message.told }) : null,
       steps?.length ? scrubber(steps, `message ${i + 1}`) : null, buttons);
   }
 
@@ -89,6 +96,7 @@ export class Chat {
       const remove = el("button", { type: "button", textContent: "✕", ariaLabel: `Delete ${title}` });
       remove.addEventListener("click", async () => {
         if (!confirm(`Delete “${title}”?`)) return;
+        this.removed.add(conversation.id);
         await store.remove(conversation.id);
         if (conversation.id === this.now.id) this.open(store.fresh());
         else this.shelf();
@@ -97,11 +105,16 @@ export class Chat {
     }));
   }
 
-  async keep() {
-    this.now.changed = Date.now();
-    this.now.title ||= (this.now.messages[0]?.text ?? "").trim().slice(0, 60);
-    await store.put(this.now);
-    await this.shelf();
+  async keep(conversation) {
+    if (this.removed.has(conversation.id)) return;
+    conversation.changed = Date.now();
+    conversation.title ||= (conversation.messages[0]?.text ?? "").trim().slice(0, 60);
+    try {
+      await store.put(conversation);
+      await this.shelf();
+    } catch (error) {
+      this.say(`the conversation cannot be kept: ${error.message}`, true);
+    }
   }
 
   async export() {
@@ -136,7 +149,7 @@ export class Chat {
     $("composer").value = this.now.messages[i].text;
     this.now.messages.length = i;
     this.show();
-    this.keep();
+    this.keep(this.now);
     $("composer").focus();
   }
 
@@ -158,7 +171,10 @@ export class Chat {
     const answer = { role: "assistant", text: before?.text ?? "" };
     const steps = [];
     this.steps.set(answer, steps);
+    this.running = new AbortController();
     this.show();
+    // The question is there even if the page is closed before its answer.
+    if (!more) this.keep(conversation);
     const { system, parameters } = this.settings();
     const messages = [...(system ? [{ role: "system", content: system }] : []), ...conversation.messages.map((m) => ({ role: m.role, content: m.text }))];
     if (more) messages.push({ role: "assistant", content: before.text });
@@ -174,7 +190,6 @@ export class Chat {
     log.setAttribute("aria-busy", "true");
     $("stop").disabled = false;
     $("send").disabled = true;
-    this.running = new AbortController();
     this.say("Answering …");
     let [shown, usage, finish, first] = [answer.text.length, null, null, null];
     const begin = performance.now();
@@ -185,7 +200,10 @@ export class Chat {
         if (event.canvas) {
           steps.push(event.canvas);
           draw($("live"), cellsOf(event.canvas));
-          $("live").hidden = false;
+          if ($("live").hidden) {
+            $("live").hidden = false;
+            log.scrollTop = log.scrollHeight;
+          }
         }
         finish = choice?.finish_reason ?? finish;
         const piece = choice?.delta?.content;
@@ -204,7 +222,6 @@ export class Chat {
       if (error.name === "AbortError") this.say("Stopped");
       else this.say(`${error.message}${error.retryAfter ? `; try again in ${error.retryAfter} s` : ""}`, true);
     }
-    this.running = null;
     const seconds = (performance.now() - begin) / 1000;
     if (usage) {
       const [tokens, wait] = [usage.completion_tokens, ((first ?? performance.now()) - begin) / 1000];
@@ -213,7 +230,8 @@ export class Chat {
     if (finish === "length") answer.cut = true;
     // Nothing is kept of a question that was refused but the question.
     if (answer.text) conversation.messages.push(answer);
-    await this.keep().catch((error) => this.say(`the conversation cannot be kept: ${error.message}`, true));
+    await this.keep(conversation);
+    this.running = null;
     settled.append(answer.text.slice(shown));
     pending.textContent = "";
     log.removeAttribute("aria-busy");
@@ -221,8 +239,8 @@ export class Chat {
     $("stop").disabled = true;
     $("send").disabled = false;
     if (this.now === conversation) {
-      if (answer.text) article.replaceWith(this.message(answer, conversation.messages.length - 1));
-      else article.remove();
+      if (answer.text) article.append(this.below(answer, conversation.messages.length - 1));
+      else this.show();
       log.scrollTop = log.scrollHeight;
     }
   }

@@ -31,7 +31,9 @@ function curve(values) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
   const top = Math.max(1, ...values);
-  line.setAttribute("points", values.map((v, i) => `${(i * 100) / (KEPT - 1)},${(20 - (v / top) * 18).toFixed(1)}`).join(" "));
+  // Now is at the right.
+  const before = KEPT - values.length;
+  line.setAttribute("points", values.map((v, i) => `${(((before + i) * 100) / (KEPT - 1)).toFixed(1)},${(20 - (v / top) * 18).toFixed(1)}`).join(" "));
   for (const [name, value] of [["viewBox", "0 0 100 20"], ["preserveAspectRatio", "none"], ["class", "curve"], ["aria-hidden", "true"]]) svg.setAttribute(name, value);
   svg.append(line);
   return svg;

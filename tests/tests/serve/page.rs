@@ -1,4 +1,4 @@
-//! The page and the OpenAPI document, as they come over the wire; `tests/page/run.sh` opens the page in a browser.
+//! The page and the OpenAPI document, as they come over the wire; `tests/serve/page.sh` opens the page in a browser.
 
 use std::collections::BTreeSet;
 
