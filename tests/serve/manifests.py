@@ -41,10 +41,10 @@ def kserve():
 
 def typed(value, kind, place, models):
     """Fails where a value has fields that its type does not, or is of another type."""
-    if inner := re.fullmatch(r"list\[(.*)\]", kind):
+    if inner := re.fullmatch(r"[lL]ist\[(.*)\]", kind):
         assert isinstance(value, list), f"{place} must be a list"
         [typed(v, inner[1], f"{place}[{i}]", models) for i, v in enumerate(value)]
-    elif inner := re.fullmatch(r"dict\(str, (.*)\)", kind):
+    elif inner := re.fullmatch(r"[dD]ict[(\[]str, (.*)[)\]]", kind):
         assert isinstance(value, dict), f"{place} must be an object"
         [typed(v, inner[1], f"{place}.{k}", models) for k, v in value.items()]
     elif kind in ("str", "int", "bool", "float"):

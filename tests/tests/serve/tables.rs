@@ -285,6 +285,7 @@ fn models_health_metrics_and_version() {
         "dlxc_completion_tokens_total{model=\"tiny\"}",
         "dlxc_requests_running{model=\"tiny\"} 0",
         "dlxc_cache_slots{model=\"tiny\"} 4",
+        "dlxc_cache_usage_ratio{model=\"tiny\"} 0.0",
         "# EOF",
     ] {
         assert!(metrics.body.contains(line), "{line}: {}", metrics.body);
