@@ -12,7 +12,10 @@ dlxc=${1:-target/release/dlxc}
 clients=${*:-aiperf guidellm vllm}
 dir=$PWD/target/benchmarks
 model=$PWD/examples/models/sdar-tiny
-mkdir -p "$dir"
+# Without config.json, whose model type no released transformers knows.
+tokenizer=$dir/tokenizer
+mkdir -p "$tokenizer"
+cp "$model"/tokenizer.json "$model"/tokenizer_config.json "$tokenizer"
 trap 'kill "${server:-}" 2>/dev/null || true' EXIT
 
 "$dlxc" compile "$model" --quant int4 --max-seq 2048 -o "$dir/tiny.dlxa" >"$dir/compile.log" 2>&1 || { cat "$dir/compile.log"; exit 1; }
@@ -35,7 +38,7 @@ installed() { # NAME PACKAGE… – in a folder of its own
 
 aiperf() {
     installed aiperf aiperf==0.13.0
-    "$dir/aiperf/bin/aiperf" profile --model tiny --url "$url" --endpoint-type chat --streaming --tokenizer "$model" \
+    "$dir/aiperf/bin/aiperf" profile --model tiny --url "$url" --endpoint-type chat --streaming --tokenizer "$tokenizer" \
         --request-count 16 --concurrency 4 --synthetic-input-tokens-mean 32 --output-tokens-mean 16 --extra-inputs min_tokens:16 \
         --use-server-token-count --per-chunk-usage --ui none --artifact-dir "$dir/out/aiperf" >"$dir/out/aiperf/said" 2>&1
     report aiperf out/aiperf/profile_export_aiperf.json '
@@ -44,18 +47,19 @@ said["request_count"]["avg"], said.get("error_request_count", {}).get("avg", 0),
 
 guidellm() {
     installed guidellm guidellm==0.8.1
-    GUIDELLM__LOGGING__DISABLED=1 "$dir/guidellm/bin/guidellm" benchmark run --target "$url" --model tiny --processor "$model" \
-        --request-type chat_completions --profile concurrent --rate 4 --max-requests 16 \
-        --data prompt_tokens=32,output_tokens=16 --output-dir "$dir/out/guidellm" --outputs json >"$dir/out/guidellm/said" 2>&1
+    "$dir/guidellm/bin/guidellm" run --backend "kind=openai_http,target=$url,model=tiny,extras.body={\"min_tokens\":16}" \
+        --tokenizer "kind=huggingface_auto,model=$tokenizer" --profile kind=concurrent,streams=4 \
+        --constraint kind=max_requests,count=16 --data kind=synthetic_text,prompt_tokens=32,output_tokens=16 \
+        --output "kind=json,path=$dir/out/guidellm/benchmarks.json" --disable-console >"$dir/out/guidellm/said" 2>&1
     report guidellm out/guidellm/benchmarks.json '
-(lambda totals: (totals["successful"], totals["errored"] + totals["incomplete"]))(said["benchmarks"][0]["metrics"]["request_totals"])
-+ (said["benchmarks"][0]["metrics"]["output_tokens_per_second"]["successful"]["mean"],)'
+(lambda m: (m["request_totals"]["successful"], m["request_totals"]["errored"] + m["request_totals"]["incomplete"],
+m["output_tokens_per_second"]["successful"]["mean"]))(said["benchmarks"][0]["metrics"])'
 }
 
 vllm() {
     installed vllm vllm==0.33.0
     "$dir/vllm/bin/vllm" bench serve --backend openai-chat --base-url "$url" --endpoint /v1/chat/completions --model tiny \
-        --tokenizer "$model" --dataset-name random --random-input-len 32 --random-output-len 16 --num-prompts 16 \
+        --tokenizer "$tokenizer" --dataset-name random --random-input-len 32 --random-output-len 16 --num-prompts 16 \
         --max-concurrency 4 --extra-body '{"min_tokens": 16}' --save-result --result-dir "$dir/out/vllm" --result-filename said.json \
         >"$dir/out/vllm/said" 2>&1
     report vllm out/vllm/said.json 'said["completed"], said.get("failed", 16 - said["completed"]), said["output_throughput"]'

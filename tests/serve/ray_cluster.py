@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
 
 import httpx
 import openai
@@ -167,8 +166,9 @@ def main():
 
 def check(url):
     """What is no answer comes through as dlxc writes it."""
-    with urllib.request.urlopen(url + "/health/ready") as response:
-        assert response.status == 200
+    # `serve.run` may return before the proxies know the route; until then they answer 404 themselves.
+    took = wait(lambda: httpx.get(url + "/health/ready", timeout=60).status_code == 200, "the proxy passes requests on")
+    print(f"the proxy passed requests on after another {took:.1f} s", flush=True)
     missing = httpx.get(url + "/nowhere")
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "unknown_url", missing.text
     refused = httpx.post(url + "/v1/chat/completions", json={"model": "tiny", "messages": [], "temperature": 9})
