@@ -8,6 +8,8 @@ const client = new OpenAI({ baseURL: url + "/v1", apiKey: "secret", maxRetries: 
 const messages = [question];
 const chat = (more = {}, options = {}) => client.chat.completions.create({ model: "tiny", messages, ...more }, options);
 const forever = { ignore_eos: true, max_tokens: 16000 };
+// The model would end this text at once.
+const started = { model: "tiny", prompt: "Once upon a time", max_tokens: 8, min_tokens: 8 };
 const tools = [zodFunction({ name: "Answer", parameters: Answer })];
 
 await run("openai", {
@@ -107,10 +109,10 @@ await run("openai", {
     );
   },
   completions: async () => {
-    const prompt = "Once upon a time";
-    const whole = await client.completions.create({ model: "tiny", prompt, max_tokens: 8 });
+    const whole = await client.completions.create(started);
+    assert.ok(whole.choices[0].text);
     let parts = "";
-    for await (const part of await client.completions.create({ model: "tiny", prompt, max_tokens: 8, stream: true }))
+    for await (const part of await client.completions.create({ ...started, stream: true }))
       parts += part.choices[0]?.text ?? "";
     assert.equal(parts, whole.choices[0].text);
   },
@@ -124,14 +126,15 @@ await run("openai", {
     assert.deepEqual(streamed, told);
     const telling = client.chat.completions.stream({ model: "tiny", messages, logprobs: true, top_logprobs: 2 });
     assert.deepEqual((await telling.finalChatCompletion()).choices[0].logprobs.content, told);
-    const places = await client.completions.create({ model: "tiny", prompt: "Once upon a time", max_tokens: 8, logprobs: 2 });
+    const places = await client.completions.create({ ...started, logprobs: 2 });
     assert.equal(places.choices[0].logprobs.tokens.join(""), places.choices[0].text);
   },
   canvas: async () => {
     const stream_options = { include_canvas: true };
     let seen = 0;
     for await (const chunk of await chat({ stream: true, stream_options })) seen += chunk.canvas ? 1 : 0;
-    assert.ok(seen > 5);
+    // A client that reads slowly is not sent all of them.
+    assert.ok(seen > 0);
     const shown = client.chat.completions.stream({ model: "tiny", messages, stream_options });
     assert.equal((await shown.finalChatCompletion()).choices[0].message.content, ANSWER);
   },
