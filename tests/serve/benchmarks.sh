@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Benchmark clients against a server of the trained tiny model: tests/serve/benchmarks.sh [DLXC] [CLIENT…]
 #
-# CLIENT is aiperf, guidellm or vllm; all three if none is named. Each is installed, pinned, into a folder of its own under
-# target/benchmarks (torch, which guidellm and vllm need, takes 6 GB and more), sends a few requests by chats, and must report
+# CLIENT is aiperf, guidellm or vllm; the first two if none is named. Each is installed, pinned, into a folder of its own under
+# target/benchmarks (guidellm brings torch, 6 GB; vllm another one, and more), sends a few requests by chats, and must report
 # all of them as successful. A model that is asked for a number of tokens may say special ones, which are no text, and
 # aiperf counts an answer without text as failed: so the tiny model is held to `min_tokens` where a client can be told so.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 dlxc=${1:-target/release/dlxc}
 [ $# -gt 0 ] && shift
-clients=${*:-aiperf guidellm vllm}
+clients=${*:-aiperf guidellm}
 dir=$PWD/target/benchmarks
 model=$PWD/examples/models/sdar-tiny
 # Without config.json, whose model type no released transformers knows.
