@@ -169,7 +169,7 @@ fn place(index: usize) -> String {
 fn refused(error: &EmbedError, index: usize) -> ApiError {
     let invalid = ApiError::invalid(place(index), error.to_string());
     match error {
-        EmbedError::TooLong { .. } => ApiError { code: Some("context_length_exceeded"), ..invalid },
+        EmbedError::TooLong { .. } => ApiError::context(place(index), &error.to_string()),
         EmbedError::Text(_) | EmbedError::Empty | EmbedError::NoToken(_) => invalid,
         _ => ApiError::server(error.to_string()),
     }

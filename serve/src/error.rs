@@ -57,6 +57,12 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message) }
     }
 
+    /// What `param` holds is longer than the model. The code says so, but litellm and LangChain go by these words.
+    pub(crate) fn context(param: impl Into<String>, why: &str) -> Self {
+        let message = format!("the prompt is too long: {why}");
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
     /// No model of that name.
     pub(crate) fn model(name: &str, known: &str) -> Self {
         let message = format!("the model `{name}` does not exist: use {known}");
@@ -78,12 +84,13 @@ impl ApiError {
     /// What a session says of a request whose prompt is the parameter `prompt`.
     pub(crate) fn session(error: &SessionError, prompt: &str) -> Self {
         let message = error.to_string();
-        let context = |message| Self { code: Some("context_length_exceeded"), ..Self::invalid(prompt, message) };
         match error {
             SessionError::Decode(DecodeError::PromptTooLong { .. } | DecodeError::PassTooLarge { .. }) => {
-                context(message)
+                Self::context(prompt, &message)
             }
-            SessionError::Decode(DecodeError::NoRoom { room, asked, .. }) if room < asked => context(message),
+            SessionError::Decode(DecodeError::NoRoom { room, asked, .. }) if room < asked => {
+                Self::context(prompt, &message)
+            }
             SessionError::Decode(DecodeError::ZeroMaxNew | DecodeError::NoRoom { .. }) => {
                 Self::invalid("max_tokens", message)
             }

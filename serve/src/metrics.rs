@@ -2,6 +2,8 @@
 //!
 //! Invariant: labels are endpoints, statuses, the names of models and reasons of our own, never what a client sent.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -58,6 +60,9 @@ impl Metrics {
         let waiting = gauge(&mut registry, "requests_waiting", "Requests that wait for a slot");
         let taken = gauge(&mut registry, "cache_slots_taken", "Cache slots of running requests");
         let slots = gauge(&mut registry, "cache_slots", "Cache slots");
+        // Routers that choose a replica by its load read one number from 0 to 1.
+        let usage = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        registry.register("cache_usage_ratio", "Part of the cache slots that is taken", usage.clone());
         let (steps, rows) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
         registry.register("steps", "Forward passes over all sequences at once", steps.clone());
         registry.register("step_rows", "Rows of these passes", rows.clone());
@@ -76,6 +81,7 @@ impl Metrics {
             set(&waiting, &labels, load.waiting);
             set(&taken, &labels, load.slots_taken);
             set(&slots, &labels, load.slots);
+            usage.get_or_create(&labels).set(load.slots_taken as f64 / load.slots.max(1) as f64);
             steps.get_or_create(&labels).inc_by(load.steps);
             rows.get_or_create(&labels).inc_by(load.rows);
             reused.get_or_create(&labels).inc_by(load.reused_tokens);

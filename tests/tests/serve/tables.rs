@@ -141,10 +141,11 @@ fn what_is_not_done_is_refused_by_name() {
 fn what_is_too_long_unknown_or_no_json_says_so() {
     let server = Server::start(Setup::default());
     let long = json!([{"role": "user", "content": "word ".repeat(2000)}]);
-    assert_eq!(
-        server.chat(json!({"messages": long})).error(),
-        (400, "messages".into(), "context_length_exceeded".into())
-    );
+    let refused = server.chat(json!({"messages": long}));
+    assert_eq!(refused.error(), (400, "messages".into(), "context_length_exceeded".into()));
+    // litellm and LangChain know this error by its words alone.
+    let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("the prompt is too long: the prompt has "), "{message}");
     assert_eq!(server.chat(json!({"model": "gpt"})).error(), (404, "model".into(), "model_not_found".into()));
     assert_eq!(server.get("/v1/models/gpt").error(), (404, "model".into(), "model_not_found".into()));
     for path in ["/v1", "/v1/engines", "/v1/chat/completions/x"] {
@@ -284,6 +285,7 @@ fn models_health_metrics_and_version() {
         "dlxc_completion_tokens_total{model=\"tiny\"}",
         "dlxc_requests_running{model=\"tiny\"} 0",
         "dlxc_cache_slots{model=\"tiny\"} 4",
+        "dlxc_cache_usage_ratio{model=\"tiny\"} 0.0",
         "# EOF",
     ] {
         assert!(metrics.body.contains(line), "{line}: {}", metrics.body);
