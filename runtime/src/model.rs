@@ -443,6 +443,8 @@ impl Model {
     /// # Errors
     /// As [`load_executor`], or a broken tokenizer or template.
     pub fn load(artifact: &Artifact, options: &LoadOptions) -> Result<Self, ModelError> {
+        // Graphs have no text side to be missed.
+        let manifest = read_manifest(artifact)?;
         // A large vocabulary takes longer to read than everything else: it is read beside it.
         let (executor, text) = if options.max_memory.is_none() {
             rayon::join(|| load_executor(artifact, options), || load_text(artifact, options))
@@ -452,11 +454,9 @@ impl Model {
         };
         // Reading a tokenizer takes several times what it keeps.
         cpu::give_back();
-        // What an artifact cannot do is told before what it lacks.
-        let (executor, (tokenizer, template)) = (executor?, text?);
-        let manifest = read_manifest(artifact)?;
+        let (tokenizer, template) = text?;
         let policies = if options.policies { read_policies(artifact)? } else { None };
-        Ok(Model { manifest, executor, tokenizer, template, policies })
+        Ok(Model { manifest, executor: executor?, tokenizer, template, policies })
     }
 }
 

@@ -322,8 +322,8 @@ fn numbers_of_a_policy_are_bounded() {
     assert!(error("/policy/stop_ids", json!(vec![1; 100_000])).contains("`stop_ids`"));
     assert!(error("/policy/suppress_ids", json!(vec![1; 100_000])).contains("`suppress_ids`"));
     contains(&error("/policy/stop_strings", json!(["x".repeat(1 << 20)])), "`stop_strings`");
-    contains(&error("/policy/temperature", json!(1e38)), "`temperature`");
-    contains(&error("/policy/cfg_scale", json!(1e38)), "`cfg_scale`");
+    contains(&error("/policy/temperature", json!(1e300)), "number out of range");
+    contains(&error("/policy/cfg_scale", json!(1e300)), "number out of range");
     assert!(open(&with(&base, "/policy/top_k", json!(u64::MAX)), false).is_ok());
 }
 
