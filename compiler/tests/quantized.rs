@@ -276,7 +276,7 @@ fn formats_asked_for_are_those_of_the_same_numbers() {
             let artifact = dlx_runtime::artifact::Artifact::open(&out).unwrap();
             artifact.weights().to_vec()
         };
-        for quant in ["f16", "int8:32", "int4:128:min"] {
+        for quant in ["f16", "int8:64", "int4:128:min"] {
             let (of_codes, of_numbers) = (compiled(*quantized, quant), compiled(*plain, quant));
             let differ = of_codes.iter().zip(&of_numbers).filter(|(a, b)| a != b).count();
             let lengths = (of_codes.len(), of_numbers.len());

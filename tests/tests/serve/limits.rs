@@ -30,7 +30,8 @@ fn who_does_not_read_is_cut_off_and_holds_up_nobody() {
     let server = Server::start(Setup { limits, capacity, max_seq: 4096, ..Setup::default() });
     let options = json!({"include_usage": true, "continuous_usage_stats": true, "include_canvas": true});
     let mut slow = server.connect();
-    slow.write_all(long(json!({"n": 4, "stream_options": options})).as_bytes()).unwrap();
+    let much = json!({"n": 4, "logprobs": true, "top_logprobs": 20, "stream_options": options});
+    slow.write_all(long(much).as_bytes()).unwrap();
     // Somebody else is answered meanwhile.
     assert_eq!(server.chat(json!({})).json()["choices"][0]["message"]["content"], "72");
     server.idle();
