@@ -156,10 +156,6 @@ impl Executor for Says {
         Ok(())
     }
 
-    fn copy_rows(&mut self, _: usize, _: usize, _: usize) -> Result<(), ExecError> {
-        Ok(())
-    }
-
     fn step(&mut self, _: &[Span<'_>]) -> Result<(), ExecError> {
         self.turn += 1;
         Ok(())
