@@ -64,7 +64,7 @@ fn a_stream_that_waits_shows_that_it_is_alive() {
             second.read_exact(&mut byte).unwrap();
             head.extend(byte);
         }
-        assert!(!String::from_utf8_lossy(&head).contains("72"));
+        assert!(!String::from_utf8_lossy(&head).contains("\"72"), "the answer, not digits of an id");
         if path == "/v1/responses" {
             drop(second);
             continue;
