@@ -15,12 +15,5 @@ if [ ${#pages[@]} = 0 ]; then
     DLX_REPORT_DIR="$out" cargo test -p dlxc --test report
     pages=("$out"/{all,stages,artifact,answer,hostile}.html)
 fi
-browser=${CHROMIUM:-$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)}
-if [ -z "$browser" ]; then
-    sudo=$([ "$(id -u)" = 0 ] || command -v sudo || true)
-    $sudo apt-get update -qq && $sudo apt-get install -y -qq chromium
-    browser=$(command -v chromium)
-fi
-[ -d "$out/node_modules/axe-core" ] ||
-    npm install --no-save --silent --prefix "$out" puppeteer-core@25.16.0 axe-core@4.14.1
+. tests/browser.sh
 NODE_PATH="$out/node_modules" CHROMIUM="$browser" OUT="$out" node tests/report/check.cjs "${pages[@]}"
